@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What bindgen reads for rust/bindings/mod.rs
+ */
+
+#include <linux/dma-buf.h>
+#include <linux/net.h>
+#include <linux/netdevice.h>
+#include <linux/skbuff.h>
+#include <linux/skbuff_ref.h>
+#include <linux/uio.h>
+#include <linux/xarray.h>
+#include <net/devmem.h>
+#include <net/genetlink.h>
+#include <net/netdev_netlink.h>
+#include <net/netdev_queues.h>
+#include <net/page_pool/helpers.h>
+#include <net/page_pool/memory_provider.h>
+#include <net/sock.h>
+#include <uapi/linux/netdev.h>
+
+#include "helpers.h"
+
+/* A constant that bindgen does not see behind its macro. */
+const unsigned int RUST_CONST_HELPER_FMODE_WRITE = (unsigned int)FMODE_WRITE;

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Inline functions and macros of the kernel, callable from Rust
+ *
+ * Each does what its namesake does, or accesses a member of a structure that the
+ * kernel crate's bindings keep opaque, and nothing else.
+ */
+
+#include <linux/netdevice.h>
+#include <linux/skbuff.h>
+#include <linux/spinlock.h>
+#include <linux/uio.h>
+#include <linux/xarray.h>
+#include <net/devmem.h>
+#include <net/genetlink.h>
+#include <net/netdev_lock.h>
+#include <net/page_pool/memory_provider.h>
+#include <net/page_pool/types.h>
+#include <net/sock.h>
+
+#include "helpers.h"
+
+void rust_helper_spin_lock_bh(spinlock_t *lock)
+{
+	spin_lock_bh(lock);
+}
+
+void rust_helper_spin_unlock_bh(spinlock_t *lock)
+{
+	spin_unlock_bh(lock);
+}
+
+int rust_helper_spin_trylock_bh(spinlock_t *lock)
+{
+	return spin_trylock_bh(lock);
+}
+
+bool rust_helper_net_devmem_binding_get(struct net_devmem_binding *binding)
+{
+	return net_devmem_binding_get(binding);
+}
+
+void rust_helper_net_devmem_binding_put(struct net_devmem_binding *binding)
+{
+	net_devmem_binding_put(binding);
+}
+
+void *rust_helper_page_pool_mp_priv(const struct page_pool *pool)
+{
+	return pool->mp_priv;
+}
+
+unsigned int rust_helper_page_pool_order(const struct page_pool *pool)
+{
+	return pool->p.order;
+}
+
+void rust_helper_page_pool_disable_dma_sync(struct page_pool *pool)
+{
+	pool->dma_sync = false;
+	pool->dma_sync_for_cpu = false;
+}
+
+void rust_helper_net_mp_netmem_place_in_cache(struct page_pool *pool,
+					      netmem_ref netmem)
+{
+	net_mp_netmem_place_in_cache(pool, netmem);
+}
+
+long rust_helper_net_iov_pp_ref_count(struct net_iov *niov)
+{
+	return atomic_long_read(&niov->desc.pp_ref_count);
+}
+
+void rust_helper_net_iov_pp_ref_inc(struct net_iov *niov)
+{
+	atomic_long_inc(&niov->desc.pp_ref_count);
+}
+
+bool rust_helper_netif_device_present(const struct net_device *dev)
+{
+	return netif_device_present(dev);
+}
+
+bool rust_helper_netdev_need_ops_lock(const struct net_device *dev)
+{
+	return netdev_need_ops_lock(dev);
+}
+
+unsigned int rust_helper_real_num_rx_queues(const struct net_device *dev)
+{
+	return dev->real_num_rx_queues;
+}
+
+void rust_helper_netdev_unlock(struct net_device *dev)
+{
+	netdev_unlock(dev);
+}
+
+struct net *rust_helper_genl_info_net(const struct genl_info *info)
+{
+	return genl_info_net(info);
+}
+
+void *rust_helper_genlmsg_data(const struct genlmsghdr *gnlh)
+{
+	return genlmsg_data(gnlh);
+}
+
+int rust_helper_genlmsg_len(const struct genlmsghdr *gnlh)
+{
+	return genlmsg_len(gnlh);
+}
+
+unsigned int rust_helper_skb_headlen(const struct sk_buff *skb)
+{
+	return skb_headlen(skb);
+}
+
+bool rust_helper_skb_frags_readable(const struct sk_buff *skb)
+{
+	return skb_frags_readable(skb);
+}
+
+struct skb_shared_info *rust_helper_skb_shinfo(const struct sk_buff *skb)
+{
+	return skb_shinfo(skb);
+}
+
+size_t rust_helper_copy_to_iter(const void *addr, size_t bytes,
+				struct iov_iter *i)
+{
+	return copy_to_iter(addr, bytes, i);
+}
+
+struct xarray *rust_helper_sk_user_frags(struct sock *sk)
+{
+	return &sk->sk_user_frags;
+}
+
+void rust_helper_xa_lock_bh(struct xarray *xa)
+{
+	xa_lock_bh(xa);
+}
+
+void rust_helper_xa_unlock_bh(struct xarray *xa)
+{
+	xa_unlock_bh(xa);
+}

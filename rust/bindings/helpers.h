@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Inline functions and macros of the kernel, callable from Rust
+ */
+#ifndef _DEVMEM_PROVIDER_HELPERS_H
+#define _DEVMEM_PROVIDER_HELPERS_H
+
+#include <linux/types.h>
+#include <net/page_pool/types.h>
+
+struct genl_info;
+struct genlmsghdr;
+struct iov_iter;
+struct net;
+struct net_device;
+struct net_devmem_binding;
+struct net_iov;
+struct page_pool;
+struct sk_buff;
+struct skb_shared_info;
+struct sock;
+struct xarray;
+
+void rust_helper_spin_lock_bh(spinlock_t *lock);
+void rust_helper_spin_unlock_bh(spinlock_t *lock);
+int rust_helper_spin_trylock_bh(spinlock_t *lock);
+
+bool rust_helper_net_devmem_binding_get(struct net_devmem_binding *binding);
+void rust_helper_net_devmem_binding_put(struct net_devmem_binding *binding);
+
+void *rust_helper_page_pool_mp_priv(const struct page_pool *pool);
+unsigned int rust_helper_page_pool_order(const struct page_pool *pool);
+void rust_helper_page_pool_disable_dma_sync(struct page_pool *pool);
+void rust_helper_net_mp_netmem_place_in_cache(struct page_pool *pool,
+					      netmem_ref netmem);
+long rust_helper_net_iov_pp_ref_count(struct net_iov *niov);
+void rust_helper_net_iov_pp_ref_inc(struct net_iov *niov);
+
+bool rust_helper_netif_device_present(const struct net_device *dev);
+bool rust_helper_netdev_need_ops_lock(const struct net_device *dev);
+unsigned int rust_helper_real_num_rx_queues(const struct net_device *dev);
+void rust_helper_netdev_unlock(struct net_device *dev);
+
+struct net *rust_helper_genl_info_net(const struct genl_info *info);
+void *rust_helper_genlmsg_data(const struct genlmsghdr *gnlh);
+int rust_helper_genlmsg_len(const struct genlmsghdr *gnlh);
+
+unsigned int rust_helper_skb_headlen(const struct sk_buff *skb);
+bool rust_helper_skb_frags_readable(const struct sk_buff *skb);
+struct skb_shared_info *rust_helper_skb_shinfo(const struct sk_buff *skb);
+
+size_t rust_helper_copy_to_iter(const void *addr, size_t bytes,
+				struct iov_iter *i);
+
+struct xarray *rust_helper_sk_user_frags(struct sock *sk);
+void rust_helper_xa_lock_bh(struct xarray *xa);
+void rust_helper_xa_unlock_bh(struct xarray *xa);
+
+#endif /* _DEVMEM_PROVIDER_HELPERS_H */

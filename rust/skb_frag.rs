@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `recvmsg(MSG_SOCK_DEVMEM)` and `SO_DEVMEM_DONTNEED`: frags that the CPU cannot read, and user
+//! space.
+//!
+//! The user gets linear bytes copied, as from any socket. For a frag it gets a control message that
+//! tells where in which dma-buf the bytes are, and a [token](crate::token) for it.
+
+#![deny(unsafe_code)]
+
+use kernel::prelude::*;
+
+use crate::{
+    sys::{
+        netmem::{
+            CountedIov,
+            DevmemIov, //
+        },
+        skbuff::{
+            Frag,
+            SkBuff, //
+        },
+        sock::{
+            Message,
+            Sock, //
+        },
+    },
+    token::{
+        Range,
+        Reserved, //
+    },
+    window::Window, //
+};
+
+/// How many returned frags wait for the token table's lock to be dropped.
+const RETURN_BATCH: usize = 16;
+
+/// Passes up to `len` bytes of `skb`, starting at `offset`, to the reader of `msg`.
+///
+/// Returns how many bytes were passed; what the reader did not get is still there for its next
+/// call. Fails only if not a byte was passed:
+///
+/// - `ETOOSMALL`: no room for a control message.
+/// - `EFAULT`: the reader's memory is not there.
+/// - `ENODEV`: the frags are readable, or not of device memory.
+/// - `ENOMEM`: no memory for tokens.
+///
+/// The frags may be of any binding and provider. Called with the socket locked. Can sleep.
+///
+/// Mirrors `tcp_recvmsg_dmabuf()` in [`net/ipv4/tcp.c`](srctree/net/ipv4/tcp.c).
+pub(crate) fn recvmsg(
+    sk: &Sock<'_>,
+    skb: &SkBuff,
+    offset: usize,
+    msg: &mut Message<'_>,
+    len: usize,
+) -> Result<usize> {
+    let mut walk = Walk {
+        sk,
+        msg,
+        window: Window::new(offset, len),
+        tokens: Reserved::new(),
+        passed: 0,
+    };
+    let result = walk.skb(skb);
+
+    match walk.finish() {
+        0 => result.map(|()| 0),
+        passed => Ok(passed),
+    }
+}
+
+struct Walk<'a, 'm> {
+    sk: &'a Sock<'a>,
+    msg: &'a mut Message<'m>,
+    window: Window,
+    tokens: Reserved<DevmemIov<'a>>,
+    passed: usize,
+}
+
+impl<'a> Walk<'a, '_> {
+    fn skb(&mut self, skb: &'a SkBuff) -> Result {
+        for part in skb.parts() {
+            if part.has_readable_frags() {
+                return Err(ENODEV);
+            }
+            self.linear(part.linear())?;
+            self.frags(part.frags())?;
+            if self.window.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(EFAULT)
+    }
+
+    fn linear(&mut self, linear: &[u8]) -> Result {
+        if let Some(part) = self.window.part(linear.len()) {
+            self.msg.copy(&linear[part.offset..][..part.len])?;
+            self.msg.put_linear(part.len)?;
+            self.passed += part.len;
+        }
+        self.window.advance(linear.len());
+        Ok(())
+    }
+
+    fn frags(&mut self, mut frags: &'a [Frag]) -> Result {
+        while let Some((frag, rest)) = frags.split_first() {
+            if self.window.is_empty() {
+                break;
+            }
+            if let Some(part) = self.window.part(frag.size()) {
+                let iov = frag.devmem_iov().ok_or(ENODEV)?;
+                let (dmabuf_id, base) = iov.location();
+                let offset = base + frag.offset() + part.offset as u64;
+                let token = self.token(frags)?;
+
+                self.msg.put_frag(dmabuf_id, offset, part.len, token)?;
+                self.tokens.bind(iov);
+                self.passed += part.len;
+            }
+            self.window.advance(frag.size());
+            frags = rest;
+        }
+        Ok(())
+    }
+
+    /// A reserved token. If there is none left, reserves as many as the coming `frags` take.
+    fn token(&mut self, frags: &[Frag]) -> Result<u32> {
+        if self.tokens.peek().is_none() {
+            let want = self.window.count(frags.iter().map(Frag::size));
+            self.tokens.refill(&mut self.sk.tokens(), want)?;
+        }
+        self.tokens.peek().ok_or(ENOMEM)
+    }
+
+    fn finish(mut self) -> usize {
+        if !self.tokens.is_empty() {
+            self.tokens.settle(&mut self.sk.tokens());
+        }
+        self.passed
+    }
+}
+
+/// Takes the tokens in `ranges` back from the user.
+///
+/// Returns how many frags were given back. Tokens that the socket does not have do not count, and
+/// do no harm, but are looked up; after [`MAX_DONTNEED_FRAGS`](crate::token::MAX_DONTNEED_FRAGS) of
+/// them it ends. `EINVAL` if a range goes past the last possible token: then nothing is given back.
+///
+/// Process context.
+///
+/// Mirrors `sock_devmem_put_tokens()` in [`net/core/sock.c`](srctree/net/core/sock.c).
+pub(crate) fn dontneed(
+    sk: &Sock<'_>,
+    ranges: impl Iterator<Item = Range> + Clone,
+) -> Result<usize> {
+    if ranges.clone().any(|range| range.wraps()) {
+        return Err(EINVAL);
+    }
+
+    let mut tokens = Range::tokens(ranges);
+    let mut returned = 0;
+    loop {
+        // Frags go back to their page pools when this is dropped, after the lock.
+        let mut batch: [Option<CountedIov>; RETURN_BATCH] = [const { None }; RETURN_BATCH];
+        let mut table = sk.tokens();
+        let mut found = tokens.by_ref().filter_map(|token| table.take(token));
+        let count = batch
+            .iter_mut()
+            .map_while(|slot| Some(slot.insert(found.next()?)))
+            .count();
+
+        returned += count;
+        if count < RETURN_BATCH {
+            return Ok(returned);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! dma-bufs, and their mapping for a device.
+//!
+//! C header: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h)
+
+use core::ptr::NonNull;
+
+use kernel::{
+    error::from_err_ptr,
+    prelude::*,
+    scatterlist::SGTable, //
+};
+
+use super::net_device::DmaDevice;
+use crate::{
+    area::Segment,
+    bindings, //
+};
+
+/// A reference to a `struct dma_buf`.
+///
+/// # Invariants
+///
+/// The pointer is to a dma-buf of which this owns a reference.
+pub(crate) struct DmaBuf(NonNull<bindings::dma_buf>);
+
+// SAFETY: References to a dma-buf may be dropped from any thread.
+unsafe impl Send for DmaBuf {}
+
+// SAFETY: Only immutable properties of the dma-buf can be reached through `&DmaBuf`.
+unsafe impl Sync for DmaBuf {}
+
+impl DmaBuf {
+    /// The dma-buf behind a file descriptor of the current process.
+    ///
+    /// `EBADF` if there is no such file descriptor, `EINVAL` if it is not of a dma-buf.
+    pub(crate) fn get(fd: u32) -> Result<Self> {
+        // SAFETY: Any number may be looked up. The C code takes it for an `int`, too.
+        let ptr = from_err_ptr(unsafe { bindings::dma_buf_get(fd as i32) })?;
+
+        // INVARIANT: `dma_buf_get()` returned a reference.
+        NonNull::new(ptr).map(Self).ok_or(EINVAL)
+    }
+
+    /// Whether the file descriptors of the dma-buf allow to write to it.
+    pub(crate) fn is_writable(&self) -> bool {
+        // SAFETY: By the type invariant the dma-buf is alive, and so is its file, whose mode does
+        // not change.
+        let mode = unsafe { (*(*self.0.as_ptr()).file).f_mode };
+
+        mode & bindings::FMODE_WRITE != 0
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant there is a reference to give up.
+        unsafe { bindings::dma_buf_put(self.0.as_ptr()) }
+    }
+}
+
+/// The attachment of a device to a dma-buf.
+///
+/// # Invariants
+///
+/// The pointer is to an attachment to `buf`, and nothing else will detach it.
+struct Attachment {
+    ptr: NonNull<bindings::dma_buf_attachment>,
+    buf: DmaBuf,
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants this is the attachment's one and only end.
+        unsafe { bindings::dma_buf_detach(self.buf.0.as_ptr(), self.ptr.as_ptr()) }
+    }
+}
+
+/// Why a dma-buf could not be mapped.
+pub(crate) enum MapError {
+    /// The exporter does not let the device attach.
+    Attach(Error),
+    /// The exporter does not map the memory for the device.
+    Map(Error),
+}
+
+/// A dma-buf that is mapped for a device to write to it.
+///
+/// Does not keep the device alive.
+///
+/// # Invariants
+///
+/// `sgt` is the mapping of `attachment` for `DMA_FROM_DEVICE`, and nothing else will undo it.
+pub(crate) struct Mapping {
+    sgt: NonNull<bindings::sg_table>,
+    attachment: Attachment,
+}
+
+// SAFETY: A mapping may be undone by any thread.
+unsafe impl Send for Mapping {}
+
+// SAFETY: `&Mapping` gives read access to the scatterlist only, which nobody changes while the
+// mapping is there.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `buf` for `dev` to write to it.
+    ///
+    /// Can sleep. The caller has to make sure that `dev` stays alive for as long as the mapping:
+    /// see [`Binding`](super::devmem::Binding), which does.
+    pub(crate) fn new(buf: DmaBuf, dev: DmaDevice<'_>) -> Result<Self, MapError> {
+        // SAFETY: Both are alive, the dma-buf by its type invariant, the device for its lifetime.
+        let ptr = unsafe { bindings::dma_buf_attach(buf.0.as_ptr(), dev.as_ptr()) };
+        let ptr = non_null(ptr).map_err(MapError::Attach)?;
+        // INVARIANT: It was just attached.
+        let attachment = Attachment { ptr, buf };
+
+        // SAFETY: The attachment is there by its type invariant, and its reservation object is not
+        // locked by us.
+        let sgt = unsafe {
+            bindings::dma_buf_map_attachment_unlocked(
+                attachment.ptr.as_ptr(),
+                bindings::dma_data_direction::DMA_FROM_DEVICE,
+            )
+        };
+        let sgt = non_null(sgt).map_err(MapError::Map)?;
+        // INVARIANT: It was just mapped.
+        Ok(Self { sgt, attachment })
+    }
+
+    /// The DMA segments of the dma-buf, in its order.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+        // SAFETY: By the type invariants the table is valid for as long as `self`, and exporters
+        // may not change it while it is mapped.
+        let table = unsafe { SGTable::from_raw(self.sgt.as_ptr()) };
+
+        table.iter().map(|entry| Segment {
+            addr: entry.dma_address(),
+            len: entry.dma_len(),
+        })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants this is the mapping's one and only end. The attachment is
+        // still there: fields are dropped after this.
+        unsafe {
+            bindings::dma_buf_unmap_attachment_unlocked(
+                self.attachment.ptr.as_ptr(),
+                self.sgt.as_ptr(),
+                bindings::dma_data_direction::DMA_FROM_DEVICE,
+            )
+        }
+    }
+}
+
+fn non_null<T>(ptr: *mut T) -> Result<NonNull<T>> {
+    NonNull::new(from_err_ptr(ptr)?).ok_or(ENOMEM)
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Network devices, under their instance lock.
+//!
+//! C header: [`include/linux/netdevice.h`](srctree/include/linux/netdevice.h)
+
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+use super::genetlink::BindRequest;
+use crate::bindings;
+
+/// A registered `struct net_device` whose instance lock is held, until this is dropped.
+///
+/// # Invariants
+///
+/// The pointer is to a registered net_device, whose lock the current thread holds.
+pub(crate) struct LockedNetDevice<'a>(NonNull<bindings::net_device>, PhantomData<&'a ()>);
+
+impl<'a> LockedNetDevice<'a> {
+    /// Looks up a device in the network namespace of `request` and locks it. Can sleep.
+    pub(crate) fn lock(request: &'a BindRequest<'_>, ifindex: u32) -> Option<Self> {
+        // SAFETY: The namespace is alive for as long as the request. An index is not more than a
+        // number to look for, which the C code takes for an `int`, too.
+        let ptr = unsafe { bindings::netdev_get_by_index_lock(request.net(), ifindex as i32) };
+
+        // INVARIANT: What was found is registered, and locked.
+        NonNull::new(ptr).map(|ptr| Self(ptr, PhantomData))
+    }
+
+    /// Whether the hardware is there.
+    pub(crate) fn is_present(&self) -> bool {
+        // SAFETY: By the type invariant the device is alive.
+        unsafe { bindings::netif_device_present(self.0.as_ptr()) }
+    }
+
+    /// Whether the instance lock covers what the driver does, without which its queues cannot be
+    /// configured one by one.
+    pub(crate) fn has_ops_lock(&self) -> bool {
+        // SAFETY: By the type invariant the device is alive.
+        unsafe { bindings::netdev_need_ops_lock(self.0.as_ptr()) }
+    }
+
+    /// Number of receive queues in use. Cannot change under the lock.
+    pub(crate) fn rx_queues(&self) -> u32 {
+        // SAFETY: By the type invariant the device is alive, and changes take its lock.
+        unsafe { bindings::real_num_rx_queues(self.0.as_ptr()) }
+    }
+
+    /// The device that does the DMA of a receive queue. None if there is no such queue, or if it
+    /// does not do DMA.
+    pub(crate) fn dma_device(&self, rxq: u32) -> Option<DmaDevice<'_>> {
+        if rxq >= self.rx_queues() {
+            return None;
+        }
+
+        // SAFETY: By the type invariant the device is alive and locked, and it has that queue.
+        let ptr = unsafe {
+            bindings::netdev_queue_get_dma_dev(
+                self.0.as_ptr(),
+                rxq,
+                bindings::netdev_queue_type_NETDEV_QUEUE_TYPE_RX,
+            )
+        };
+        // INVARIANT: The device cannot be unregistered under the lock, and so its DMA device is
+        // not unbound from its driver.
+        NonNull::new(ptr).map(|ptr| DmaDevice(ptr, PhantomData))
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut bindings::net_device {
+        self.0.as_ptr()
+    }
+}
+
+impl Drop for LockedNetDevice<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the current thread holds the lock. After that the pointer
+        // is not used any more.
+        unsafe { bindings::netdev_unlock(self.0.as_ptr()) }
+    }
+}
+
+/// A `struct device` that does the DMA for a network device.
+///
+/// # Invariants
+///
+/// The pointer is to a device that is alive and bound to its driver for `'a`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DmaDevice<'a>(NonNull<bindings::device>, PhantomData<&'a ()>);
+
+impl DmaDevice<'_> {
+    pub(super) fn as_ptr(&self) -> *mut bindings::device {
+        self.0.as_ptr()
+    }
+}
