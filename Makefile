@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The user's entry; Kbuild is the kernel's. `make help` lists what there is.
+
+KDIR ?=
+MO ?=
+KSRC ?=
+FILE ?=
+TESTS ?=
+export KDIR MO KSRC FILE TESTS
+
+PHONY := all
+all: ## build the module, against the cached guest kernel or KDIR=<built kernel tree>
+ifeq ($(KDIR),)
+	@scripts/prepare kernel
+endif
+	@scripts/module modules
+
+PHONY += demo
+demo: ## build everything, boot the guest and receive a file (FILE=) into a dma-buf
+	@scripts/demo
+
+PHONY += test
+test: ## all tests, on the host and in the guest (TESTS="program..." for some)
+	@scripts/test
+
+PHONY += guest
+guest: ## a shell in the booted guest, with the module and a netdevsim pair ready
+	@scripts/prepare
+	@scripts/guest -i selftests/guest/shell.sh
+
+PHONY += modules_install
+modules_install: all ## install the module where KDIR's modules live (INSTALL_MOD_PATH=)
+	@scripts/module modules_install
+
+PHONY += patch
+patch: ## apply the kernel series to a tree of your own, KSRC=<kernel source>
+	@scripts/patch
+
+PHONY += fmt
+fmt: ## format the Rust code
+	@scripts/fmt
+
+PHONY += lint
+lint: ## rustfmt, clippy, W=1, checkpatch, shellcheck and SPDX lines; fails on any finding
+	@scripts/lint
+
+PHONY += rust-analyzer
+rust-analyzer: all ## write rust-project.json for rust-analyzer
+	@scripts/rust-analyzer
+
+PHONY += clean
+clean: ## remove what was built from this tree; the kernel stays in the cache
+	@scripts/clean
+
+PHONY += help
+help: ## this list
+	@awk -F '## ' '/^[a-z_-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  The cache is \$$DEVMEM_CACHE, by default ~/.cache/devmem_provider."
+
+.PHONY: $(PHONY)

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash disable=SC2034 # read by those who source it
+#
+# What every script here shares: places, versions, and how to talk while working.
+# Sourced, after `set -euo pipefail`.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+CACHE=${DEVMEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/devmem_provider}
+mkdir -p "$CACHE"
+CACHE=$(cd "$CACHE" && pwd -P)
+
+case $CACHE/ in
+"$ROOT"/*)
+	echo "DEVMEM_CACHE lies inside the work tree: $CACHE" >&2
+	exit 1
+	;;
+esac
+
+case $CACHE$ROOT in
+*[[:space:]:]*)
+	echo "the kernel's build takes no space or colon in a path: $ROOT, $CACHE" >&2
+	exit 1
+	;;
+esac
+
+# Pinned versions.
+KERNEL_SERIES=7.3
+KERNEL_VERSION=7.3.4-1~bpo13+1
+BINDGEN_VERSION=0.73.2
+BINDGEN_MIN=0.71.1
+RUST_MIN=1.85.0
+VNG_VERSION=1.42
+
+# What the user told our Makefile is not meant for the makes that the scripts run.
+unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
+
+export LLVM=${LLVM:--19}
+
+# What this checkout builds. Several checkouts can share a cache.
+OUT=$CACHE/out/$(printf '%s' "$ROOT" | sha256sum | cut -c1-12)
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$OUT/target}
+
+# Time is counted from the start of the command the user typed.
+export DEVMEM_T0=${DEVMEM_T0:-$EPOCHSECONDS}
+
+elapsed()
+{
+	local s=$((EPOCHSECONDS - DEVMEM_T0))
+
+	printf '%d:%02d' $((s / 60)) $((s % 60))
+}
+
+say()
+{
+	printf '[%s] %s\n' "$(elapsed)" "$*"
+}
+
+die()
+{
+	printf '[%s] error: %s\n' "$(elapsed)" "$*" >&2
+	exit 1
+}
+
+# version_ge A B: is A the same as B or newer?
+version_ge()
+{
+	[ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | sed -n 1p)" = "$2" ]
+}
+
+# follow PID LABEL COUNTER [TOTAL]: show how far the job PID is until it ends, and
+# return its status. COUNTER is a command that prints a number, TOTAL what it will
+# come to; without it only the number is shown. On a terminal one line is
+# rewritten, otherwise a line is printed every 20 seconds.
+follow()
+{
+	local pid=$1 label=$2 counter=$3 total=${4:-0}
+	local n text last=$EPOCHSECONDS tty="" shown="" rc=0
+
+	[ -t 1 ] && tty=1
+	while kill -0 "$pid" 2>/dev/null; do
+		sleep 0.5
+		n=$($counter || true)
+		n=${n:-0}
+		if [ "$total" -gt 0 ]; then
+			# The total is a measured one: never claim the end before it.
+			[ "$n" -ge "$total" ] && n=$((total - 1))
+			text="$label: $((n * 100 / total)) %"
+		else
+			text="$label: $n"
+		fi
+		if [ -n "$tty" ]; then
+			printf '\r\033[K[%s] %s' "$(elapsed)" "$text"
+			shown=1
+		elif [ $((EPOCHSECONDS - last)) -ge 20 ]; then
+			say "$text"
+			last=$EPOCHSECONDS
+		fi
+	done
+	[ -n "$shown" ] && printf '\r\033[K'
+	wait "$pid" || rc=$?
+	return "$rc"
+}
+
+# kill_children: ends what this shell started in the background; for traps.
+kill_children()
+{
+	local pids
+
+	pids=$(jobs -p)
+	# shellcheck disable=SC2086 # one word per process
+	[ -z "$pids" ] || kill $pids 2>/dev/null || true
+}
+
+# wait_all PID...: waits for every one, fails if any failed.
+wait_all()
+{
+	local pid rc=0
+
+	for pid; do
+		wait "$pid" || rc=$?
+	done
+	return "$rc"
+}
+
+# bytes_in FILE_OR_DIR: its size so far, for follow.
+bytes_in()
+{
+	du -sb "$1" 2>/dev/null | cut -f1
+}
+
+# A private apt: its own sources, lists and packages beside the host's, which stay
+# as they are. It reads trixie-backports from the mirror that the host uses
+# already, and verifies it with Debian's own keyring.
+APT_DIR=$CACHE/apt
+apt_opts=(
+	-o Dir::Etc::sourcelist="$APT_DIR/sources.list"
+	-o Dir::Etc::sourceparts=/dev/null
+	-o Dir::State::lists="$APT_DIR/lists"
+	-o Dir::Cache="$APT_DIR/cache"
+	-o APT::Sandbox::User="$(id -un)"
+	-o Acquire::Languages=none
+	-o Acquire::Retries=3
+)
+
+debian_mirror()
+{
+	local uri
+
+	if [ -n "${DEVMEM_DEBIAN_MIRROR:-}" ]; then
+		echo "$DEVMEM_DEBIAN_MIRROR"
+		return
+	fi
+	# "Origin" is known once the host ran `apt-get update`, the codename always.
+	# shellcheck disable=SC2016 # apt's variable, not ours
+	uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
+		'Origin: Debian' 'Label: Debian' | sed -n 1p)
+	if [ -z "$uri" ]; then
+		# shellcheck source=/dev/null disable=SC2016
+		uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
+			"Release: $(. /etc/os-release && echo "$VERSION_CODENAME")" | sed -n 1p)
+	fi
+	[ -n "$uri" ] || die "apt knows no Debian mirror: set DEVMEM_DEBIAN_MIRROR to one"
+	echo "$uri"
+}
+
+# apt_update: reads the index, and keeps others out until apt_unlock.
+apt_update()
+{
+	local keyring mirror
+
+	exec 7>"$CACHE/apt.lock"
+	flock 7
+	for keyring in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
+		[ -e "$keyring" ] && break
+	done
+	[ -e "$keyring" ] || die "Debian's archive keyring is missing: install debian-archive-keyring"
+	mirror=$(debian_mirror)
+	mkdir -p "$APT_DIR/lists/partial" "$APT_DIR/cache/archives/partial"
+	echo "deb [signed-by=$keyring] $mirror trixie-backports main" >"$APT_DIR/sources.list"
+	# A warning here would be one about a missing signature or a failed fetch.
+	apt-get -qq "${apt_opts[@]}" -o APT::Update::Error-Mode=any update ||
+		die "cannot read trixie-backports from $mirror"
+}
+
+apt_unlock()
+{
+	flock -u 7
+}
+
+# apt_versions PACKAGE: what the private apt offers, newest first.
+apt_versions()
+{
+	apt-cache "${apt_opts[@]}" madison "$1" | awk '$0 ~ /Packages$/ { print $3 }'
+}
+
+# apt_fetch PACKAGE VERSION DIR: downloads PACKAGE into DIR, its hash checked
+# against the signed index.
+apt_fetch()
+{
+	local package=$1 version=$2 dir=$3 size
+
+	size=$(apt-cache "${apt_opts[@]}" show "$package=$version" | awk '$1 == "Size:" { print $2; exit }')
+	mkdir -p "$dir"
+	(cd "$dir" && exec apt-get -qq "${apt_opts[@]}" download "$package=$version") &
+	follow $! "downloading $package $version ($((size / 1000000)) MB)" \
+		"bytes_in $dir" "$size" || die "cannot download $package $version"
+}
+
+# toolchain: puts what scripts/tools installed in front of the host's.
+toolchain()
+{
+	PATH=$CACHE/tools/bindgen-$BINDGEN_VERSION/bin:$CACHE/tools/virtme-ng-$VNG_VERSION/bin:$PATH
+	export PATH
+	if [ -z "${RUST_LIB_SRC:-}" ]; then
+		local dir version
+
+		dir=$(rustc --print sysroot)/lib/rustlib/src/rust/library
+		version=$(rustc_version)
+		[ -e "$dir/core/src/lib.rs" ] || dir=$CACHE/tools/rust-src-$version/library
+		RUST_LIB_SRC=$dir
+	fi
+	export RUST_LIB_SRC
+}
+
+rustc_version()
+{
+	rustc --version 2>/dev/null | awk '{ print $2 }'
+}
+
+bindgen_version()
+{
+	bindgen --version 2>/dev/null | awk '{ print $2 }'
+}
+
+# Where scripts/kernel keeps things, for a kernel version and what else the
+# objects depend on.
+kernel_version()
+{
+	cat "$CACHE/source/current" 2>/dev/null || true
+}
+
+kernel_source()
+{
+	echo "$CACHE/source/$(kernel_version)"
+}
+
+kernel_obj()
+{
+	local key
+
+	key=$({
+		cat "$ROOT/selftests/guest/kernel.config"
+		clang"$LLVM" --version
+		ld.lld"$LLVM" --version
+		rustc --version --verbose
+		bindgen --version
+	} | sha256sum | cut -c1-12)
+	echo "$(kernel_source)/obj-$key"
+}
+
+# module_dir KDIR: where the module for that kernel is built.
+module_dir()
+{
+	echo "$OUT/module-$(realpath "$1" | sha256sum | cut -c1-12)"
+}
+
+# touched PATCH...: every file that the patches create, change, rename or delete.
+touched()
+{
+	[ $# -eq 0 ] || sed -n 's,^diff --git a/\(.*\) b/\(.*\)$,\1\n\2,p' "$@" | sort -u
+}

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Tests of ktap.py: it must not let a failure pass."""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import ktap
+
+GOOD = """KTAP version 1
+1..2
+ok 1 first
+ok 2 second
+"""
+
+
+def verdicts(text, status=0):
+    r = ktap.parse_ktap("prog", text, status)
+    return len(r.passed), len(r.failed), len(r.skipped)
+
+
+def reasons(text, status=0):
+    return "\n".join(reason for _, reason in ktap.parse_ktap("prog", text, status).failed)
+
+
+class Ktap(unittest.TestCase):
+    def test_all_pass(self):
+        r = ktap.parse_ktap("prog", "noise before\n" + GOOD, 0)
+        self.assertEqual(r.passed, ["prog/first", "prog/second"])
+        self.assertEqual((r.failed, r.skipped), ([], []))
+
+    def test_failure_carries_its_diagnostics(self):
+        text = "KTAP version 1\n1..1\n# at foo.rs:3\n# left 1, right 2\nnot ok 1 sums\n"
+        r = ktap.parse_ktap("prog", text, 1)
+        self.assertEqual(r.failed, [("prog/sums", "at foo.rs:3; left 1, right 2")])
+
+    def test_dash_before_the_name(self):
+        r = ktap.parse_ktap("prog", "KTAP version 1\n1..1\nok 1 - name with words\n", 0)
+        self.assertEqual(r.passed, ["prog/name with words"])
+
+    def test_skip_has_a_reason(self):
+        r = ktap.parse_ktap("prog", "KTAP version 1\n1..1\nok 1 big # SKIP no huge pages\n", 0)
+        self.assertEqual(r.skipped, [("prog/big", "no huge pages")])
+        self.assertEqual(r.passed, [])
+
+    def test_whole_program_skipped(self):
+        r = ktap.parse_ktap("prog", "KTAP version 1\n1..0 # no netdevsim\n", 0)
+        self.assertEqual(r.skipped, [("prog", "no netdevsim")])
+
+    def test_too_few_results(self):
+        self.assertEqual(verdicts("KTAP version 1\n1..3\nok 1 a\nok 2 b\n"), (2, 1, 0))
+
+    def test_too_many_results(self):
+        self.assertIn("2 results, 1 planned", reasons("KTAP version 1\n1..1\nok 1 a\nok 2 b\n"))
+
+    def test_no_plan(self):
+        self.assertIn("no plan", reasons("KTAP version 1\nok 1 a\n"))
+
+    def test_wrong_number(self):
+        self.assertIn("where 2 was due", reasons("KTAP version 1\n1..2\nok 1 a\nok 3 b\n"))
+
+    def test_silence_is_failure(self):
+        self.assertEqual(verdicts(""), (0, 1, 0))
+        self.assertEqual(verdicts("Segmentation fault\n", 139), (0, 1, 0))
+
+    def test_died_after_all_results(self):
+        self.assertIn("exit status 139", reasons(GOOD, 139))
+
+    def test_hung(self):
+        self.assertIn("ran out of time", reasons(GOOD, 124))
+
+    def test_guest_died(self):
+        self.assertIn("the guest died", reasons(GOOD, None))
+
+    def test_bail_out(self):
+        text = "KTAP version 1\n1..1\nok 1 a\nBail out! no NIC\n"
+        self.assertEqual(reasons(text), "Bail out! no NIC")
+
+    def test_cut_off_in_the_middle(self):
+        self.assertEqual(verdicts("KTAP version 1\n1..2\nok 1 a\n", None), (1, 2, 0))
+
+    def test_subtests_count_instead_of_their_parent(self):
+        text = (
+            "KTAP version 1\n1..1\n"
+            "  KTAP version 1\n  1..2\n  ok 1 x\n  ok 2 y # SKIP later\n"
+            "ok 1 suite\n"
+        )
+        r = ktap.parse_ktap("prog", text, 0)
+        self.assertEqual(r.passed, ["prog/suite/x"])
+        self.assertEqual(r.skipped, [("prog/suite/y", "later")])
+        self.assertEqual(r.failed, [])
+
+    def test_failed_subtest_in_passed_test(self):
+        text = "KTAP version 1\n1..1\n  KTAP version 1\n  1..1\n  not ok 1 x\nok 1 suite\n"
+        self.assertIn("passed although", reasons(text))
+
+    def test_subtests_without_parent(self):
+        text = "KTAP version 1\n1..1\n  KTAP version 1\n  1..1\n  ok 1 x\n"
+        self.assertIn("without the result", reasons(text))
+
+
+class Programs(unittest.TestCase):
+    def test_program_without_output(self):
+        with tempfile.TemporaryDirectory() as d:
+            d = pathlib.Path(d)
+            (d / "one").write_text(GOOD)
+            (d / "one.status").write_text("0\n")
+            r = ktap.read_programs(d, ["one", "two"])
+        self.assertEqual(len(r.passed), 2)
+        self.assertEqual(r.failed, [("two", "did not run")])
+
+
+class Cargo(unittest.TestCase):
+    TEXT = (
+        "running 2 tests\ntest a::b ... ok\ntest c ... {}\n\n"
+        "test result: {}. 1 passed; {} failed; {} ignored; 0 measured; 0 filtered out\n"
+    )
+
+    def test_counts(self):
+        r = ktap.parse_cargo(self.TEXT.format("FAILED", "FAILED", 1, 0))
+        self.assertEqual((r.passed, len(r.failed)), (["host/a::b"], 1))
+
+    def test_ignored_with_reason(self):
+        r = ktap.parse_cargo(self.TEXT.format("ignored, slow", "ok", 0, 1))
+        self.assertEqual(r.skipped, [("host/c", "slow")])
+
+    def test_sums_must_agree(self):
+        r = ktap.parse_cargo(self.TEXT.format("ok", "ok", 0, 0))
+        self.assertIn("counts", r.failed[0][1])
+
+    def test_nothing_ran(self):
+        self.assertEqual(len(ktap.parse_cargo("error: could not compile\n").failed), 1)
+
+
+class Judge(unittest.TestCase):
+    def judge(self, skipped, expected, ran=("prog",)):
+        r = ktap.Results()
+        r.skipped = skipped
+        ktap.judge(r, expected, ran)
+        return len(r.failed), len(r.skipped)
+
+    def test_unexpected_skip_fails(self):
+        self.assertEqual(self.judge([("prog/a", "why")], {}), (1, 0))
+
+    def test_expected_skip(self):
+        self.assertEqual(self.judge([("prog/a", "why")], {"prog/a": "because"}), (0, 1))
+
+    def test_stale_expectation_fails(self):
+        self.assertEqual(self.judge([], {"prog/a": "because"}), (1, 0))
+
+    def test_expectation_of_another_run(self):
+        self.assertEqual(self.judge([], {"other/a": "because"}), (0, 0))
+
+
+class CommandLine(unittest.TestCase):
+    def run_ktap(self, output, *args):
+        with tempfile.TemporaryDirectory() as d:
+            d = pathlib.Path(d)
+            (d / "skips").write_text("# none\n")
+            (d / "prog").write_text(output)
+            (d / "prog.status").write_text("0\n")
+            done = subprocess.run(
+                [sys.executable, ktap.__file__, "--expected-skips", d / "skips"]
+                + ["--ktap", d, *args, "prog"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        return done.returncode, done.stdout.splitlines()[-1]
+
+    def test_success(self):
+        self.assertEqual(self.run_ktap(GOOD), (0, "2 passed, 0 failed, 0 skipped"))
+
+    def test_failure_elsewhere(self):
+        result = self.run_ktap(GOOD, "--fail", "kernel log")
+        self.assertEqual(result, (1, "2 passed, 1 failed, 0 skipped"))
+
+    def test_nothing_at_all_is_no_success(self):
+        self.assertEqual(self.run_ktap("KTAP version 1\n1..0\n")[0], 1)
+
+
+if __name__ == "__main__":
+    unittest.main()
