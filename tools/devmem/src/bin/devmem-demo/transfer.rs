@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One transfer of the file, into device memory or by a plain recv().
+
+use std::io;
+use std::io::ErrorKind;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use devmem::Piece;
+use devmem::Receiver;
+use devmem::TokenBatch;
+use devmem::dmabuf::Mapping;
+use devmem::netns::Netns;
+use nix::sys::resource::UsageWho;
+use nix::sys::resource::getrusage;
+use sha2::Digest;
+use sha2::Sha256;
+
+use crate::sender::Sender;
+
+/// Nothing that works takes longer, not even in an emulated guest.
+const TIMEOUT: Duration = Duration::from_secs(60);
+const BUFFER: usize = 1 << 20;
+
+/// What a transfer came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Bytes received.
+    pub bytes: u64,
+    /// Their SHA-256, if they were read.
+    pub sha256: Option<[u8; 32]>,
+    /// Pieces in device memory.
+    pub frags: u64,
+    /// Bytes that came in host memory.
+    pub copied: u64,
+    /// Tokens returned.
+    pub returned: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// CPU time of the receiver's thread.
+    pub cpu: Duration,
+}
+
+/// A connection with a sender at its other end.
+pub struct Transfer {
+    stream: TcpStream,
+    sender: Sender,
+}
+
+/// Starts a sender, and accepts its connection.
+pub fn accept(rx: &Netns, tx: &Netns, file: &Path, to: SocketAddr) -> io::Result<Transfer> {
+    let listener = rx.run(|| TcpListener::bind(to))?;
+    listener.set_nonblocking(true)?;
+    let mut sender = Sender::start(tx, file, to)?;
+    let start = Instant::now();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false)?;
+                stream.set_read_timeout(Some(TIMEOUT))?;
+                return Ok(Transfer { stream, sender });
+            }
+            Err(err) if err.kind() != ErrorKind::WouldBlock => return Err(err),
+            Err(_) if start.elapsed() > TIMEOUT => return Err(ErrorKind::TimedOut.into()),
+            Err(_) => {
+                sender.check()?;
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+impl Transfer {
+    /// Receives into device memory; reads what arrives if there is a mapping to read it from.
+    pub fn into_device_memory(self, mapping: Option<&Mapping>) -> io::Result<Outcome> {
+        let clock = Clock::start()?;
+        let mut outcome = Outcome::default();
+        let mut hasher = Sha256::new();
+        let mut gathered = vec![0; BUFFER];
+        let mut receiver = Receiver::new(&self.stream);
+        let mut batch = TokenBatch::new(&self.stream);
+        loop {
+            let received = receiver.recv()?;
+            if received.is_eof() {
+                break;
+            }
+            outcome.bytes += received.total() as u64;
+            let cpu = mapping.map(Mapping::begin_read).transpose()?;
+            for piece in received {
+                match piece {
+                    Piece::Frag(frag) => {
+                        outcome.frags += 1;
+                        if let Some(cpu) = &cpu {
+                            let to = &mut gathered[..frag.size as usize];
+                            cpu.copy_out(frag.offset, to)?;
+                            hasher.update(to);
+                        }
+                        batch.push(frag.token)?;
+                    }
+                    Piece::Linear(bytes) | Piece::Plain(bytes) => {
+                        outcome.copied += bytes.len() as u64;
+                        hasher.update(bytes);
+                    }
+                }
+            }
+            batch.flush()?;
+        }
+        clock.stop(&mut outcome)?;
+        outcome.returned = batch.returned();
+        outcome.sha256 = mapping.is_some().then(|| hasher.finalize().into());
+        self.sender.wait()?;
+        Ok(outcome)
+    }
+
+    /// Receives as any program does.
+    pub fn into_host_memory(mut self) -> io::Result<Outcome> {
+        let clock = Clock::start()?;
+        let mut outcome = Outcome::default();
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match self.stream.read(&mut buffer)? {
+                0 => break,
+                len => outcome.bytes += len as u64,
+            }
+        }
+        outcome.copied = outcome.bytes;
+        clock.stop(&mut outcome)?;
+        self.sender.wait()?;
+        Ok(outcome)
+    }
+}
+
+/// Wall time, and CPU time of this thread.
+struct Clock {
+    wall: Instant,
+    cpu: Duration,
+}
+
+impl Clock {
+    fn start() -> io::Result<Self> {
+        Ok(Self {
+            wall: Instant::now(),
+            cpu: Self::cpu()?,
+        })
+    }
+
+    fn stop(self, outcome: &mut Outcome) -> io::Result<()> {
+        outcome.elapsed = self.wall.elapsed();
+        outcome.cpu = Self::cpu()?.saturating_sub(self.cpu);
+        Ok(())
+    }
+
+    fn cpu() -> io::Result<Duration> {
+        let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
+        let micros = |time: nix::sys::time::TimeVal| {
+            Duration::new(
+                time.tv_sec().unsigned_abs(),
+                time.tv_usec().unsigned_abs() as u32 * 1000,
+            )
+        };
+        Ok(micros(usage.user_time()) + micros(usage.system_time()))
+    }
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `ethtool` generic netlink family, as far as header split goes.
+
+use crate::netlink::Attrs;
+use crate::netlink::Error;
+use crate::netlink::GenericSocket;
+use crate::netlink::attributes;
+
+const RINGS_GET: u8 = 15;
+const RINGS_SET: u8 = 16;
+
+const HEADER: u16 = 1;
+const HEADER_DEV_INDEX: u16 = 1;
+const TCP_DATA_SPLIT: u16 = 11;
+const HDS_THRESH: u16 = 17;
+
+/// Whether a device puts headers and payload into separate buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DataSplit {
+    /// The device decides.
+    Auto,
+    /// Never.
+    Off,
+    /// Always, for TCP.
+    On,
+}
+
+/// Ring parameters of a device that matter for device memory.
+///
+/// What is `None` is unknown when read, and left alone when written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rings {
+    /// `tcp-data-split`.
+    pub data_split: Option<DataSplit>,
+    /// `hds-thresh`: payloads up to this size stay with their headers.
+    pub hds_thresh: Option<u32>,
+}
+
+impl Rings {
+    /// What device memory asks for: header split on, for every size of payload.
+    pub const DEVMEM: Self = Self {
+        data_split: Some(DataSplit::On),
+        hds_thresh: Some(0),
+    };
+}
+
+/// A socket of the `ethtool` family, in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Ethtool {
+    socket: GenericSocket,
+    family: u16,
+}
+
+impl Ethtool {
+    /// Opens a socket.
+    pub fn open() -> Result<Self, Error> {
+        let mut socket = GenericSocket::open()?;
+        let family = socket.family("ethtool")?;
+        Ok(Self { socket, family })
+    }
+
+    /// Reads the ring parameters.
+    pub fn rings(&mut self, ifindex: u32) -> Result<Rings, Error> {
+        let reply = self
+            .socket
+            .request(self.family, RINGS_GET, &device(ifindex))?;
+        let mut rings = Rings::default();
+        for (kind, value) in reply.iter().flat_map(|message| attributes(message)) {
+            match kind {
+                TCP_DATA_SPLIT => {
+                    rings.data_split = match value {
+                        [0] => Some(DataSplit::Auto),
+                        [1] => Some(DataSplit::Off),
+                        [2] => Some(DataSplit::On),
+                        _ => None,
+                    }
+                }
+                HDS_THRESH => rings.hds_thresh = value.try_into().map(u32::from_ne_bytes).ok(),
+                _ => (),
+            }
+        }
+        Ok(rings)
+    }
+
+    /// Writes the ring parameters.
+    pub fn set_rings(&mut self, ifindex: u32, rings: Rings) -> Result<(), Error> {
+        let mut attrs = device(ifindex);
+        if let Some(split) = rings.data_split {
+            let value = match split {
+                DataSplit::Auto => 0,
+                DataSplit::Off => 1,
+                DataSplit::On => 2,
+            };
+            attrs = attrs.u8(TCP_DATA_SPLIT, value);
+        }
+        if let Some(thresh) = rings.hds_thresh {
+            attrs = attrs.u32(HDS_THRESH, thresh);
+        }
+        self.socket
+            .request(self.family, RINGS_SET, &attrs)
+            .map(drop)
+    }
+}
+
+fn device(ifindex: u32) -> Attrs {
+    Attrs::new().nested(HEADER, &Attrs::new().u32(HEADER_DEV_INDEX, ifindex))
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The `netdev` generic netlink family: binding dma-bufs to queues, and asking what is bound.
+
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+
+use crate::netlink::Attrs;
+use crate::netlink::Error;
+use crate::netlink::GenericSocket;
+use crate::netlink::attributes;
+
+/// Commands of the family.
+pub mod cmd {
+    /// `NETDEV_CMD_PAGE_POOL_GET`.
+    pub const PAGE_POOL_GET: u8 = 5;
+    /// `NETDEV_CMD_QUEUE_GET`.
+    pub const QUEUE_GET: u8 = 10;
+    /// `NETDEV_CMD_BIND_RX`.
+    pub const BIND_RX: u8 = 13;
+}
+
+/// Attributes of bind-rx.
+pub mod dmabuf {
+    /// The device.
+    pub const IFINDEX: u16 = 1;
+    /// A queue: a nest of [`queue`](super::queue) attributes.
+    pub const QUEUES: u16 = 2;
+    /// The dma-buf.
+    pub const FD: u16 = 3;
+    /// The binding's number.
+    pub const ID: u16 = 4;
+    /// Size of the buffers that the device is given.
+    pub const RX_PAGE_SIZE: u16 = 5;
+}
+
+/// Attributes of a queue.
+pub mod queue {
+    /// Its number.
+    pub const ID: u16 = 1;
+    /// Its device.
+    pub const IFINDEX: u16 = 2;
+    /// [`TYPE_RX`] or [`TYPE_TX`].
+    pub const TYPE: u16 = 3;
+    /// The binding that serves it.
+    pub const DMABUF: u16 = 5;
+    /// A receive queue.
+    pub const TYPE_RX: u32 = 0;
+    /// A transmit queue.
+    pub const TYPE_TX: u32 = 1;
+}
+
+/// Attributes of a page pool.
+pub mod page_pool {
+    /// Its number.
+    pub const ID: u16 = 1;
+    /// Its device.
+    pub const IFINDEX: u16 = 2;
+    /// Buffers handed out.
+    pub const INFLIGHT: u16 = 4;
+    /// When it was detached from its device, if it was.
+    pub const DETACH_TIME: u16 = 6;
+    /// The binding that serves it.
+    pub const DMABUF: u16 = 7;
+}
+
+/// A queue of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Its number.
+    pub id: u32,
+    /// Whether it receives.
+    pub rx: bool,
+    /// The binding that serves it.
+    pub dmabuf: Option<u32>,
+}
+
+/// A page pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PagePool {
+    /// Its number.
+    pub id: u64,
+    /// Its device, unless that is gone.
+    pub ifindex: Option<u32>,
+    /// Buffers handed out.
+    pub inflight: u64,
+    /// Whether its queue has let go of it.
+    pub detached: bool,
+    /// The binding that serves it.
+    pub dmabuf: Option<u32>,
+}
+
+/// A socket of the `netdev` family, in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Netdev {
+    socket: GenericSocket,
+    family: u16,
+}
+
+impl Netdev {
+    /// Opens a socket.
+    pub fn open() -> Result<Self, Error> {
+        let mut socket = GenericSocket::open()?;
+        let family = socket.family("netdev")?;
+        Ok(Self { socket, family })
+    }
+
+    /// Sends any request of this family.
+    pub fn request(&mut self, command: u8, attrs: &Attrs) -> Result<Vec<Vec<u8>>, Error> {
+        self.socket.request(self.family, command, attrs)
+    }
+
+    /// Binds by a request that was built by hand; returns the binding's number.
+    ///
+    /// The binding lives until this socket is dropped.
+    pub fn bind_rx(&mut self, attrs: &Attrs) -> Result<u32, Error> {
+        self.request(cmd::BIND_RX, attrs)?
+            .iter()
+            .find_map(|reply| number(reply, dmabuf::ID))
+            .and_then(|id| u32::try_from(id).ok())
+            .ok_or(Error::Answer("the answer to bind-rx has no id"))
+    }
+
+    /// All queues of a device.
+    pub fn queues(&mut self, ifindex: u32) -> Result<Vec<Queue>, Error> {
+        let attrs = Attrs::new().u32(queue::IFINDEX, ifindex);
+        self.socket
+            .dump(self.family, cmd::QUEUE_GET, &attrs)?
+            .iter()
+            .map(|reply| {
+                let get = |kind| number(reply, kind).and_then(|n| u32::try_from(n).ok());
+                Some(Queue {
+                    id: get(queue::ID)?,
+                    rx: get(queue::TYPE)? == queue::TYPE_RX,
+                    dmabuf: get(queue::DMABUF),
+                })
+            })
+            .collect::<Option<_>>()
+            .ok_or(Error::Answer("a queue without id or type"))
+    }
+
+    /// All page pools of devices in this network namespace.
+    pub fn page_pools(&mut self) -> Result<Vec<PagePool>, Error> {
+        self.socket
+            .dump(self.family, cmd::PAGE_POOL_GET, &Attrs::new())?
+            .iter()
+            .map(|reply| {
+                let get = |kind| number(reply, kind);
+                Some(PagePool {
+                    id: get(page_pool::ID)?,
+                    ifindex: get(page_pool::IFINDEX).and_then(|n| u32::try_from(n).ok()),
+                    inflight: get(page_pool::INFLIGHT).unwrap_or(0),
+                    detached: get(page_pool::DETACH_TIME).is_some(),
+                    dmabuf: get(page_pool::DMABUF).and_then(|n| u32::try_from(n).ok()),
+                })
+            })
+            .collect::<Option<_>>()
+            .ok_or(Error::Answer("a page pool without id"))
+    }
+}
+
+/// The number that an attribute of 4 or 8 bytes holds.
+fn number(attrs: &[u8], kind: u16) -> Option<u64> {
+    let (_, value) = attributes(attrs).find(|(k, _)| *k == kind)?;
+    match value.len() {
+        4 => value.try_into().map(u32::from_ne_bytes).map(u64::from).ok(),
+        8 => value.try_into().map(u64::from_ne_bytes).ok(),
+        _ => None,
+    }
+}
+
+/// A request to bind a dma-buf to RX queues.
+#[derive(Clone, Debug)]
+pub struct BindRx {
+    ifindex: u32,
+    queues: Vec<u32>,
+    rx_page_size: Option<u32>,
+}
+
+impl BindRx {
+    /// A request for queues of this device.
+    pub fn new(ifindex: u32) -> Self {
+        Self {
+            ifindex,
+            queues: Vec::new(),
+            rx_page_size: None,
+        }
+    }
+
+    /// Adds a queue.
+    pub fn queue(mut self, id: u32) -> Self {
+        self.queues.push(id);
+        self
+    }
+
+    /// Gives the device buffers of this size instead of one page.
+    pub fn rx_page_size(mut self, size: u32) -> Self {
+        self.rx_page_size = Some(size);
+        self
+    }
+
+    /// The request, for changing it before it is sent with [`Netdev::bind_rx`].
+    pub fn attrs(&self, dmabuf: impl AsFd) -> Attrs {
+        let mut attrs = Attrs::new()
+            .u32(dmabuf::IFINDEX, self.ifindex)
+            .u32(dmabuf::FD, dmabuf.as_fd().as_raw_fd() as u32);
+        for &id in &self.queues {
+            let queue = Attrs::new()
+                .u32(queue::TYPE, queue::TYPE_RX)
+                .u32(queue::ID, id);
+            attrs = attrs.nested(dmabuf::QUEUES, &queue);
+        }
+        if let Some(size) = self.rx_page_size {
+            attrs = attrs.u32(dmabuf::RX_PAGE_SIZE, size);
+        }
+        attrs
+    }
+
+    /// Binds, in the network namespace of the calling thread.
+    ///
+    /// Needs CAP_NET_ADMIN there, and a device with header split on and hds-thresh 0.
+    pub fn bind(&self, dmabuf: impl AsFd) -> Result<Binding, Error> {
+        let mut netdev = Netdev::open()?;
+        let id = netdev.bind_rx(&self.attrs(dmabuf))?;
+        Ok(Binding {
+            id,
+            _netdev: netdev,
+        })
+    }
+}
+
+/// A dma-buf bound to RX queues; dropping this unbinds it.
+///
+/// Tokens that are still held stay valid: their memory goes back when they are returned.
+#[derive(Debug)]
+pub struct Binding {
+    id: u32,
+    // The kernel unbinds when the socket that bound is closed.
+    _netdev: Netdev,
+}
+
+impl Binding {
+    /// Its number, which [`Frag::dmabuf_id`](crate::Frag::dmabuf_id) refers to.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+}

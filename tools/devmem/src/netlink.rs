@@ -1,0 +1,513 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Generic netlink with extended acknowledgements.
+//!
+//! Requests are built from attributes that may be anything, so that a kernel's answer to a bad one
+//! can be tested.
+
+use std::fmt;
+use std::io;
+
+use netlink_packet_core::NLA_F_NESTED;
+use netlink_packet_core::NLA_HEADER_SIZE;
+use netlink_packet_core::NLA_TYPE_MASK;
+use netlink_packet_core::NetlinkBuffer;
+use netlink_packet_core::NlasIterator;
+use netlink_sys::Socket;
+use netlink_sys::SocketAddr;
+use netlink_sys::protocols::NETLINK_GENERIC;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::ReceiveTimeout;
+use nix::sys::time::TimeVal;
+use nix::sys::time::TimeValLike;
+
+const NLMSG_HEADER: usize = 16;
+const GENL_HEADER: usize = 4;
+/// Where the attributes of a generic netlink request start, counted as the kernel counts offsets.
+pub const FIRST_ATTR: usize = NLMSG_HEADER + GENL_HEADER;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_CAPPED: u16 = 0x100;
+const NLM_F_ACK_TLVS: u16 = 0x200;
+
+const NLMSGERR_ATTR_MSG: u16 = 1;
+const NLMSGERR_ATTR_OFFS: u16 = 2;
+const NLMSGERR_ATTR_MISS_TYPE: u16 = 5;
+const NLMSGERR_ATTR_MISS_NEST: u16 = 6;
+
+const GENL_ID_CTRL: u16 = 16;
+const CTRL_CMD_GETFAMILY: u8 = 3;
+const CTRL_ATTR_FAMILY_ID: u16 = 1;
+const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+
+/// No request of ours takes longer; an answer that never comes is an error.
+const TIMEOUT_SECONDS: i64 = 60;
+
+/// Attributes of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attrs(Vec<u8>);
+
+impl Attrs {
+    /// No attributes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a number of 32 bits.
+    pub fn u32(self, kind: u16, value: u32) -> Self {
+        self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// Adds a number of 8 bits.
+    pub fn u8(self, kind: u16, value: u8) -> Self {
+        self.bytes(kind, &[value])
+    }
+
+    /// Adds a string, with a zero at its end.
+    pub fn string(self, kind: u16, value: &str) -> Self {
+        self.bytes(kind, &[value.as_bytes(), &[0]].concat())
+    }
+
+    /// Adds an attribute made of others.
+    pub fn nested(self, kind: u16, inner: &Attrs) -> Self {
+        self.bytes(kind | NLA_F_NESTED, &inner.0)
+    }
+
+    /// Adds an attribute of any content, which may be at most 65531 bytes long.
+    pub fn bytes(self, kind: u16, value: &[u8]) -> Self {
+        self.bytes_of_length((NLA_HEADER_SIZE + value.len()) as u16, kind, value)
+    }
+
+    /// Adds an attribute whose header claims `length`, whatever its content is.
+    pub fn bytes_of_length(mut self, length: u16, kind: u16, value: &[u8]) -> Self {
+        self.0.extend(length.to_ne_bytes());
+        self.0.extend(kind.to_ne_bytes());
+        self.0.extend(value);
+        self.0
+            .resize(self.0.len().next_multiple_of(NLA_HEADER_SIZE), 0);
+        self
+    }
+}
+
+/// Walks the attributes in `bytes`: their types without flags, and their content.
+///
+/// Ends at the first that is malformed.
+pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    NlasIterator::new(bytes).map_while(|nla| {
+        let nla = nla.ok()?;
+        let (kind, end) = (
+            nla.kind() & NLA_TYPE_MASK,
+            NLA_HEADER_SIZE + nla.value_length(),
+        );
+        Some((kind, nla.into_inner().get(NLA_HEADER_SIZE..end)?))
+    })
+}
+
+/// An attribute of a request, by the way down to it: `[2, 1]` is an attribute of type 1 in one of type 2.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttrPath {
+    /// The types on the way.
+    pub types: Vec<u16>,
+    /// Which of the attributes of the first type it is (or lies in), counted from 0.
+    pub nth: usize,
+}
+
+impl AttrPath {
+    /// Finds what is at `offset` of a request whose attributes are `attrs`.
+    fn find(attrs: &[u8], offset: usize) -> Option<Self> {
+        let mut types = Vec::new();
+        let mut nth = 0;
+        let mut level = attrs;
+        let mut target = offset.checked_sub(FIRST_ATTR)?;
+        loop {
+            let mut at = 0;
+            let mut seen = Vec::new();
+            let (kind, content) = loop {
+                let (kind, content) = attributes(level.get(at..)?).next()?;
+                let end = at + (NLA_HEADER_SIZE + content.len()).next_multiple_of(4);
+                if target < end {
+                    break (kind, content);
+                }
+                seen.push(kind);
+                at = end;
+            };
+            if types.is_empty() {
+                nth = seen.iter().filter(|&&k| k == kind).count();
+            }
+            types.push(kind);
+            if target == at {
+                return Some(Self { types, nth });
+            }
+            target = target.checked_sub(at + NLA_HEADER_SIZE)?;
+            level = content;
+        }
+    }
+}
+
+/// What the kernel says beside an error number.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExtAck {
+    /// The message.
+    pub message: Option<String>,
+    /// Where in the request the offending attribute starts, counted from the netlink header.
+    pub offset: Option<u32>,
+    /// The offending attribute.
+    pub attribute: Option<AttrPath>,
+    /// Type of an attribute that is missing.
+    pub missing: Option<u32>,
+    /// Where in the request the nest starts that lacks it, unless it is missing at the top.
+    pub missing_in: Option<u32>,
+}
+
+impl ExtAck {
+    fn parse(tlvs: &[u8], request: &[u8]) -> Self {
+        let mut ack = Self::default();
+        for (kind, value) in attributes(tlvs) {
+            let number = value.try_into().map(u32::from_ne_bytes).ok();
+            match kind {
+                NLMSGERR_ATTR_MSG => {
+                    let text = value.split(|&b| b == 0).next().unwrap_or(value);
+                    ack.message = Some(String::from_utf8_lossy(text).into_owned());
+                }
+                NLMSGERR_ATTR_OFFS => ack.offset = number,
+                NLMSGERR_ATTR_MISS_TYPE => ack.missing = number,
+                NLMSGERR_ATTR_MISS_NEST => ack.missing_in = number,
+                _ => (),
+            }
+        }
+        ack.attribute = ack
+            .offset
+            .and_then(|offset| AttrPath::find(request.get(FIRST_ATTR..)?, offset as usize));
+        ack
+    }
+}
+
+/// Why a request failed.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel refused it.
+    Refused {
+        /// The error number, positive.
+        errno: i32,
+        /// What the kernel says about it.
+        ack: Box<ExtAck>,
+    },
+    /// The kernel was built without this generic netlink family.
+    NoFamily(String),
+    /// The request or its answer did not get through.
+    Io(io::Error),
+    /// The kernel's answer is not what it should be.
+    Answer(&'static str),
+}
+
+impl Error {
+    /// The error number, if the kernel gave one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused { errno, .. } => Some(*errno),
+            Self::Io(err) => err.raw_os_error(),
+            Self::NoFamily(_) => Some(libc::ENOENT),
+            Self::Answer(_) => None,
+        }
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(err: io::Error) -> Self {
+        Self::Io(err)
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(err: Error) -> Self {
+        match err {
+            Error::Io(err) => err,
+            other => Self::other(other),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused { errno, ack } => {
+                write!(f, "{}", io::Error::from_raw_os_error(*errno))?;
+                if let Some(message) = &ack.message {
+                    write!(f, ": {message}")?;
+                }
+                if let Some(path) = &ack.attribute {
+                    write!(f, " (attribute {:?} number {})", path.types, path.nth)?;
+                }
+                if let Some(kind) = ack.missing {
+                    write!(f, " (attribute {kind} is missing)")?;
+                }
+                Ok(())
+            }
+            Self::NoFamily(name) => {
+                write!(f, "this kernel has no generic netlink family {name:?}")
+            }
+            Self::Io(err) => err.fmt(f),
+            Self::Answer(what) => f.write_str(what),
+        }
+    }
+}
+
+/// A generic netlink socket, in the network namespace of the thread that opened it.
+pub struct GenericSocket {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl fmt::Debug for GenericSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenericSocket")
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
+    }
+}
+
+impl GenericSocket {
+    /// Opens a socket that is told reasons with errors.
+    pub fn open() -> Result<Self, Error> {
+        let mut socket = Socket::new(NETLINK_GENERIC)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        socket.set_ext_ack(true)?;
+        socket.set_cap_ack(true)?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECONDS))
+            .map_err(io::Error::from)?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// The number of a family.
+    pub fn family(&mut self, name: &str) -> Result<u16, Error> {
+        let attrs = Attrs::new().string(CTRL_ATTR_FAMILY_NAME, name);
+        let reply = match self.request(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, &attrs) {
+            Err(Error::Refused {
+                errno: libc::ENOENT,
+                ..
+            }) => {
+                return Err(Error::NoFamily(name.to_owned()));
+            }
+            other => other?,
+        };
+        reply
+            .iter()
+            .flat_map(|message| attributes(message))
+            .find(|(kind, _)| *kind == CTRL_ATTR_FAMILY_ID)
+            .and_then(|(_, id)| id.try_into().map(u16::from_ne_bytes).ok())
+            .ok_or(Error::Answer("the family's answer has no id"))
+    }
+
+    /// Sends a request, and gives the attributes of each message of the answer.
+    pub fn request(
+        &mut self,
+        family: u16,
+        command: u8,
+        attrs: &Attrs,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        self.transact(family, command, NLM_F_ACK, attrs)
+    }
+
+    /// Like [`request`](Self::request), for a list.
+    pub fn dump(&mut self, family: u16, command: u8, attrs: &Attrs) -> Result<Vec<Vec<u8>>, Error> {
+        self.transact(family, command, NLM_F_DUMP, attrs)
+    }
+
+    fn transact(
+        &mut self,
+        family: u16,
+        command: u8,
+        flags: u16,
+        attrs: &Attrs,
+    ) -> Result<Vec<Vec<u8>>, Error> {
+        self.sequence += 1;
+        let request = encode(family, command, flags | NLM_F_REQUEST, self.sequence, attrs);
+        self.socket.send(&request, 0)?;
+
+        let mut answer = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = datagram.as_slice();
+            while !rest.is_empty() {
+                let message = NetlinkBuffer::new_checked(rest)
+                    .map_err(|_| Error::Answer("a malformed netlink message"))?;
+                let body = message.payload();
+                let next = (message.length() as usize).next_multiple_of(4);
+                rest = rest.get(next..).unwrap_or(&[]);
+
+                if message.sequence_number() != self.sequence {
+                    continue;
+                }
+                match message.message_type() {
+                    NLMSG_ERROR | NLMSG_DONE => {
+                        return finish(message.message_type(), message.flags(), body, &request)
+                            .map(|()| answer);
+                    }
+                    _ => answer.push(body.get(GENL_HEADER..).unwrap_or(&[]).to_vec()),
+                }
+            }
+        }
+    }
+}
+
+fn encode(family: u16, command: u8, flags: u16, sequence: u32, attrs: &Attrs) -> Vec<u8> {
+    const VERSION: u8 = 1;
+    let mut out = Vec::with_capacity(FIRST_ATTR + attrs.0.len());
+    out.extend(((FIRST_ATTR + attrs.0.len()) as u32).to_ne_bytes());
+    out.extend(family.to_ne_bytes());
+    out.extend(flags.to_ne_bytes());
+    out.extend(sequence.to_ne_bytes());
+    // The port is for the kernel to fill in.
+    out.extend(0u32.to_ne_bytes());
+    out.extend([command, VERSION, 0, 0]);
+    out.extend(&attrs.0);
+    out
+}
+
+/// Reads the message that ends an answer.
+fn finish(kind: u16, flags: u16, body: &[u8], request: &[u8]) -> Result<(), Error> {
+    let code = body
+        .get(..4)
+        .and_then(|code| code.try_into().map(i32::from_ne_bytes).ok())
+        .ok_or(Error::Answer("a truncated acknowledgement"))?;
+    if code >= 0 {
+        return Ok(());
+    }
+    // An error repeats the request, or just its header when capped; the end of a dump does not.
+    let repeated = match kind {
+        NLMSG_DONE => 0,
+        _ if flags & NLM_F_CAPPED != 0 => NLMSG_HEADER,
+        _ => request.len().next_multiple_of(4),
+    };
+    let tlvs = match flags & NLM_F_ACK_TLVS {
+        0 => &[],
+        _ => body.get(4 + repeated..).unwrap_or(&[]),
+    };
+    Err(Error::Refused {
+        errno: code.saturating_neg(),
+        ack: Box::new(ExtAck::parse(tlvs, request)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn queue(id: u32) -> Attrs {
+        Attrs::new().u32(3, 0).u32(1, id)
+    }
+
+    fn request() -> (Attrs, Vec<u8>) {
+        let attrs = Attrs::new()
+            .u32(1, 9)
+            .nested(2, &queue(4))
+            .nested(2, &queue(5))
+            .u8(7, 1);
+        let request = encode(30, 13, 5, 1, &attrs);
+        (attrs, request)
+    }
+
+    /// The offset of the `n`th occurrence of a whole attribute in a request.
+    fn offset_of(request: &[u8], attr: &Attrs, n: usize) -> usize {
+        request
+            .windows(attr.0.len())
+            .enumerate()
+            .filter(|(_, w)| *w == attr.0)
+            .nth(n)
+            .unwrap()
+            .0
+    }
+
+    #[test]
+    fn an_offset_leads_to_its_attribute() {
+        let (attrs, request) = request();
+        for (attr, n, types, nth) in [
+            (Attrs::new().u32(1, 9), 0, vec![1], 0),
+            (Attrs::new().nested(2, &queue(4)), 0, vec![2], 0),
+            (Attrs::new().u32(1, 5), 0, vec![2, 1], 1),
+            (Attrs::new().u32(3, 0), 1, vec![2, 3], 1),
+            (Attrs::new().u8(7, 1), 0, vec![7], 0),
+        ] {
+            let offset = offset_of(&request, &attr, n);
+            assert_eq!(
+                AttrPath::find(&attrs.0, offset),
+                Some(AttrPath { types, nth })
+            );
+        }
+    }
+
+    #[test]
+    fn a_refusal_carries_its_reasons() {
+        let (_, request) = request();
+        let at = offset_of(&request, &Attrs::new().u32(1, 5), 0) as u32;
+        let tlvs = Attrs::new().string(1, "no such queue").u32(2, at);
+        let mut body = (-22i32).to_ne_bytes().to_vec();
+        body.extend(&request[..NLMSG_HEADER]);
+        body.extend(tlvs.0);
+
+        let flags = NLM_F_CAPPED | NLM_F_ACK_TLVS;
+        let Err(Error::Refused { errno, ack }) = finish(NLMSG_ERROR, flags, &body, &request) else {
+            panic!("not refused");
+        };
+        assert_eq!(errno, 22);
+        assert_eq!(ack.message.as_deref(), Some("no such queue"));
+        assert_eq!(
+            ack.attribute,
+            Some(AttrPath {
+                types: vec![2, 1],
+                nth: 1
+            })
+        );
+    }
+
+    #[test]
+    fn an_uncapped_refusal_repeats_the_request() {
+        let (_, request) = request();
+        let mut body = (-1i32).to_ne_bytes().to_vec();
+        body.extend(&request);
+        body.extend(Attrs::new().u32(5, 3).0);
+        let Err(Error::Refused { ack, .. }) = finish(NLMSG_ERROR, NLM_F_ACK_TLVS, &body, &request)
+        else {
+            panic!("not refused");
+        };
+        assert_eq!(ack.missing, Some(3));
+    }
+
+    #[test]
+    fn zero_is_success() {
+        assert!(finish(NLMSG_ERROR, 0, &[0; 20], &request().1).is_ok());
+        assert!(finish(NLMSG_ERROR, 0, &[0; 3], &request().1).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn attributes_come_back(list in proptest::collection::vec(
+            (0..0x4000u16, proptest::collection::vec(any::<u8>(), 0..50)), 0..20)) {
+            let attrs = list.iter().fold(Attrs::new(), |a, (kind, value)| a.bytes(*kind, value));
+            let back: Vec<_> = attributes(&attrs.0).map(|(k, v)| (k, v.to_vec())).collect();
+            prop_assert_eq!(back, list);
+        }
+
+        #[test]
+        fn any_offset_is_survived(offset in 0..200usize, bytes: Vec<u8>) {
+            let (attrs, _) = request();
+            if let Some(path) = AttrPath::find(&attrs.0, offset) {
+                prop_assert!(path.types.len() <= 2);
+            }
+            let _ = AttrPath::find(&bytes, offset);
+            let _ = ExtAck::parse(&bytes, &bytes);
+        }
+    }
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Network namespaces.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::panic;
+use std::path::Path;
+use std::thread;
+
+use nix::sched::CloneFlags;
+use nix::sched::setns;
+use nix::sched::unshare;
+
+/// A network namespace, kept alive by this handle.
+#[derive(Debug)]
+pub struct Netns {
+    fd: OwnedFd,
+}
+
+impl Netns {
+    /// The one that `ip netns add` made under this name.
+    pub fn named(name: &str) -> io::Result<Self> {
+        Ok(Self {
+            fd: File::open(Path::new("/run/netns").join(name))?.into(),
+        })
+    }
+
+    /// That of the calling thread.
+    pub fn current() -> io::Result<Self> {
+        Ok(Self {
+            fd: File::open("/proc/thread-self/ns/net")?.into(),
+        })
+    }
+
+    /// A new one without a name.
+    pub fn new() -> io::Result<Self> {
+        in_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            Self::current()
+        })
+    }
+
+    /// Runs `f` in this namespace: what it opens, and the programs it starts, belong there.
+    ///
+    /// It runs in a thread of its own, so that the caller's namespace never changes.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        in_thread(|| {
+            setns(&self.fd, CloneFlags::CLONE_NEWNET)?;
+            f()
+        })
+    }
+}
+
+impl AsFd for Netns {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn in_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| scope.spawn(f).join()).unwrap_or_else(|e| panic::resume_unwind(e))
+}

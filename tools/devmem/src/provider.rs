@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which implementation in the kernel serves bindings, and what each binding has in use.
+
+use std::fs;
+use std::io;
+
+const SERVING: &str = "/proc/sys/net/core/devmem_provider";
+const AVAILABLE: &str = "/proc/sys/net/core/devmem_available_providers";
+const BINDINGS: &str = "/sys/kernel/debug/net_devmem/bindings";
+
+/// The provider that serves new bindings. `NotFound` on a kernel that has only its own.
+pub fn serving() -> io::Result<String> {
+    Ok(fs::read_to_string(SERVING)?.trim().to_owned())
+}
+
+/// Chooses the provider that serves new bindings.
+pub fn select(name: &str) -> io::Result<()> {
+    fs::write(SERVING, name)
+}
+
+/// The providers there are.
+pub fn available() -> io::Result<Vec<String>> {
+    Ok(fs::read_to_string(AVAILABLE)?
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect())
+}
+
+/// A live binding, from the kernel's list in debugfs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindingInfo {
+    /// Its number.
+    pub id: u32,
+    /// The provider that serves it.
+    pub provider: String,
+    /// Its interface, unless that is gone.
+    pub ifname: Option<String>,
+    /// `rx` or `tx`.
+    pub direction: String,
+    /// Bytes of one buffer.
+    pub buffer_size: u64,
+    /// Buffers in all.
+    pub buffers: u64,
+    /// Buffers that are not on the provider's free list.
+    pub in_use: u64,
+}
+
+impl BindingInfo {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split_whitespace();
+        let mut next = || words.next();
+        let info = Self {
+            id: next()?.parse().ok()?,
+            provider: next()?.to_owned(),
+            ifname: Some(next()?.to_owned()).filter(|name| name != "-"),
+            direction: next()?.to_owned(),
+            buffer_size: next()?.parse().ok()?,
+            buffers: next()?.parse().ok()?,
+            in_use: next()?.parse().ok()?,
+        };
+        next().is_none().then_some(info)
+    }
+}
+
+/// All live bindings. `NotFound` on a kernel without the list, or if debugfs is not mounted.
+pub fn bindings() -> io::Result<Vec<BindingInfo>> {
+    parse_bindings(&fs::read_to_string(BINDINGS)?)
+}
+
+fn parse_bindings(text: &str) -> io::Result<Vec<BindingInfo>> {
+    text.lines()
+        .skip(1)
+        .map(|line| {
+            BindingInfo::parse(line).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("{BINDINGS}: {line:?}"))
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: &str = "id provider ifname direction buffer_size buffers in_use\n";
+
+    #[test]
+    fn a_line_for_each_binding() {
+        let text = format!("{HEADER}3 builtin eth0 rx 4096 256 17\n4 rust - tx 16384 8 0\n");
+        let bindings = parse_bindings(&text).unwrap();
+        assert_eq!(bindings.len(), 2);
+        assert_eq!(bindings[0].ifname.as_deref(), Some("eth0"));
+        assert_eq!(
+            (bindings[0].id, bindings[0].buffers, bindings[0].in_use),
+            (3, 256, 17)
+        );
+        assert_eq!(bindings[1].ifname, None);
+        assert_eq!(
+            (bindings[1].provider.as_str(), bindings[1].buffer_size),
+            ("rust", 16384)
+        );
+    }
+
+    #[test]
+    fn no_bindings() {
+        assert_eq!(parse_bindings(HEADER).unwrap(), []);
+    }
+
+    #[test]
+    fn a_line_of_another_shape_is_an_error() {
+        for line in [
+            "1",
+            "1 builtin eth0 rx 4096 256",
+            "x builtin eth0 rx 1 2 3",
+            "1 b e rx 1 2 3 4",
+        ] {
+            assert!(
+                parse_bindings(&format!("{HEADER}{line}\n")).is_err(),
+                "{line}"
+            );
+        }
+    }
+}

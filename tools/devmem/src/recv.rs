@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Receiving: `recvmsg(MSG_SOCK_DEVMEM)` and the pieces that it tells of.
+
+use std::io;
+use std::mem;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+
+use crate::cmsg;
+use crate::cmsg::DevmemCmsg;
+use crate::cmsg::DevmemCmsgs;
+use crate::token::Token;
+
+/// `MSG_SOCK_DEVMEM`.
+pub const MSG_SOCK_DEVMEM: i32 = 0x200_0000;
+
+const DATA: usize = 1 << 20;
+const FRAGS: usize = 512;
+
+/// Receives from a TCP socket, with buffers that are allocated once.
+///
+/// It borrows the socket, so that its tokens cannot outlive it.
+#[derive(Debug)]
+pub struct Receiver<'s> {
+    socket: BorrowedFd<'s>,
+    data: Vec<u8>,
+    control: Vec<u8>,
+}
+
+impl<'s> Receiver<'s> {
+    /// Takes up to 1 MiB and 512 pieces with a call.
+    pub fn new(socket: &'s impl AsFd) -> Self {
+        Self::with_capacity(socket, DATA, FRAGS)
+    }
+
+    /// Takes up to `data` bytes and `frags` pieces with a call.
+    pub fn with_capacity(socket: &'s impl AsFd, data: usize, frags: usize) -> Self {
+        Self {
+            socket: socket.as_fd(),
+            data: vec![0; data],
+            control: vec![0; frags * cmsg::SPACE],
+        }
+    }
+
+    /// Waits for data, and tells where it lies.
+    pub fn recv(&mut self) -> io::Result<Received<'_, 's>> {
+        self.recv_flags(0)
+    }
+
+    /// Like [`recv`](Self::recv), with more flags of `recvmsg()`.
+    pub fn recv_flags(&mut self, flags: i32) -> io::Result<Received<'_, 's>> {
+        let mut iov = libc::iovec {
+            iov_base: self.data.as_mut_ptr().cast(),
+            iov_len: self.data.len(),
+        };
+        // SAFETY: All-zero is a valid msghdr (null pointers, zero lengths).
+        let mut msg: libc::msghdr = unsafe { mem::zeroed() };
+        msg.msg_iov = &mut iov;
+        msg.msg_iovlen = 1;
+        msg.msg_control = self.control.as_mut_ptr().cast();
+        msg.msg_controllen = self.control.len();
+
+        let len = loop {
+            // SAFETY: `msg` points to one iovec and a control buffer, both writable for the lengths
+            // given, and nothing else refers to them during the call.
+            let ret = unsafe {
+                libc::recvmsg(self.socket.as_raw_fd(), &mut msg, flags | MSG_SOCK_DEVMEM)
+            };
+            if let Ok(len) = usize::try_from(ret) {
+                break len;
+            }
+            let err = io::Error::last_os_error();
+            if err.kind() != io::ErrorKind::Interrupted {
+                return Err(err);
+            }
+        };
+
+        let control = self
+            .control
+            .get(..msg.msg_controllen)
+            .unwrap_or(&self.control);
+        Ok(Received {
+            socket: self.socket,
+            data: &self.data,
+            cmsgs: DevmemCmsgs::new(control),
+            len,
+            // A call takes either device memory or ordinary segments, never both.
+            plain: len > 0 && DevmemCmsgs::new(control).next().is_none(),
+        })
+    }
+}
+
+/// What one call received: an iterator over its pieces in stream order.
+///
+/// Tokens of pieces that were not asked for go back to the NIC when this is dropped.
+#[derive(Debug)]
+pub struct Received<'r, 's> {
+    socket: BorrowedFd<'s>,
+    data: &'r [u8],
+    cmsgs: DevmemCmsgs<'r>,
+    len: usize,
+    plain: bool,
+}
+
+impl Received<'_, '_> {
+    /// Bytes of all pieces together.
+    pub fn total(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the peer has sent everything (or the buffer has no room).
+    pub fn is_eof(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// A piece of the stream.
+#[derive(Debug)]
+pub enum Piece<'r, 's> {
+    /// It lies in device memory.
+    Frag(Frag<'s>),
+    /// It arrived in host memory together with device memory, and was copied.
+    Linear(&'r [u8]),
+    /// It arrived on a queue without device memory, and was copied.
+    Plain(&'r [u8]),
+}
+
+/// A piece that lies in device memory.
+#[derive(Debug)]
+pub struct Frag<'s> {
+    /// Where it starts in the dma-buf.
+    pub offset: u64,
+    /// Its length.
+    pub size: u32,
+    /// The binding that it belongs to: [`Binding::id`](crate::Binding::id).
+    pub dmabuf_id: u32,
+    /// While this lives, the device does not write here.
+    pub token: Token<'s>,
+}
+
+impl<'r, 's> Iterator for Received<'r, 's> {
+    type Item = Piece<'r, 's>;
+
+    fn next(&mut self) -> Option<Piece<'r, 's>> {
+        if mem::take(&mut self.plain) {
+            return self.data.get(..self.len).map(Piece::Plain);
+        }
+        match self.cmsgs.next()? {
+            DevmemCmsg::Linear(size) => {
+                let (piece, rest) = self.data.split_at_checked(size as usize)?;
+                self.data = rest;
+                Some(Piece::Linear(piece))
+            }
+            DevmemCmsg::Dmabuf(cmsg) => Some(Piece::Frag(Frag {
+                offset: cmsg.frag_offset,
+                size: cmsg.frag_size,
+                dmabuf_id: cmsg.dmabuf_id,
+                token: Token::new(self.socket, cmsg.frag_token),
+            })),
+        }
+    }
+}
+
+impl Drop for Received<'_, '_> {
+    fn drop(&mut self) {
+        self.for_each(drop);
+    }
+}
