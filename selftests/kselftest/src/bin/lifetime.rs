@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sockets, bindings, processes and devices that end while others still use what is theirs.
+
+use std::env;
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitCode;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use devmem::BindRx;
+use devmem::DmaBuf;
+use devmem::Frag;
+use devmem::Piece;
+use devmem::Receiver;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Pair;
+use devmem_kselftest::Provider;
+use devmem_kselftest::Test;
+use devmem_kselftest::ktap;
+use devmem_kselftest::pair::Connection;
+use devmem_kselftest::pair::Ip;
+use devmem_kselftest::pair::address;
+use devmem_kselftest::provider;
+use devmem_kselftest::skip;
+use devmem_kselftest::traffic;
+use devmem_kselftest::traffic::Reader;
+
+const PAGE: usize = 4096;
+const MEMORY: usize = 1024 * PAGE;
+const QUEUE: u32 = 1;
+const PORT: u16 = 5001;
+/// Tells a program of ours that it is the reader which gets killed: the number of its device.
+const VICTIM: &str = "DEVMEM_KSELFTEST_VICTIM";
+
+/// Sends a part of the stream, and takes it with its tokens.
+fn take<'s>(connection: &'s Connection, position: u64, len: u64) -> io::Result<Vec<Frag<'s>>> {
+    traffic::send(&connection.tx, position, len, len as usize)?;
+    let mut receiver = Receiver::new(&connection.rx);
+    let mut frags: Vec<Frag<'s>> = Vec::new();
+    while frags.iter().map(|frag| u64::from(frag.size)).sum::<u64>() < len {
+        let received = receiver.recv()?;
+        assert!(!received.is_eof(), "the stream ended");
+        for piece in received {
+            let Piece::Frag(frag) = piece else {
+                panic!("not in device memory: {piece:?}")
+            };
+            frags.push(frag);
+        }
+    }
+    Ok(frags)
+}
+
+/// Checks that frags hold the stream from a position on.
+#[track_caller]
+fn check(memory: &DmaBuf, mut position: u64, frags: &[Frag<'_>]) -> io::Result<()> {
+    let map = memory.map()?;
+    let cpu = map.begin_read()?;
+    for frag in frags {
+        let mut bytes = vec![0; frag.size as usize];
+        cpu.copy_out(frag.offset, &mut bytes)?;
+        traffic::compare(position, &bytes);
+        position += u64::from(frag.size);
+    }
+    Ok(())
+}
+
+fn unbound_with_tokens_held() -> Outcome {
+    const LEN: u64 = 20_000;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[QUEUE], &memory)?;
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    let frags = take(&connection, 0, LEN)?;
+    let id = binding.id();
+    drop(binding);
+
+    // The queue is ordinary again, and what it receives now does not overwrite what is held.
+    traffic::send(&connection.tx, LEN, LEN, LEN as usize)?;
+    let map = memory.map()?;
+    let mut reader = Reader::new(&connection.rx, &map, id);
+    reader.position = LEN;
+    reader.read_until(2 * LEN)?;
+    assert_eq!(
+        (reader.frags, reader.copied),
+        (0, LEN),
+        "device memory after the unbinding"
+    );
+    check(&memory, 0, &frags)?;
+    if provider::bindings()?.is_some() {
+        assert!(
+            provider::binding(id)?.is_some(),
+            "the binding is gone, tokens are held"
+        );
+    }
+    drop(frags);
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+fn unbound_with_data_queued() -> Outcome {
+    const LEN: u64 = 50_000;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let map = memory.map()?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[QUEUE], &memory)?;
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    traffic::send(&connection.tx, 0, LEN, LEN as usize)?;
+    // Acknowledged means that it lies in the receiver's queue.
+    provider::wait_for("the data to be queued", || {
+        Ok(traffic::unacknowledged(&connection.tx)? == 0)
+    });
+    let id = binding.id();
+    drop(binding);
+    let mut reader = Reader::new(&connection.rx, &map, id);
+    reader.read_until(LEN)?;
+    reader.assert_all_device_memory();
+    drop(reader);
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+fn tcp_socket_closed_with_tokens_held() -> Outcome {
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[QUEUE], &memory)?;
+    let posted =
+        || -> io::Result<_> { Ok(provider::binding(binding.id())?.map(|info| info.in_use)) };
+    let idle: Option<u64> = posted()?;
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    // Some tokens taken and given up, some data never read.
+    let frags = take(&connection, 0, 100_000)?;
+    for frag in frags {
+        frag.token.into_id();
+    }
+    traffic::send(&connection.tx, 100_000, 50_000, 50_000)?;
+    drop(connection);
+
+    // Whatever a queue's pool keeps for itself, the memory serves a whole new transfer.
+    let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
+    let map = memory.map()?;
+    thread::scope(|scope| -> Outcome {
+        let sender = traffic::send_in(scope, &connection.tx, 0, 8 << 20, 1 << 20);
+        let mut reader = Reader::new(&connection.rx, &map, binding.id());
+        reader.read_until(8 << 20)?;
+        sender.join().expect("the sender's thread")?;
+        Ok(())
+    })?;
+    assert!(posted()? >= idle, "buffers posted to the queue are in use");
+    let id = binding.id();
+    drop((connection, binding));
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+fn both_sockets_closed_with_tokens_held() -> Outcome {
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    for binding_first in [true, false] {
+        let pair = Pair::new()?;
+        let binding = pair.bind(&[QUEUE], &memory)?;
+        let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+        for frag in take(&connection, 0, 100_000)? {
+            frag.token.into_id();
+        }
+        let id = binding.id();
+        if binding_first {
+            drop(binding);
+            drop(connection);
+        } else {
+            drop(connection);
+            drop(binding);
+        }
+        provider::all_buffers_back(id);
+    }
+    Ok(())
+}
+
+fn dmabuf_closed_right_after_bind() -> Outcome {
+    const LEN: u64 = 4 << 20;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let map = memory.map()?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[QUEUE], &memory)?;
+    drop(memory);
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    thread::scope(|scope| -> Outcome {
+        let sender = traffic::send_in(scope, &connection.tx, 0, LEN, 1 << 20);
+        let mut reader = Reader::new(&connection.rx, &map, binding.id());
+        reader.read_until(LEN)?;
+        reader.assert_all_device_memory();
+        sender.join().expect("the sender's thread")?;
+        Ok(())
+    })
+}
+
+fn device_deleted_while_bound() -> Outcome {
+    const LEN: u64 = 20_000;
+    if ktap::provider() == Provider::Builtin {
+        return skip("the C code unmaps through the freed device (use after free)");
+    }
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[QUEUE], &memory)?;
+    let id = binding.id();
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    let frags = take(&connection, 0, LEN)?;
+    pair.rx.delete()?;
+
+    let info = provider::binding(id)?.expect("the binding lives while tokens are held");
+    assert_eq!(info.ifname, None, "the device is gone: {info:?}");
+    check(&memory, 0, &frags)?;
+    drop(frags);
+    drop(connection);
+    provider::wait_for("all buffers to be free", || {
+        Ok(provider::binding(id)?.is_none_or(|info| info.in_use == 0))
+    });
+    drop(binding);
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+fn interface_down_and_up() -> Outcome {
+    const LEN: u64 = 1 << 20;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[QUEUE], &memory)?;
+    pair.steer(PORT, QUEUE)?;
+    let map = memory.map()?;
+    for _ in 0..3 {
+        let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
+        let mut reader = Reader::new(&connection.rx, &map, binding.id());
+        thread::scope(|scope| -> Outcome {
+            let sender = traffic::send_in(scope, &connection.tx, 0, LEN, LEN as usize);
+            reader.read_until(LEN)?;
+            reader.assert_all_device_memory();
+            sender.join().expect("the sender's thread")?;
+            Ok(())
+        })?;
+        pair.rx.set_up(false)?;
+        let bound = pair
+            .queues()?
+            .iter()
+            .any(|queue| queue.dmabuf == Some(binding.id()));
+        assert!(
+            bound,
+            "the binding did not survive the interface going down"
+        );
+        pair.rx.set_up(true)?;
+    }
+    Ok(())
+}
+
+/// Binding and unbinding over and over, with the flow of one connection going on.
+fn rebinding_under_traffic() -> Outcome {
+    const ROUNDS: usize = 6;
+    const STEP: u64 = 400_000;
+    const LEN: u64 = (ROUNDS as u64 + 1) * STEP;
+    // Memory for each round: what one binding received is not yet read when the next is made.
+    let mut memories = Vec::new();
+    for _ in 0..ROUNDS {
+        let memory = DmaBuf::udmabuf(MEMORY)?;
+        let map = memory.map()?;
+        memories.push((memory, map));
+    }
+    let pair = Pair::new()?;
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    thread::scope(|scope| -> Outcome {
+        let sender = traffic::send_in(scope, &connection.tx, 0, LEN, 1 << 20);
+        let mut reader = Reader::of_nothing(&connection.rx);
+        for (memory, map) in &memories {
+            let binding = pair.bind(&[QUEUE], memory)?;
+            reader.add_binding(binding.id(), map);
+            let end = reader.position + STEP;
+            while reader.position < end && reader.position < LEN {
+                assert!(
+                    reader.read_some()?,
+                    "the stream ended at {}",
+                    reader.position
+                );
+            }
+        }
+        reader.read_until(LEN)?;
+        assert!(reader.frags > 0, "nothing came in device memory");
+        sender.join().expect("the sender's thread")?;
+        Ok(())
+    })
+}
+
+/// The reader that gets killed: binds, says so, and takes data without returning a token.
+fn victim(ifindex: u32) -> io::Result<()> {
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let binding = BindRx::new(ifindex).queue(QUEUE).bind(&memory)?;
+    let listener = TcpListener::bind(address(Ip::V4, PORT))?;
+    println!("{}", binding.id());
+    io::stdout().flush()?;
+    let (stream, _) = listener.accept()?;
+    let mut receiver = Receiver::new(&stream);
+    let mut bytes = 0;
+    while bytes < MEMORY / 8 {
+        let received = receiver.recv()?;
+        bytes += received.total();
+        for piece in received {
+            if let Piece::Frag(frag) = piece {
+                frag.token.into_id();
+            }
+        }
+    }
+    println!("holding");
+    io::stdout().flush()?;
+    loop {
+        thread::park();
+    }
+}
+
+/// Kills a child process if a test ends before it does.
+struct Reaper(Child);
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn reader_killed() -> Outcome {
+    const LEN: u64 = 2 << 20;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let map = memory.map()?;
+    let pair = Pair::new()?;
+    pair.steer(PORT, QUEUE)?;
+    for _ in 0..2 {
+        let mut child = Command::new(env::current_exe()?);
+        child
+            .env(VICTIM, pair.rx.ifindex.to_string())
+            .stdout(Stdio::piped());
+        let mut child = Reaper(pair.rx.ns.run(|| child.spawn())?);
+        let mut says = BufReader::new(child.0.stdout.take().expect("a pipe")).lines();
+        let mut next = || says.next().expect("the victim ended early");
+        let id: u32 = next()?.parse()?;
+        let mut sender = pair
+            .tx
+            .ns
+            .run(|| std::net::TcpStream::connect(address(Ip::V4, PORT)))?;
+        sender.set_write_timeout(Some(Duration::from_secs(1)))?;
+        let pump = thread::spawn(move || {
+            // Ends with an error: the connection is reset, or nobody reads any more.
+            while sender.write_all(traffic::bytes(0, 100_000)).is_ok() {}
+        });
+        assert_eq!(next()?, "holding");
+        child.0.kill()?;
+        let status = child.0.wait()?;
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
+
+        // At once: with the sender still sending, and whatever the dead one held not yet back.
+        let binding = pair.bind(&[QUEUE], &memory)?;
+        let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
+        thread::scope(|scope| -> Outcome {
+            let sender = traffic::send_in(scope, &connection.tx, 0, LEN, 1 << 20);
+            let mut reader = Reader::new(&connection.rx, &map, binding.id());
+            reader.read_until(LEN)?;
+            reader.assert_all_device_memory();
+            sender.join().expect("the sender's thread")?;
+            Ok(())
+        })?;
+        pump.join().expect("the pump's thread");
+        provider::all_buffers_back(id);
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    if let Ok(ifindex) = env::var(VICTIM) {
+        let ifindex = ifindex.parse().expect("a number of a device");
+        victim(ifindex).expect("to be killed");
+        return ExitCode::FAILURE;
+    }
+    ktap::run(&[
+        Test {
+            name: "unbound_with_tokens_held",
+            run: unbound_with_tokens_held,
+        },
+        Test {
+            name: "unbound_with_data_queued",
+            run: unbound_with_data_queued,
+        },
+        Test {
+            name: "tcp_socket_closed_with_tokens_held",
+            run: tcp_socket_closed_with_tokens_held,
+        },
+        Test {
+            name: "both_sockets_closed_with_tokens_held",
+            run: both_sockets_closed_with_tokens_held,
+        },
+        Test {
+            name: "dmabuf_closed_right_after_bind",
+            run: dmabuf_closed_right_after_bind,
+        },
+        Test {
+            name: "interface_down_and_up",
+            run: interface_down_and_up,
+        },
+        Test {
+            name: "rebinding_under_traffic",
+            run: rebinding_under_traffic,
+        },
+        Test {
+            name: "reader_killed",
+            run: reader_killed,
+        },
+        Test {
+            name: "device_deleted_while_bound",
+            run: device_deleted_while_bound,
+        },
+    ])
+}

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Loading and unloading the module.
+
+use std::fs::File;
+use std::io;
+use std::process::ExitCode;
+
+use devmem::DmaBuf;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Pair;
+use devmem_kselftest::Provider;
+use devmem_kselftest::Test;
+use devmem_kselftest::ktap;
+use devmem_kselftest::pair::Ip;
+use devmem_kselftest::provider;
+use devmem_kselftest::skip;
+use devmem_kselftest::traffic;
+use devmem_kselftest::traffic::Reader;
+use nix::kmod::DeleteModuleFlags;
+use nix::kmod::ModuleInitFlags;
+use nix::kmod::delete_module;
+use nix::kmod::finit_module;
+
+const MEMORY: usize = 1 << 20;
+const NOT_A_MODULE: &str = "the builtin provider is not a module";
+
+fn rmmod() -> nix::Result<()> {
+    delete_module(c"devmem_provider", DeleteModuleFlags::O_NONBLOCK)
+}
+
+fn insmod() -> io::Result<()> {
+    provider::load(&provider::path_from_env("DEVMEM_MODULE")?)
+}
+
+/// Unloads the module as soon as nothing uses it.
+#[track_caller]
+fn rmmod_when_unused() {
+    provider::wait_for("the module to become unused", || match rmmod() {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EAGAIN) => Ok(false),
+        Err(err) => Err(err.into()),
+    });
+}
+
+fn insmod_twice() -> Outcome {
+    if ktap::provider() == Provider::Builtin {
+        return skip(NOT_A_MODULE);
+    }
+    let module = File::open(provider::path_from_env("DEVMEM_MODULE")?)?;
+    let again = finit_module(&module, c"", ModuleInitFlags::empty());
+    assert_eq!(again, Err(nix::Error::EEXIST));
+    assert_eq!(devmem::provider::serving()?, Provider::Module.name());
+    Ok(())
+}
+
+fn rmmod_while_bound() -> Outcome {
+    if ktap::provider() == Provider::Builtin {
+        return skip(NOT_A_MODULE);
+    }
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[1], &memory)?;
+    assert_eq!(rmmod(), Err(nix::Error::EAGAIN), "rmmod while bound");
+    drop(binding);
+    rmmod_when_unused();
+
+    assert_eq!(devmem::provider::serving()?, Provider::Builtin.name());
+    insmod()?;
+    assert_eq!(devmem::provider::serving()?, Provider::Module.name());
+    drop(pair.bind(&[1], &memory)?);
+    Ok(())
+}
+
+/// Unbound, but a socket still holds tokens: the module has to stay until they are returned.
+fn rmmod_with_tokens_held() -> Outcome {
+    if ktap::provider() == Provider::Builtin {
+        return skip(NOT_A_MODULE);
+    }
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[1], &memory)?;
+    let connection = pair.connect_to_queue(Ip::V4, 5001, 1)?;
+    traffic::send(&connection.tx, 0, 8192, 8192)?;
+    let mut receiver = devmem::Receiver::new(&connection.rx);
+    let tokens: Vec<_> = receiver.recv()?.collect();
+    assert!(!tokens.is_empty());
+
+    drop(binding);
+    assert_eq!(rmmod(), Err(nix::Error::EAGAIN), "rmmod with tokens held");
+    drop(tokens);
+    drop(receiver);
+    drop(connection);
+    rmmod_when_unused();
+    insmod()?;
+    Ok(())
+}
+
+/// Bindings stay with the provider that made them, whoever serves new ones.
+fn both_providers_at_once() -> Outcome {
+    if ktap::provider() == Provider::Builtin {
+        return skip(NOT_A_MODULE);
+    }
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let map = memory.map()?;
+    let pair = Pair::new()?;
+    let ours = pair.bind(&[1], &memory)?;
+    devmem::provider::select(Provider::Builtin.name())?;
+    let theirs = pair.rx.ns.run(|| Ok(pair.request(&[2]).bind(&memory)))?;
+    devmem::provider::select(Provider::Module.name())?;
+    let theirs = theirs?;
+
+    for (binding, name) in [(&ours, Provider::Module), (&theirs, Provider::Builtin)] {
+        let info = provider::binding(binding.id())?.map(|info| info.provider);
+        assert_eq!(info.as_deref(), Some(name.name()));
+    }
+    for (binding, queue) in [(&ours, 1), (&theirs, 2)] {
+        let connection = pair.connect_to_queue(Ip::V4, 5000 + queue as u16, queue)?;
+        traffic::send(&connection.tx, 0, 65536, 65536)?;
+        let mut reader = Reader::new(&connection.rx, &map, binding.id());
+        reader.read_until(65536)?;
+        reader.assert_all_device_memory();
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    ktap::run(&[
+        Test {
+            name: "insmod_twice",
+            run: insmod_twice,
+        },
+        Test {
+            name: "rmmod_while_bound",
+            run: rmmod_while_bound,
+        },
+        Test {
+            name: "rmmod_with_tokens_held",
+            run: rmmod_with_tokens_held,
+        },
+        Test {
+            name: "both_providers_at_once",
+            run: both_providers_at_once,
+        },
+    ])
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Setting up network devices by ioctl().
+//!
+//! The programs `ip` and `ethtool` do the same, but starting one takes the emulated guest a third of a
+//! second, and the tests need some hundreds.
+
+use std::fs;
+use std::io;
+use std::io::ErrorKind;
+use std::mem;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+
+const SIOCETHTOOL: libc::Ioctl = 0x8946;
+
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GSTATS: u32 = 0x1d;
+const ETHTOOL_STSO: u32 = 0x1f;
+const ETHTOOL_SGSO: u32 = 0x24;
+const ETHTOOL_SRXCLSRLINS: u32 = 0x32;
+const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETH_SS_STATS: u32 = 1;
+const ETH_GSTRING_LEN: usize = 32;
+const RX_CLS_LOC_ANY: u32 = u32::MAX;
+
+/// `struct in6_ifreq`.
+#[repr(C)]
+struct In6Ifreq {
+    address: [u8; 16],
+    prefix_len: u32,
+    ifindex: u32,
+}
+
+/// `struct ethtool_rxnfc`, the flow's fields as bytes.
+#[repr(C)]
+struct RxFlow {
+    cmd: u32,
+    unused: u32,
+    data: u64,
+    flow_type: u32,
+    fields: [u8; 52],
+    more_fields: [u8; 20],
+    masks: [u8; 52],
+    more_masks: [u8; 20],
+    ring: u64,
+    location: u32,
+    padding: u32,
+    rule_count: u32,
+}
+
+/// Flows by the destination port of TCP.
+#[derive(Clone, Copy, Debug)]
+pub enum Flow {
+    /// Over IPv4.
+    Tcp4,
+    /// Over IPv6.
+    Tcp6,
+}
+
+impl Flow {
+    /// The number of the flow's type, and where it has its destination port.
+    fn layout(self) -> (u32, usize) {
+        match self {
+            Self::Tcp4 => (1, 10),
+            Self::Tcp6 => (5, 34),
+        }
+    }
+}
+
+/// A device of the calling thread's network namespace.
+pub(crate) struct Interface {
+    socket: UdpSocket,
+    name: String,
+}
+
+impl Interface {
+    pub(crate) fn new(name: &str) -> io::Result<Self> {
+        // Any socket will do; one that is bound to nothing in particular always can be had.
+        Ok(Self {
+            socket: UdpSocket::bind("0.0.0.0:0")?,
+            name: name.to_owned(),
+        })
+    }
+
+    fn ifreq(&self) -> libc::ifreq {
+        // SAFETY: All-zero is a valid ifreq: an empty name and null pointers.
+        let mut request: libc::ifreq = unsafe { mem::zeroed() };
+        for (to, from) in request
+            .ifr_name
+            .iter_mut()
+            .take(libc::IFNAMSIZ - 1)
+            .zip(self.name.bytes())
+        {
+            *to = from as libc::c_char;
+        }
+        request
+    }
+
+    fn ioctl(&self, number: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+        ioctl(&self.socket, number, request)
+    }
+
+    fn ethtool<T>(&self, command: &mut T) -> io::Result<()> {
+        let mut request = self.ifreq();
+        request.ifr_ifru.ifru_data = (&raw mut *command).cast();
+        self.ioctl(SIOCETHTOOL, &mut request)
+    }
+
+    /// Like [`ethtool`](Self::ethtool), for a command of words that an array follows.
+    fn ethtool_words(&self, words: &mut [u64]) -> io::Result<()> {
+        let mut request = self.ifreq();
+        request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
+        self.ioctl(SIOCETHTOOL, &mut request)
+    }
+
+    pub(crate) fn set_up(&self, up: bool) -> io::Result<()> {
+        let mut request = self.ifreq();
+        self.ioctl(libc::SIOCGIFFLAGS, &mut request)?;
+        // SAFETY: SIOCGIFFLAGS has just set this field.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        let bit = libc::IFF_UP as libc::c_short;
+        request.ifr_ifru.ifru_flags = if up { flags | bit } else { flags & !bit };
+        self.ioctl(libc::SIOCSIFFLAGS, &mut request)
+    }
+
+    pub(crate) fn set_mtu(&self, mtu: u32) -> io::Result<()> {
+        let mut request = self.ifreq();
+        request.ifr_ifru.ifru_mtu = mtu as i32;
+        self.ioctl(libc::SIOCSIFMTU, &mut request)
+    }
+
+    /// Gives the device an address in a network of 24 bits.
+    pub(crate) fn set_ipv4(&self, address: Ipv4Addr) -> io::Result<()> {
+        for (number, address) in [
+            (libc::SIOCSIFADDR, address),
+            (libc::SIOCSIFNETMASK, Ipv4Addr::new(255, 255, 255, 0)),
+        ] {
+            let mut request = self.ifreq();
+            // Family, port, address: the head of a sockaddr_in.
+            let data = &mut request.ifr_ifru;
+            // SAFETY: A sockaddr is plain bytes, and the zeroes it was made of are a valid one.
+            let sockaddr = unsafe { &mut data.ifru_addr };
+            sockaddr.sa_family = libc::AF_INET as libc::sa_family_t;
+            for (to, from) in sockaddr.sa_data[2..].iter_mut().zip(address.octets()) {
+                *to = from as libc::c_char;
+            }
+            self.ioctl(number, &mut request)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the device an address in a network of 64 bits, to be used at once.
+    pub(crate) fn set_ipv6(&self, ifindex: u32, address: Ipv6Addr) -> io::Result<()> {
+        fs::write(
+            format!("/proc/sys/net/ipv6/conf/{}/accept_dad", self.name),
+            "0",
+        )?;
+        let socket = UdpSocket::bind("[::]:0")?;
+        let mut request = In6Ifreq {
+            address: address.octets(),
+            prefix_len: 64,
+            ifindex,
+        };
+        ioctl(&socket, libc::SIOCSIFADDR, &mut request)
+    }
+
+    /// Switches segmentation offload.
+    pub(crate) fn set_offload(&self, on: bool) -> io::Result<()> {
+        for command in [ETHTOOL_STSO, ETHTOOL_SGSO] {
+            self.ethtool(&mut [command, on.into()])?;
+        }
+        Ok(())
+    }
+
+    /// Has a queue receive all flows to a port.
+    pub(crate) fn steer(&self, flow: Flow, port: u16, queue: u32) -> io::Result<()> {
+        let (flow_type, at) = flow.layout();
+        let mut rule = RxFlow {
+            cmd: ETHTOOL_SRXCLSRLINS,
+            unused: 0,
+            data: 0,
+            flow_type,
+            fields: [0; 52],
+            more_fields: [0; 20],
+            masks: [0; 52],
+            more_masks: [0; 20],
+            ring: queue.into(),
+            location: RX_CLS_LOC_ANY,
+            padding: 0,
+            rule_count: 0,
+        };
+        rule.fields[at..at + 2].copy_from_slice(&port.to_be_bytes());
+        rule.masks[at..at + 2].copy_from_slice(&[0xff; 2]);
+        self.ethtool(&mut rule)
+    }
+
+    /// A counter as `ethtool -S` shows it.
+    pub(crate) fn counter(&self, name: &str) -> io::Result<u64> {
+        let head = |command: u32, second: u32| u64::from(command) | u64::from(second) << 32;
+
+        // struct ethtool_sset_info: the mask of sets, then how many strings each has.
+        let mut info = [head(ETHTOOL_GSSET_INFO, 0), 1 << ETH_SS_STATS, 0];
+        self.ethtool_words(&mut info)?;
+        let count = info[2] as u32 as usize;
+
+        // struct ethtool_gstrings, 12 bytes of it before the strings.
+        let mut strings = vec![0; 2 + count * ETH_GSTRING_LEN / 8];
+        strings[0] = head(ETHTOOL_GSTRINGS, ETH_SS_STATS);
+        strings[1] = count as u64;
+        self.ethtool_words(&mut strings)?;
+        let bytes: Vec<u8> = strings.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let index = bytes[12..]
+            .chunks_exact(ETH_GSTRING_LEN)
+            .position(|string| string.split(|&byte| byte == 0).next() == Some(name.as_bytes()))
+            .ok_or_else(|| io::Error::new(ErrorKind::NotFound, format!("no counter {name}")))?;
+
+        // struct ethtool_stats, 8 bytes of it before the numbers.
+        let mut stats = vec![0; 1 + count];
+        stats[0] = head(ETHTOOL_GSTATS, count as u32);
+        self.ethtool_words(&mut stats)?;
+        Ok(stats[1 + index])
+    }
+}
+
+/// An ioctl() on a network device. The type has to be the one that `number` asks for.
+fn ioctl<T>(socket: &UdpSocket, number: libc::Ioctl, request: &mut T) -> io::Result<()> {
+    // SAFETY: `request` is valid for reading and writing, and so is what it points to: the callers in
+    // this file set it to a command of their own, which outlives the call.
+    match unsafe { libc::ioctl(socket.as_raw_fd(), number, &raw mut *request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+// As C lays out struct ethtool_rxnfc.
+const _: () = assert!(size_of::<RxFlow>() == 192);
+const _: () = assert!(mem::offset_of!(RxFlow, ring) == 168);

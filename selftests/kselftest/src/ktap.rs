@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Runs tests and reports in KTAP, version 1.
+
+use std::error::Error;
+use std::fmt;
+use std::panic;
+use std::panic::Location;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::thread;
+use std::time::Duration;
+
+use crate::pair;
+use crate::provider;
+use crate::provider::Provider;
+
+/// How long a test may take. The guest is emulated, some thirty times slower than its host.
+const TIMEOUT: Duration = Duration::from_secs(90);
+
+/// A test.
+#[derive(Clone, Copy, Debug)]
+pub struct Test {
+    /// Its name.
+    pub name: &'static str,
+    /// What it does.
+    pub run: fn() -> Outcome,
+}
+
+/// How a test ended.
+pub type Outcome = Result<(), Stop>;
+
+/// Why a test ended early.
+#[derive(Debug)]
+pub enum Stop {
+    /// It does not apply here, for this reason.
+    Skip(String),
+    /// It failed with this error, at this place.
+    Fail(String, &'static Location<'static>),
+}
+
+/// Ends a test which does not apply.
+pub fn skip(reason: impl fmt::Display) -> Outcome {
+    Err(Stop::Skip(reason.to_string()))
+}
+
+impl<E: Error> From<E> for Stop {
+    #[track_caller]
+    fn from(err: E) -> Self {
+        Self::Fail(err.to_string(), Location::caller())
+    }
+}
+
+/// Prints a line of diagnostics.
+pub fn diag(what: impl fmt::Display) {
+    for line in what.to_string().lines() {
+        println!("# {line}");
+    }
+}
+
+/// Runs the tests of a program, in order.
+pub fn run(tests: &[Test]) -> ExitCode {
+    println!("KTAP version 1");
+    println!("1..{}", tests.len());
+    panic::set_hook(Box::new(|info| diag(info)));
+
+    let provider = match provider::prepare() {
+        Ok(provider) => provider,
+        Err(err) => {
+            println!("Bail out! {err}");
+            return ExitCode::FAILURE;
+        }
+    };
+    diag(format_args!("provider: {}", provider.name()));
+
+    let mut failed = 0;
+    for (index, test) in tests.iter().enumerate() {
+        let number = index + 1;
+        match run_one(test) {
+            Verdict::Ok => println!("ok {number} {}", test.name),
+            Verdict::Skip(reason) => println!("ok {number} {} # SKIP {reason}", test.name),
+            Verdict::Failed => {
+                failed += 1;
+                println!("not ok {number} {}", test.name);
+            }
+            Verdict::Hung => {
+                println!("not ok {number} {}", test.name);
+                println!("Bail out! {} did not end within {TIMEOUT:?}", test.name);
+                pair::delete_all();
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    diag(format_args!("{} of {} failed", failed, tests.len()));
+    match failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
+enum Verdict {
+    Ok,
+    Skip(String),
+    Failed,
+    Hung,
+}
+
+/// Runs a test in a thread of its own, and then has a look whether everything came back.
+fn run_one(test: &Test) -> Verdict {
+    let test = *test;
+    let (sender, receiver) = mpsc::channel();
+    let thread = thread::spawn(move || {
+        let outcome = guarded(test.run);
+        // Nobody listens any more after a timeout.
+        let _ = sender.send(outcome);
+    });
+    match receiver.recv_timeout(TIMEOUT) {
+        Ok(verdict) => {
+            // The outcome is known; how the thread ended adds nothing to it.
+            let _ = thread.join();
+            verdict
+        }
+        Err(RecvTimeoutError::Timeout) => Verdict::Hung,
+        // `guarded` catches every panic.
+        Err(RecvTimeoutError::Disconnected) => Verdict::Failed,
+    }
+}
+
+fn guarded(test: fn() -> Outcome) -> Verdict {
+    let checked = move || -> Outcome {
+        let before = provider::Census::take()?;
+        test()?;
+        before.wait_until_back();
+        Ok(())
+    };
+    match panic::catch_unwind(checked) {
+        Ok(Ok(())) => Verdict::Ok,
+        Ok(Err(Stop::Skip(reason))) => Verdict::Skip(reason),
+        Ok(Err(Stop::Fail(what, at))) => {
+            diag(format_args!("{at}: {what}"));
+            Verdict::Failed
+        }
+        // The hook has told already.
+        Err(_) => Verdict::Failed,
+    }
+}
+
+/// The provider the tests run on, as the environment chooses it.
+pub fn provider() -> Provider {
+    provider::under_test()
+}

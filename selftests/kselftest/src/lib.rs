@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the kselftests of device-memory TCP share.
+//!
+//! A test program is a list of [`Test`]s for [`ktap::run`]. Its tests run on the provider that the
+//! environment variable `DEVMEM_PROVIDER` names: `devmem_provider` (the default) or `builtin`, the
+//! kernel's own. Each test makes what it needs, its [`Pair`] of devices too, and leaves nothing.
+
+mod ifctl;
+pub mod ktap;
+pub mod pair;
+pub mod provider;
+pub mod traffic;
+pub mod xdp;
+
+pub use ktap::Outcome;
+pub use ktap::Test;
+pub use ktap::skip;
+pub use pair::Pair;
+pub use provider::Provider;

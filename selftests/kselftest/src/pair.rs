@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Two netdevsim devices joined by a cable, each in a network namespace of its own.
+
+use std::fs;
+use std::io;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::process;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use devmem::BindRx;
+use devmem::Binding;
+use devmem::DmaBuf;
+use devmem::Error;
+use devmem::ethtool::Ethtool;
+use devmem::ethtool::Rings;
+use devmem::netdev::Netdev;
+use devmem::netdev::Queue;
+use devmem::netns::Netns;
+use nix::net::if_::if_nameindex;
+
+use crate::ifctl::Flow;
+use crate::ifctl::Interface;
+use crate::ktap;
+use crate::provider;
+
+const BUS: &str = "/sys/bus/netdevsim";
+const QUEUES: u32 = 8;
+/// Nothing in a test takes a socket longer than this.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bus ids of the devices that this process made.
+static DEVICES: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Deletes whatever devices are left, for when the process has to end at once.
+pub(crate) fn delete_all() {
+    let ids = std::mem::take(&mut *DEVICES.lock().unwrap_or_else(PoisonError::into_inner));
+    for id in ids {
+        // Some may be gone already.
+        let _ = bus("del_device", &id.to_string());
+    }
+}
+
+fn bus(file: &str, text: &str) -> io::Result<()> {
+    fs::write(format!("{BUS}/{file}"), text)
+        .map_err(|err| io::Error::new(err.kind(), format!("{text:?} to {file}: {err}")))
+}
+
+/// IP version of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ip {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// A device in a namespace of its own.
+#[derive(Debug)]
+pub struct End {
+    /// The namespace.
+    pub ns: Netns,
+    /// Number of the device there.
+    pub ifindex: u32,
+    /// Its name there.
+    pub ifname: String,
+    id: u32,
+}
+
+impl End {
+    fn new(host: u8) -> io::Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        const PER_PROCESS: u32 = 256;
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        assert!(count < PER_PROCESS, "too many devices");
+        let id = (process::id() * PER_PROCESS + count) & i32::MAX as u32;
+
+        let ns = Netns::new()?;
+        ns.run(|| bus("new_device", &format!("{id} 1 {QUEUES}")))?;
+        DEVICES
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(id);
+        let mut end = Self {
+            ns,
+            ifindex: 0,
+            ifname: String::new(),
+            id,
+        };
+
+        (end.ifindex, end.ifname) = end.ns.run(|| {
+            if_nameindex()?
+                .iter()
+                .filter_map(|i| Some((i.index(), i.name().to_str().ok()?.to_owned())))
+                .find(|(_, name)| name != "lo")
+                .ok_or_else(|| io::Error::new(ErrorKind::NotFound, "the device has no interface"))
+        })?;
+        end.interface(|interface| {
+            interface.set_ipv4(Ipv4Addr::new(192, 0, 2, host))?;
+            interface.set_ipv6(end.ifindex, ipv6_of(host))?;
+            interface.set_up(true)
+        })?;
+        Ok(end)
+    }
+
+    fn interface<T: Send>(
+        &self,
+        f: impl FnOnce(&Interface) -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        self.ns.run(|| f(&Interface::new(&self.ifname)?))
+    }
+
+    /// A counter of the device, as `ethtool -S` shows it.
+    pub fn counter(&self, name: &str) -> io::Result<u64> {
+        self.interface(|interface| interface.counter(name))
+    }
+
+    /// Switches the interface on or off.
+    pub fn set_up(&self, up: bool) -> io::Result<()> {
+        self.interface(|interface| interface.set_up(up))
+    }
+
+    /// Switches segmentation offload.
+    pub fn set_offload(&self, on: bool) -> io::Result<()> {
+        self.interface(|interface| interface.set_offload(on))
+    }
+
+    /// Sets header split.
+    pub fn set_rings(&self, rings: Rings) -> io::Result<()> {
+        self.ns
+            .run(|| Ok(Ethtool::open()?.set_rings(self.ifindex, rings)?))
+    }
+
+    /// Deletes the device.
+    pub fn delete(&self) -> io::Result<()> {
+        let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(at) = devices.iter().position(|&id| id == self.id) else {
+            return Ok(());
+        };
+        devices.swap_remove(at);
+        drop(devices);
+        bus("del_device", &self.id.to_string())
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if let Err(err) = self.delete() {
+            ktap::diag(format_args!("deleting {}: {err}", self.ifname));
+        }
+    }
+}
+
+/// The pair: what is sent at `tx` arrives at `rx`, which is ready for device memory.
+#[derive(Debug)]
+pub struct Pair {
+    /// The receiving end.
+    pub rx: End,
+    /// The sending end.
+    pub tx: End,
+}
+
+impl Pair {
+    /// Makes a pair with 8 queues.
+    pub fn new() -> io::Result<Self> {
+        let pair = Self {
+            rx: End::new(1)?,
+            tx: End::new(2)?,
+        };
+        pair.rx.set_rings(Rings::DEVMEM)?;
+        bus(
+            "link_device",
+            &format!(
+                "{}:{} {}:{}",
+                pair.rx.ns.as_fd().as_raw_fd(),
+                pair.rx.ifindex,
+                pair.tx.ns.as_fd().as_raw_fd(),
+                pair.tx.ifindex
+            ),
+        )?;
+        Ok(pair)
+    }
+
+    /// Sets the MTU of both ends.
+    pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
+        for end in [&self.rx, &self.tx] {
+            end.interface(|interface| interface.set_mtu(mtu))?;
+        }
+        Ok(())
+    }
+
+    /// Has flows to this TCP port received by this queue.
+    pub fn steer(&self, port: u16, queue: u32) -> io::Result<()> {
+        self.rx.interface(|interface| {
+            interface.steer(Flow::Tcp4, port, queue)?;
+            interface.steer(Flow::Tcp6, port, queue)
+        })
+    }
+
+    /// The request to bind queues of the receiving end.
+    pub fn request(&self, queues: &[u32]) -> BindRx {
+        queues
+            .iter()
+            .fold(BindRx::new(self.rx.ifindex), |request, &queue| {
+                request.queue(queue)
+            })
+    }
+
+    /// Binds queues of the receiving end.
+    pub fn bind(&self, queues: &[u32], memory: &DmaBuf) -> Result<Binding, Error> {
+        self.bind_with(&self.request(queues), memory)
+    }
+
+    /// Binds by this request, and has a look which provider serves.
+    pub fn bind_with(&self, request: &BindRx, memory: &DmaBuf) -> Result<Binding, Error> {
+        let binding = self.rx.ns.run(|| Ok(request.bind(memory)))??;
+        if let Some(list) = provider::bindings()? {
+            let info = list.iter().find(|info| info.id == binding.id());
+            let name = info.map(|info| info.provider.as_str());
+            assert_eq!(
+                name,
+                Some(ktap::provider().name()),
+                "the provider of the new binding"
+            );
+        }
+        Ok(binding)
+    }
+
+    /// The receiving queues of the receiving end.
+    pub fn queues(&self) -> io::Result<Vec<Queue>> {
+        let all = self
+            .rx
+            .ns
+            .run(|| Ok(Netdev::open()?.queues(self.rx.ifindex)?))?;
+        Ok(all.into_iter().filter(|queue| queue.rx).collect())
+    }
+
+    /// Listens at the receiving end.
+    pub fn listen(&self, ip: Ip, port: u16) -> io::Result<TcpListener> {
+        self.rx.ns.run(|| TcpListener::bind(address(ip, port)))
+    }
+
+    /// Connects to the receiving end; both sockets give up after a while.
+    pub fn connect(&self, listener: &TcpListener) -> io::Result<Connection> {
+        let to = listener.local_addr()?;
+        let tx = self
+            .tx
+            .ns
+            .run(|| TcpStream::connect_timeout(&to, SOCKET_TIMEOUT))?;
+        let (rx, _) = listener.accept()?;
+        for socket in [&tx, &rx] {
+            socket.set_read_timeout(Some(SOCKET_TIMEOUT))?;
+            socket.set_write_timeout(Some(SOCKET_TIMEOUT))?;
+        }
+        tx.set_nodelay(true)?;
+        Ok(Connection { rx, tx })
+    }
+
+    /// Has a queue receive a port, and connects to that.
+    pub fn connect_to_queue(&self, ip: Ip, port: u16, queue: u32) -> io::Result<Connection> {
+        self.steer(port, queue)?;
+        self.connect(&self.listen(ip, port)?)
+    }
+}
+
+/// A TCP connection between the ends of a pair.
+#[derive(Debug)]
+pub struct Connection {
+    /// The socket at the receiving end.
+    pub rx: TcpStream,
+    /// The socket at the sending end.
+    pub tx: TcpStream,
+}
+
+/// Where the receiving end listens.
+pub fn address(ip: Ip, port: u16) -> SocketAddr {
+    let address = match ip {
+        Ip::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+        Ip::V6 => IpAddr::V6(ipv6_of(1)),
+    };
+    SocketAddr::new(address, port)
+}
+
+fn ipv6_of(host: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, host.into())
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The provider under test, and whether its buffers came back.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::sync::Once;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use devmem::provider;
+use devmem::provider::BindingInfo;
+use nix::kmod::ModuleInitFlags;
+use nix::kmod::finit_module;
+use nix::mount::MsFlags;
+use nix::mount::mount;
+use nix::sched::CpuSet;
+use nix::sched::sched_setaffinity;
+use nix::unistd::Pid;
+
+use crate::ktap::diag;
+
+/// How long buffers may take to come back on an idle system.
+const BACK: Duration = Duration::from_secs(5);
+
+/// An implementation of device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provider {
+    /// The kernel's own, in C.
+    Builtin,
+    /// The module, in Rust.
+    Module,
+}
+
+impl Provider {
+    /// Its name in `/proc/sys/net/core/devmem_provider`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Builtin => "builtin",
+            Self::Module => "devmem_provider",
+        }
+    }
+}
+
+/// The provider that `DEVMEM_PROVIDER` names.
+pub fn under_test() -> Provider {
+    match env::var("DEVMEM_PROVIDER").as_deref() {
+        Ok("builtin") => Provider::Builtin,
+        Ok("devmem_provider") | Err(env::VarError::NotPresent) => Provider::Module,
+        other => panic!("DEVMEM_PROVIDER: no provider is called {other:?}"),
+    }
+}
+
+/// Loads a module, unless it is loaded.
+pub fn load(path: &Path) -> io::Result<()> {
+    let module = File::open(path)
+        .map_err(|err| io::Error::new(err.kind(), format!("{}: {err}", path.display())))?;
+    match finit_module(&module, c"", ModuleInitFlags::empty()) {
+        Ok(()) | Err(nix::Error::EEXIST) => Ok(()),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// The path that an environment variable holds.
+pub fn path_from_env(name: &str) -> io::Result<std::path::PathBuf> {
+    env::var_os(name)
+        .map(Into::into)
+        .ok_or_else(|| io::Error::new(ErrorKind::NotFound, format!("{name} is not set")))
+}
+
+/// Loads what is missing, and makes the provider under test serve new bindings.
+pub(crate) fn prepare() -> io::Result<Provider> {
+    if !Path::new("/sys/kernel/debug/sched").exists() {
+        mount(
+            Some("debugfs"),
+            "/sys/kernel/debug",
+            Some("debugfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )?;
+    }
+    if !Path::new("/sys/bus/netdevsim").exists() {
+        let dir = path_from_env("NETDEVSIM_DIR")?;
+        for module in ["psample.ko", "ptp_mock.ko", "netdevsim.ko"] {
+            load(&dir.join(module))?;
+        }
+    }
+
+    let wanted = under_test();
+    match provider::serving() {
+        Ok(_) => {
+            if wanted == Provider::Module && !Path::new("/sys/module/devmem_provider").exists() {
+                load(&path_from_env("DEVMEM_MODULE")?)?;
+            }
+            provider::select(wanted.name())?;
+            let serving = provider::serving()?;
+            if serving != wanted.name() {
+                return Err(io::Error::other(format!(
+                    "{serving} serves, not {}",
+                    wanted.name()
+                )));
+            }
+        }
+        Err(err) if err.kind() == ErrorKind::NotFound && wanted == Provider::Builtin => {
+            diag("this kernel has only the builtin provider");
+        }
+        Err(err) => {
+            return Err(io::Error::new(
+                err.kind(),
+                format!("choosing a provider: {err}"),
+            ));
+        }
+    }
+    Ok(wanted)
+}
+
+/// The live bindings, or `None` where the kernel has no list of them: then that is said once.
+pub fn bindings() -> io::Result<Option<Vec<BindingInfo>>> {
+    static SAID: Once = Once::new();
+    match provider::bindings() {
+        Ok(list) => Ok(Some(list)),
+        Err(err) if err.kind() == ErrorKind::NotFound && provider::serving().is_err() => {
+            SAID.call_once(|| {
+                diag("NOT CHECKED: bindings and buffers in use (no list in debugfs)")
+            });
+            Ok(None)
+        }
+        Err(err) => Err(err),
+    }
+}
+
+/// The live binding of this number.
+pub fn binding(id: u32) -> io::Result<Option<BindingInfo>> {
+    Ok(bindings()?
+        .into_iter()
+        .flatten()
+        .find(|binding| binding.id == id))
+}
+
+/// Devices attached to all dma-bufs together, from the kernel's list in debugfs.
+pub fn attachments() -> io::Result<u64> {
+    let text = fs::read_to_string("/sys/kernel/debug/dma_buf/bufinfo")?;
+    Ok(text
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("Total ")?
+                .strip_suffix(" devices attached")
+        })
+        .filter_map(|count| count.trim().parse::<u64>().ok())
+        .sum())
+}
+
+/// Has the system keep at least so many huge pages free.
+pub fn huge_pages(count: usize) -> io::Result<()> {
+    const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+    let read = |file: &str| -> io::Result<usize> {
+        let text = fs::read_to_string(format!("{POOL}/{file}"))?;
+        text.trim()
+            .parse()
+            .map_err(|_| io::Error::from(ErrorKind::InvalidData))
+    };
+    let (all, free) = (read("nr_hugepages")?, read("free_hugepages")?);
+    if free < count {
+        fs::write(
+            format!("{POOL}/nr_hugepages"),
+            (all + count - free).to_string(),
+        )?;
+    }
+    match read("free_hugepages")? {
+        free if free < count => Err(io::Error::other(format!("{free} of {count} huge pages"))),
+        _ => Ok(()),
+    }
+}
+
+/// The bindings and attachments there are before a test.
+pub(crate) struct Census {
+    bindings: Option<BTreeSet<u32>>,
+    attachments: u64,
+}
+
+impl Census {
+    pub(crate) fn take() -> io::Result<Self> {
+        let bindings = bindings()?.map(|list| list.iter().map(|binding| binding.id).collect());
+        Ok(Self {
+            bindings,
+            attachments: attachments()?,
+        })
+    }
+
+    /// Waits until all bindings made since are gone, which they are once every buffer is back.
+    #[track_caller]
+    pub(crate) fn wait_until_back(&self) {
+        wait_for("every buffer and binding to come back", || {
+            let now = Self::take()?;
+            let left = match (&self.bindings, &now.bindings) {
+                (Some(before), Some(now)) => now.difference(before).count(),
+                _ => 0,
+            };
+            Ok(left == 0 && now.attachments <= self.attachments)
+        });
+    }
+}
+
+/// Waits until this binding is gone, which it is once every buffer is back.
+#[track_caller]
+pub fn all_buffers_back(id: u32) {
+    wait_for(
+        &format!("every buffer of binding {id} to come back"),
+        || Ok(binding(id)?.is_none()),
+    );
+}
+
+/// Waits until `condition` holds; fails the test if it does not.
+#[track_caller]
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> io::Result<bool>) {
+    let start = Instant::now();
+    while !condition().expect(what) {
+        if start.elapsed() > BACK {
+            let list = bindings().ok().flatten().unwrap_or_default();
+            let attached = attachments().unwrap_or_default();
+            panic!(
+                "waited {:?} for {what}; attached devices: {attached}, bindings: {list:?}",
+                start.elapsed()
+            );
+        }
+        // The stack leaves freed skbs on lists of the CPUs until these happen to run softirqs.
+        run_softirqs();
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Has every CPU receive a packet.
+fn run_softirqs() {
+    let poke = || -> io::Result<()> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        for cpu in 0..thread::available_parallelism()?.get() {
+            let mut set = CpuSet::new();
+            set.set(cpu)?;
+            sched_setaffinity(Pid::from_raw(0), &set)?;
+            socket.send_to(b"", socket.local_addr()?)?;
+        }
+        Ok(())
+    };
+    // A thread of its own, since this changes which CPU it runs on. If it fails, the wait ends in a
+    // failed test.
+    if let Err(err) = thread::scope(|scope| scope.spawn(poke).join().expect("no panic")) {
+        diag(format_args!("running softirqs: {err}"));
+    }
+}
