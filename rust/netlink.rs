@@ -128,12 +128,12 @@ impl Queues {
     }
 
     fn queue<'a>(request: &BindRequest<'_>, attr: Attr<'a>) -> Result<(Attr<'a>, u32)> {
-        let (Some(id), Some(kind)) = (
-            attr.queue_id(QueueIdAttr::Id),
-            attr.queue_id(QueueIdAttr::Type),
-        ) else {
-            return Err(request.refuse(EINVAL, Some(attr), fmt!("queue lacks id or type")));
+        let get = |kind| {
+            attr.queue_id(kind)
+                .ok_or_else(|| request.refuse_missing(attr, kind))
         };
+        let id = get(QueueIdAttr::Id)?;
+        let kind = get(QueueIdAttr::Type)?;
 
         if kind.u32() != QUEUE_TYPE_RX {
             let why = fmt!("only receive queues can be bound");

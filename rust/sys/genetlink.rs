@@ -175,6 +175,17 @@ impl<'a> BindRequest<'a> {
         Attrs(message).filter(|attr| attr.kind() == bindings::NETDEV_A_DMABUF_QUEUES)
     }
 
+    /// Tells that the request is refused since `nest` lacks an attribute. Returns `EINVAL`.
+    pub(crate) fn refuse_missing(&self, nest: Attr<'_>, attr: QueueIdAttr) -> Error {
+        if let Some(extack) = NonNull::new(self.extack()) {
+            // SAFETY: By the type invariants the extended ack is valid, and ours to write.
+            let extack = unsafe { &mut *extack.as_ptr() };
+            extack.miss_nest = nest.0.as_ptr();
+            extack.miss_type = attr as u16;
+        }
+        EINVAL
+    }
+
     /// Tells why the request is refused, and about which attribute that is. Returns `error`.
     pub(crate) fn refuse(
         &self,
