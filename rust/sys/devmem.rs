@@ -375,7 +375,7 @@ impl<T: Provider> DevmemOps<T> {
     ) -> Self {
         Self(
             bindings::net_devmem_ops {
-                name: name.as_ptr().cast(),
+                name: name.to_bytes_with_nul().as_ptr(),
                 owner: owner.as_ptr(),
                 mp_ops: &raw const mp_ops.0,
                 bind_rx: Some(Self::bind_rx),
