@@ -8,7 +8,6 @@ use std::fs;
 use std::fs::File;
 use std::io;
 use std::io::ErrorKind;
-use std::net::UdpSocket;
 use std::path::Path;
 use std::sync::Once;
 use std::thread;
@@ -21,9 +20,6 @@ use nix::kmod::ModuleInitFlags;
 use nix::kmod::finit_module;
 use nix::mount::MsFlags;
 use nix::mount::mount;
-use nix::sched::CpuSet;
-use nix::sched::sched_setaffinity;
-use nix::unistd::Pid;
 
 use crate::ktap::diag;
 
@@ -230,27 +226,6 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> io::Result<bool>) {
                 start.elapsed()
             );
         }
-        // The stack leaves freed skbs on lists of the CPUs until these happen to run softirqs.
-        run_softirqs();
         thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Has every CPU receive a packet.
-fn run_softirqs() {
-    let poke = || -> io::Result<()> {
-        let socket = UdpSocket::bind("127.0.0.1:0")?;
-        for cpu in 0..thread::available_parallelism()?.get() {
-            let mut set = CpuSet::new();
-            set.set(cpu)?;
-            sched_setaffinity(Pid::from_raw(0), &set)?;
-            socket.send_to(b"", socket.local_addr()?)?;
-        }
-        Ok(())
-    };
-    // A thread of its own, since this changes which CPU it runs on. If it fails, the wait ends in a
-    // failed test.
-    if let Err(err) = thread::scope(|scope| scope.spawn(poke).join().expect("no panic")) {
-        diag(format_args!("running softirqs: {err}"));
     }
 }

@@ -97,13 +97,18 @@ impl Attrs {
 ///
 /// Ends at the first that is malformed.
 pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    typed_attributes(bytes).map(|(kind, content)| (kind & NLA_TYPE_MASK, content))
+}
+
+/// Like [`attributes`], the types with their flags.
+fn typed_attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     NlasIterator::new(bytes).map_while(|nla| {
         let nla = nla.ok()?;
-        let (kind, end) = (
-            nla.kind() & NLA_TYPE_MASK,
-            NLA_HEADER_SIZE + nla.value_length(),
-        );
-        Some((kind, nla.into_inner().get(NLA_HEADER_SIZE..end)?))
+        // Unlike `NlaBuffer::kind()`, this keeps the flags.
+        let content = NLA_HEADER_SIZE..NLA_HEADER_SIZE + nla.value_length();
+        let bytes = nla.into_inner();
+        let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
+        Some((kind, bytes.get(content)?))
     })
 }
 
@@ -127,20 +132,25 @@ impl AttrPath {
             let mut at = 0;
             let mut seen = Vec::new();
             let (kind, content) = loop {
-                let (kind, content) = attributes(level.get(at..)?).next()?;
+                let (kind, content) = typed_attributes(level.get(at..)?).next()?;
                 let end = at + (NLA_HEADER_SIZE + content.len()).next_multiple_of(4);
                 if target < end {
                     break (kind, content);
                 }
-                seen.push(kind);
+                seen.push(kind & NLA_TYPE_MASK);
                 at = end;
             };
+            let (nested, kind) = (kind & NLA_F_NESTED != 0, kind & NLA_TYPE_MASK);
             if types.is_empty() {
                 nth = seen.iter().filter(|&&k| k == kind).count();
             }
             types.push(kind);
             if target == at {
                 return Some(Self { types, nth });
+            }
+            // A number may look like an attribute: only nests hold some.
+            if !nested {
+                return None;
             }
             target = target.checked_sub(at + NLA_HEADER_SIZE)?;
             level = content;
@@ -446,6 +456,13 @@ mod tests {
                 Some(AttrPath { types, nth })
             );
         }
+    }
+
+    #[test]
+    fn a_number_is_not_taken_for_an_attribute() {
+        // As an attribute, it would be an empty one of type 0.
+        let attrs = Attrs::new().u32(1, 4);
+        assert_eq!(AttrPath::find(&attrs.0, FIRST_ATTR + NLA_HEADER_SIZE), None);
     }
 
     #[test]

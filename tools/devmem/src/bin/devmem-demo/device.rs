@@ -61,7 +61,8 @@ impl<'n> Device<'n> {
         let mut command = Command::new("ethtool");
         command.arg("-N").arg(&self.name).args(args);
         let output = self.netns.run(|| command.output())?;
-        if !output.status.success() {
+        // Some versions complain about a refused rule and still exit with 0.
+        if !output.status.success() || !output.stderr.is_empty() {
             let stderr = String::from_utf8_lossy(&output.stderr);
             return Err(format!("{command:?}: {}", stderr.trim()).into());
         }
