@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""Sums up test results: KTAP of the guest's programs, and cargo test's.
+"""Sums up test results: KTAP of the guest's programs, cargo test's and unittest's.
 
 Prints what failed and why, then one line "N passed, N failed, N skipped". Exits
 with 1 if anything failed, or was skipped without being expected to be.
@@ -20,6 +20,8 @@ RESULT = re.compile(
 PLAN = re.compile(r"^1\.\.(\d+)(?:\s*#\s*(?P<directive>.*))?$")
 CARGO_TEST = re.compile(r"^test (?P<name>.+) \.\.\. (?P<result>ok|FAILED|ignored(?:, .*)?)$")
 CARGO_SUM = re.compile(r"^test result: (?:ok|FAILED)\. (\d+) passed; (\d+) failed; (\d+) ignored")
+UNIT_TEST = re.compile(r"^(?P<name>.+) \.\.\. (?P<result>ok|FAIL|ERROR|skipped .*)$")
+UNIT_SUM = re.compile(r"^Ran (\d+) tests? in ")
 TIMED_OUT = (124, 137)
 
 
@@ -191,6 +193,28 @@ def parse_cargo(text):
     return results
 
 
+def parse_unittest(text):
+    """Results of Python's unittest (-v), of any number of runs, checked against its sums."""
+    results = Results()
+    ran = 0
+    for line in text.splitlines():
+        if match := UNIT_TEST.match(line):
+            name = "scripts/" + match.group("name")
+            verdict = match.group("result")
+            if verdict == "ok":
+                results.passed.append(name)
+            elif verdict in ("FAIL", "ERROR"):
+                results.fail(name, "see the log of the script tests")
+            else:
+                results.skip(name, verdict.partition(" ")[2])
+        elif match := UNIT_SUM.match(line):
+            ran += int(match.group(1))
+    counted = len(results.passed) + len(results.failed) + len(results.skipped)
+    if ran == 0 or ran != counted:
+        results.fail("scripts", f"unittest ran {ran}, {counted} have a result")
+    return results
+
+
 def read_expected(path):
     """The skips that are expected: test and reason."""
     expected = {}
@@ -222,6 +246,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--expected-skips", type=pathlib.Path, required=True)
     parser.add_argument("--cargo", type=pathlib.Path, help="output of cargo test")
+    parser.add_argument("--unittest", type=pathlib.Path, help="output of unittest -v")
     parser.add_argument("--ktap", type=pathlib.Path, help="directory of the programs' output")
     parser.add_argument("--fail", action="append", default=[], help="a failure seen elsewhere")
     parser.add_argument("programs", nargs="*")
@@ -230,6 +255,8 @@ def main():
     results = Results()
     if args.cargo:
         results.add(parse_cargo(args.cargo.read_text(errors="replace")))
+    if args.unittest:
+        results.add(parse_unittest(args.unittest.read_text(errors="replace")))
     if args.ktap:
         results.add(read_programs(args.ktap, args.programs))
     ran = [*args.programs, "host"] if args.cargo else args.programs

@@ -135,6 +135,37 @@ class Cargo(unittest.TestCase):
         self.assertEqual(len(ktap.parse_cargo("error: could not compile\n").failed), 1)
 
 
+class Unittest(unittest.TestCase):
+    TEXT = """test_one (t.T.test_one) ... ok
+test_two (t.T.test_two)
+What it is about. ... {}
+
+----------------------------------------------------------------------
+Ran {} tests in 0.001s
+
+"""
+
+    def counts(self, verdict, ran):
+        r = ktap.parse_unittest(self.TEXT.format(verdict, ran))
+        return len(r.passed), len(r.failed), len(r.skipped)
+
+    def test_verdicts(self):
+        self.assertEqual(self.counts("ok", 2), (2, 0, 0))
+        self.assertEqual(self.counts("FAIL", 2), (1, 1, 0))
+        self.assertEqual(self.counts("ERROR", 2), (1, 1, 0))
+        self.assertEqual(self.counts("skipped 'slow'", 2), (1, 0, 1))
+
+    def test_several_runs_add_up(self):
+        r = ktap.parse_unittest(self.TEXT.format("ok", 2) * 2)
+        self.assertEqual((len(r.passed), len(r.failed)), (4, 0))
+
+    def test_missing_result(self):
+        self.assertEqual(self.counts("ok", 3), (2, 1, 0))
+
+    def test_nothing_ran(self):
+        self.assertEqual(len(ktap.parse_unittest("Traceback\n").failed), 1)
+
+
 class Judge(unittest.TestCase):
     def judge(self, skipped, expected, ran=("prog",)):
         r = ktap.Results()
