@@ -59,6 +59,17 @@ pub fn diag(what: impl fmt::Display) {
     }
 }
 
+/// Tells what the test saw: each provider has to show the same.
+///
+/// The host compares these lines, test by test, between the runs on the two providers. They must
+/// not depend on time or chance: numbers of the kernel's own choice (ports, tokens, offsets, ids) have
+/// to be left out or renumbered.
+pub fn observe(what: impl fmt::Display) {
+    for line in what.to_string().lines() {
+        println!("# saw: {line}");
+    }
+}
+
 /// Runs the tests of a program, in order.
 pub fn run(tests: &[Test]) -> ExitCode {
     println!("KTAP version 1");
