@@ -1,54 +1,59 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A dma-buf bound to receive queues: its mapping, its net_iovs, and which of them are free.
+//! A dma-buf bound to a device: its mapping, its net_iovs, and which of them are free.
 
 #![deny(unsafe_code)]
 
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
-    page::PAGE_SHIFT,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*, //
 };
 
 use crate::{
     area::Layout,
+    extent::{
+        self,
+        ExtentMap,
+        Place, //
+    },
     free_list::{
         Batch,
         FreeList,
         NiovId, //
     },
-    netlink,
     skb_frag,
     sys::{
         devmem::{
-            Bound,
-            DevmemOps,
-            Provider,
-            Stats, //
+            Data,
+            Receive,
+            Stats,
+            Transmit, //
         },
         dma_buf::Mapping,
-        genetlink::BindRequest,
-        netmem::NetIovArea,
+        iov_iter::OffsetRanges,
+        netmem::{
+            NetIovArea,
+            TxIov, //
+        },
         page_pool::{
             NewPagePool,
             Refill, //
         },
-        skbuff::SkBuff,
-        sock::{
-            Message,
-            Sock, //
-        },
+        skbuff::TxSkBuff,
         spinlock_bh::{
             new_spinlock_bh,
             SpinLockBh, //
         },
-    },
-    token::Range, //
+    }, //
 };
 
-/// What this provider keeps for a binding.
+/// A dma-buf bound to receive queues.
 #[pin_data]
-pub(crate) struct DmaBufBinding {
+pub(crate) struct RxBinding {
     #[pin]
     free: SpinLockBh<FreeList<KVVec<u32>>>,
     area: NetIovArea,
@@ -58,7 +63,7 @@ pub(crate) struct DmaBufBinding {
     _mapping: Mapping,
 }
 
-impl DmaBufBinding {
+impl RxBinding {
     /// A binding with all its net_iovs free. `layout` is that of `mapping`, for net_iovs of
     /// `1 << niov_shift` bytes.
     ///
@@ -82,31 +87,13 @@ impl DmaBufBinding {
     }
 }
 
-impl Provider for DmaBufBinding {
-    fn ops() -> &'static DevmemOps<Self> {
-        &crate::DEVMEM_OPS
-    }
-
+impl Data for RxBinding {
     fn area(&self) -> &NetIovArea {
         &self.area
     }
 
-    fn bind_rx(request: &BindRequest<'_>) -> Result<Bound<Self>> {
-        netlink::bind_rx(request)
-    }
-
-    fn recvmsg(
-        sk: &Sock<'_>,
-        skb: &SkBuff,
-        offset: usize,
-        msg: &mut Message<'_>,
-        len: usize,
-    ) -> Result<usize> {
-        skb_frag::recvmsg(sk, skb, offset, msg, len)
-    }
-
-    fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range> + Clone) -> Result<usize> {
-        skb_frag::dontneed(sk, ranges)
+    fn niov_shift(&self) -> u32 {
+        self.niov_shift
     }
 
     fn stats(&self) -> Stats {
@@ -117,7 +104,9 @@ impl Provider for DmaBufBinding {
             in_use: free.in_use(),
         }
     }
+}
 
+impl Receive for RxBinding {
     fn init_pool(&self, pool: &mut NewPagePool) -> Result {
         pool.disable_dma_sync();
 
@@ -138,5 +127,71 @@ impl Provider for DmaBufBinding {
 
     fn release(&self, id: NiovId) {
         self.free.lock().put(id);
+    }
+}
+
+/// A dma-buf that is sent from.
+///
+/// It has a net_iov for each of its [extents](extent). They are never handed out: each frag in
+/// flight holds the binding.
+pub(crate) struct TxBinding {
+    extents: ExtentMap<KVVec<u64>>,
+    area: NetIovArea,
+    /// Unmapped when the binding is freed: when no frag is left, no device can read it any more.
+    _mapping: Mapping,
+}
+
+impl TxBinding {
+    /// A binding of `count` extents, as [`extent::count`] counts those of `mapping`.
+    ///
+    /// `ENOMEM` if there is no memory for 72 bytes for each extent, charged to the current task's
+    /// memory cgroup.
+    pub(crate) fn new(mapping: Mapping, count: usize) -> Result<Self> {
+        let mut ends = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        let mut end = 0;
+        for extent in extent::extents(mapping.segments()).take(count) {
+            end += extent.len;
+            ends.push_within_capacity(end).map_err(|_| ENOMEM)?;
+        }
+
+        let addresses = extent::extents(mapping.segments()).map(|extent| extent.addr);
+        Ok(Self {
+            area: NetIovArea::new(count, addresses)?,
+            extents: ExtentMap::new(ends, mapping.size()).ok_or(EINVAL)?,
+            _mapping: mapping,
+        })
+    }
+
+    /// Finds the memory at `offset` bytes into the dma-buf, if that is there.
+    ///
+    /// `hint` is the extent to look at first.
+    pub(crate) fn locate(&self, offset: u64, hint: u32) -> Option<(TxIov<'_>, Place)> {
+        let place = self.extents.locate(offset, hint)?;
+
+        Some((self.area.transmit(place.extent)?, place))
+    }
+}
+
+impl Data for TxBinding {
+    fn area(&self) -> &NetIovArea {
+        &self.area
+    }
+
+    fn niov_shift(&self) -> u32 {
+        PAGE_SHIFT as u32
+    }
+
+    /// In pages, and none in use: nobody has to bring them back.
+    fn stats(&self) -> Stats {
+        Stats {
+            buffers: self.extents.size().div_ceil(PAGE_SIZE as u64) as usize,
+            in_use: 0,
+        }
+    }
+}
+
+impl Transmit for TxBinding {
+    fn fill(&self, skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>, len: usize) -> Result {
+        skb_frag::fill(skb, ranges, len, self)
     }
 }

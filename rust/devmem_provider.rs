@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Device-memory TCP: a memory provider that receives into dma-bufs.
+//! Device-memory TCP: a memory provider that receives into dma-bufs, and sends from them.
 //!
 //! Registers with the core of device memory, which from then on has new bindings served from here:
 //!
-//! - [`netlink`]: bind-rx requests,
-//! - [`binding`]: a dma-buf bound to receive queues, and its page pools,
-//! - [`skb_frag`]: what user space receives, and gives back.
+//! - [`netlink`]: bind-rx and bind-tx requests,
+//! - [`binding`]: a dma-buf bound to a device, and its page pools,
+//! - [`skb_frag`]: what user space receives, gives back, and sends.
 //!
 //! Beneath these is plain logic that also compiles without a kernel, for its tests: [`area`],
-//! [`free_list`], [`token`], [`window`]. All that is unsafe is in [`sys`], which wraps the C side
+//! [`extent`], [`free_list`], [`token`], [`window`]. All that is unsafe is in [`sys`], which wraps the C side
 //! in [`bindings`]. The compiler sees to that.
 //!
 //! C header: [`include/net/devmem.h`](srctree/include/net/devmem.h)
@@ -22,18 +22,33 @@ use kernel::{
 };
 
 use crate::{
-    binding::DmaBufBinding,
-    sys::devmem::{
-        DevmemOps,
-        MemoryProviderOps,
-        Registration, //
+    binding::{
+        RxBinding,
+        TxBinding, //
     },
+    sys::{
+        devmem::{
+            Bound,
+            DevmemOps,
+            MemoryProviderOps,
+            Provider,
+            Registration, //
+        },
+        genetlink::BindRequest,
+        skbuff::SkBuff,
+        sock::{
+            Message,
+            Sock, //
+        },
+    },
+    token::Range, //
 };
 
 mod area;
 mod binding;
 #[expect(unsafe_code)]
 mod bindings;
+mod extent;
 mod free_list;
 mod netlink;
 mod skb_frag;
@@ -51,17 +66,48 @@ module! {
     imports_ns: ["DMA_BUF", "NETDEV_INTERNAL"],
 }
 
-static MEMORY_PROVIDER_OPS: MemoryProviderOps<DmaBufBinding> =
+static MEMORY_PROVIDER_OPS: MemoryProviderOps<RxBinding> =
     MemoryProviderOps::new(this_module::<DevmemProvider>());
 
-static DEVMEM_OPS: DevmemOps<DmaBufBinding> = DevmemOps::new(
+static DEVMEM_OPS: DevmemOps<DevmemProvider> = DevmemOps::new(
     c"devmem_provider",
     this_module::<DevmemProvider>(),
     &MEMORY_PROVIDER_OPS,
 );
 
 struct DevmemProvider {
-    _registration: Registration<DmaBufBinding>,
+    _registration: Registration<Self>,
+}
+
+impl Provider for DevmemProvider {
+    type Rx = RxBinding;
+    type Tx = TxBinding;
+
+    fn ops() -> &'static DevmemOps<Self> {
+        &DEVMEM_OPS
+    }
+
+    fn bind_rx(request: &BindRequest<'_>) -> Result<Bound<RxBinding>> {
+        netlink::bind_rx(request)
+    }
+
+    fn bind_tx(request: &BindRequest<'_>) -> Result<Bound<TxBinding>> {
+        netlink::bind_tx(request)
+    }
+
+    fn recvmsg(
+        sk: &Sock<'_>,
+        skb: &SkBuff,
+        offset: usize,
+        msg: &mut Message<'_>,
+        len: usize,
+    ) -> Result<usize> {
+        skb_frag::recvmsg(sk, skb, offset, msg, len)
+    }
+
+    fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range> + Clone) -> Result<usize> {
+        skb_frag::dontneed(sk, ranges)
+    }
 }
 
 impl kernel::Module for DevmemProvider {

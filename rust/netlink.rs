@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! bind-rx requests of the `netdev` family: what they ask for, and what is wrong with them.
+//! bind-rx and bind-tx requests of the `netdev` family: what they ask for, and what is wrong with
+//! them.
 //!
 //! The core has checked the message against the family's policy, and that the mandatory attributes
 //! are there; and it sends the reply. See [`Documentation/netlink/specs/netdev.yaml`] for the
@@ -22,10 +23,15 @@ use crate::{
         Layout,
         LayoutError, //
     },
-    binding::DmaBufBinding,
+    binding::{
+        RxBinding,
+        TxBinding, //
+    },
+    extent,
     sys::{
         devmem::{
             Bound,
+            Direction,
             Draft, //
         },
         dma_buf::{
@@ -42,29 +48,45 @@ use crate::{
         },
         net_device::{
             DmaDevice,
-            LockedNetDevice, //
+            LockedNetDevice,
+            TxDevice, //
         },
     },
+    DevmemProvider, //
 };
 
 /// Binds a dma-buf to receive queues.
 ///
 /// Checks everything that can be checked before it touches the device. If a queue cannot be opened,
 /// those that were are closed again.
-pub(crate) fn bind_rx(request: &BindRequest<'_>) -> Result<Bound<DmaBufBinding>> {
+pub(crate) fn bind_rx(request: &BindRequest<'_>) -> Result<Bound<RxBinding>> {
     let niov_shift = niov_shift(request)?;
-    let dev = device(request)?;
+    let dev = rx_device(request)?;
     let queues = Queues::of(request, &dev)?;
     let dma_dev = dma_device(request, &dev, &queues)?;
-    let mapping = mapping(request, dma_dev)?;
-    let layout = layout(request, &mapping, niov_shift)?;
+    let mapping = mapping(request, dma_dev, Direction::FromDevice)?;
+    let layout = Layout::of(mapping.segments(), niov_shift)
+        .map_err(|error| refuse_layout(request, error, niov_shift))?;
 
-    let data = DmaBufBinding::new(mapping, layout, niov_shift)?;
-    let bound = Draft::new(&dev, dma_dev, niov_shift, data)?.publish(request)?;
+    let data = RxBinding::new(mapping, layout, niov_shift)?;
+    let bound = Draft::receive::<DevmemProvider>(&dev, dma_dev, data)?.publish(request)?;
     for rxq in queues.iter() {
         bound.open_rxq(&dev, rxq, request)?;
     }
     Ok(bound)
+}
+
+/// Binds a dma-buf to a device, to be sent from.
+pub(crate) fn bind_tx(request: &BindRequest<'_>) -> Result<Bound<TxBinding>> {
+    let dev = device(request)?;
+    let tx_dev = tx_device(request, &dev)?;
+    let dma_dev = tx_dev.dma_device().ok_or_else(|| refuse_dma(request))?;
+    let mapping = mapping(request, dma_dev, Direction::ToDevice)?;
+    let extents =
+        extent::count(mapping.segments()).map_err(|error| refuse_layout(request, error, 0))?;
+
+    let data = TxBinding::new(mapping, extents)?;
+    Draft::transmit::<DevmemProvider>(&tx_dev, dma_dev, data)?.publish(request)
 }
 
 /// log2 of the size of a net_iov, in bytes. The policy sees to it that none is below the page size.
@@ -92,10 +114,32 @@ fn device<'a>(request: &'a BindRequest<'_>) -> Result<LockedNetDevice<'a>> {
     if !dev.is_present() {
         return refuse(ENODEV, fmt!("device is not present"));
     }
+    Ok(dev)
+}
+
+fn rx_device<'a>(request: &'a BindRequest<'_>) -> Result<LockedNetDevice<'a>> {
+    let dev = device(request)?;
     if !dev.has_ops_lock() {
-        return refuse(EOPNOTSUPP, fmt!("device does not support memory providers"));
+        let attr = request.attr(DmabufAttr::Ifindex);
+        let why = fmt!("device does not support memory providers");
+        return Err(request.refuse(EOPNOTSUPP, attr, why));
     }
     Ok(dev)
+}
+
+fn tx_device<'a>(request: &BindRequest<'_>, dev: &'a LockedNetDevice<'_>) -> Result<TxDevice<'a>> {
+    let attr = request.attr(DmabufAttr::Ifindex);
+    let refuse = |why: fmt::Arguments<'_>| request.refuse(EOPNOTSUPP, attr, why);
+
+    if !dev.transmits_netmem() {
+        return Err(refuse(fmt!("Driver does not support netmem TX")));
+    }
+    dev.tx_device()
+        .ok_or_else(|| refuse(fmt!("No DMA-capable device found for netmem TX")))
+}
+
+fn refuse_dma(request: &BindRequest<'_>) -> Error {
+    request.refuse(EOPNOTSUPP, None, fmt!("Device doesn't support DMA"))
 }
 
 /// The receive queues that a request names, in ascending order. Never empty.
@@ -149,16 +193,15 @@ fn dma_device<'a>(
     dev: &'a LockedNetDevice<'_>,
     queues: &Queues,
 ) -> Result<DmaDevice<'a>> {
-    let refuse = |why: fmt::Arguments<'_>| Err(request.refuse(EOPNOTSUPP, None, why));
     let mut found: Option<(u32, Option<DmaDevice<'a>>)> = None;
 
     for rxq in queues.iter() {
         let dma_dev = dev.dma_device(rxq);
         match found {
             Some((other, other_dev)) if other_dev != dma_dev => {
-                return refuse(fmt!(
-                    "DMA device mismatch between queue {rxq} and {other} (multi-PF device?)"
-                ));
+                let why =
+                    fmt!("DMA device mismatch between queue {rxq} and {other} (multi-PF device?)");
+                return Err(request.refuse(EOPNOTSUPP, None, why));
             }
             _ => found = Some((rxq, dma_dev)),
         }
@@ -166,29 +209,36 @@ fn dma_device<'a>(
 
     match found {
         Some((_, Some(dma_dev))) => Ok(dma_dev),
-        _ => refuse(fmt!("Device doesn't support DMA")),
+        _ => Err(refuse_dma(request)),
     }
 }
 
-fn mapping(request: &BindRequest<'_>, dma_dev: DmaDevice<'_>) -> Result<Mapping> {
+fn mapping(
+    request: &BindRequest<'_>,
+    dma_dev: DmaDevice<'_>,
+    direction: Direction,
+) -> Result<Mapping> {
     let attr = request.attr(DmabufAttr::Fd).ok_or(EINVAL)?;
     let refuse = |error, why: fmt::Arguments<'_>| request.refuse(error, Some(attr), why);
 
     let buf = DmaBuf::get(attr.u32())
         .map_err(|error| refuse(error, fmt!("file descriptor is not of a dma-buf")))?;
-    if !buf.is_writable() {
-        return Err(refuse(EINVAL, fmt!("dma-buf is read-only")));
+    if !buf.allows(direction) {
+        return Err(match direction {
+            Direction::FromDevice => refuse(EINVAL, fmt!("dma-buf is read-only")),
+            Direction::ToDevice => refuse(EINVAL, fmt!("dma-buf is write-only")),
+        });
     }
-    Mapping::new(buf, dma_dev).map_err(|error| match error {
+    Mapping::new(buf, dma_dev, direction).map_err(|error| match error {
         MapError::Attach(error) => refuse(error, fmt!("Failed to bind dmabuf to device")),
         MapError::Map(error) => refuse(error, fmt!("Failed to map dmabuf attachment")),
     })
 }
 
-fn layout(request: &BindRequest<'_>, mapping: &Mapping, niov_shift: u32) -> Result<Layout> {
+fn refuse_layout(request: &BindRequest<'_>, error: LayoutError, niov_shift: u32) -> Error {
     let refuse = |why: fmt::Arguments<'_>| request.refuse(EINVAL, None, why);
 
-    Layout::of(mapping.segments(), niov_shift).map_err(|error| match error {
+    match error {
         LayoutError::Empty => refuse(fmt!("dmabuf has no memory")),
         LayoutError::Misaligned(segment) => refuse(fmt!(
             "dmabuf sg entry (addr={:#x}, len={}) not aligned to niov size {}",
@@ -202,5 +252,5 @@ fn layout(request: &BindRequest<'_>, mapping: &Mapping, niov_shift: u32) -> Resu
             segment.len
         )),
         LayoutError::TooMany => refuse(fmt!("dmabuf has too many buffers")),
-    })
+    }
 }

@@ -1,24 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `recvmsg(MSG_SOCK_DEVMEM)` and `SO_DEVMEM_DONTNEED`: frags that the CPU cannot read, and user
-//! space.
+//! Frags that the CPU cannot read, and user space: `recvmsg(MSG_SOCK_DEVMEM)`, `SO_DEVMEM_DONTNEED`
+//! and `sendmsg()` with `SCM_DEVMEM_DMABUF`.
 //!
-//! The user gets linear bytes copied, as from any socket. For a frag it gets a control message that
-//! tells where in which dma-buf the bytes are, and a [token](crate::token) for it.
+//! A reader gets linear bytes copied, as from any socket. For a frag it gets a control message that
+//! tells where in which dma-buf the bytes are, and a [token](crate::token) for it. A writer passes
+//! offsets into a dma-buf, which become frags.
 
 #![deny(unsafe_code)]
 
 use kernel::prelude::*;
 
 use crate::{
+    binding::TxBinding,
     sys::{
+        iov_iter::OffsetRanges,
         netmem::{
             CountedIov,
             DevmemIov, //
         },
         skbuff::{
             Frag,
-            SkBuff, //
+            SkBuff,
+            TxSkBuff, //
         },
         sock::{
             Message,
@@ -175,4 +179,36 @@ pub(crate) fn dontneed(
             return Ok(returned);
         }
     }
+}
+
+/// Appends up to `len` bytes of a dma-buf to `skb`: those at the first of `ranges`.
+///
+/// - `EMSGSIZE`: the skb has no room for more frags. What was appended before counts.
+/// - `EFAULT`: a range is not in the dma-buf. The caller takes back what was appended before.
+///
+/// Called with the socket locked.
+///
+/// Mirrors `zerocopy_fill_skb_from_devmem()` in
+/// [`net/core/datagram.c`](srctree/net/core/datagram.c).
+pub(crate) fn fill(
+    skb: &mut TxSkBuff<'_>,
+    ranges: &mut OffsetRanges<'_>,
+    mut len: usize,
+    binding: &TxBinding,
+) -> Result {
+    let mut next = 0;
+
+    while len != 0 {
+        let Some(range) = ranges.first() else {
+            break;
+        };
+        let (iov, place) = binding.locate(range.start, next).ok_or(EFAULT)?;
+        let part = place.left.min(range.len).min(len);
+
+        skb.append(iov, place.offset, part)?;
+        ranges.advance(part);
+        len -= part;
+        next = place.extent + 1;
+    }
+    Ok(())
 }

@@ -21,5 +21,7 @@
 
 #include "helpers.h"
 
-/* A constant that bindgen does not see behind its macro. */
+/* Constants that bindgen does not see behind their macros. */
+const unsigned int RUST_CONST_HELPER_FMODE_READ = (unsigned int)FMODE_READ;
 const unsigned int RUST_CONST_HELPER_FMODE_WRITE = (unsigned int)FMODE_WRITE;
+const unsigned int RUST_CONST_HELPER_MAX_SKB_FRAGS = MAX_SKB_FRAGS;

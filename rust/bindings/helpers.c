@@ -97,6 +97,16 @@ void rust_helper_netdev_unlock(struct net_device *dev)
 	netdev_unlock(dev);
 }
 
+void rust_helper_netdev_lock(struct net_device *dev)
+{
+	netdev_lock(dev);
+}
+
+unsigned int rust_helper_netmem_tx(const struct net_device *dev)
+{
+	return dev->netmem_tx;
+}
+
 struct net *rust_helper_genl_info_net(const struct genl_info *info)
 {
 	return genl_info_net(info);
@@ -125,6 +135,33 @@ bool rust_helper_skb_frags_readable(const struct sk_buff *skb)
 struct skb_shared_info *rust_helper_skb_shinfo(const struct sk_buff *skb)
 {
 	return skb_shinfo(skb);
+}
+
+void rust_helper_skb_add_rx_frag_netmem(struct sk_buff *skb, int i,
+					netmem_ref netmem, int off, int size,
+					unsigned int truesize)
+{
+	skb_add_rx_frag_netmem(skb, i, netmem, off, size, truesize);
+}
+
+bool rust_helper_user_backed_iter(const struct iov_iter *i)
+{
+	return user_backed_iter(i);
+}
+
+size_t rust_helper_iov_iter_count(const struct iov_iter *i)
+{
+	return iov_iter_count(i);
+}
+
+size_t rust_helper_iter_iov_addr(const struct iov_iter *i)
+{
+	return (size_t)iter_iov_addr(i);
+}
+
+size_t rust_helper_iter_iov_len(const struct iov_iter *i)
+{
+	return iter_iov_len(i);
 }
 
 size_t rust_helper_copy_to_iter(const void *addr, size_t bytes,

@@ -39,7 +39,9 @@ void rust_helper_net_iov_pp_ref_inc(struct net_iov *niov);
 bool rust_helper_netif_device_present(const struct net_device *dev);
 bool rust_helper_netdev_need_ops_lock(const struct net_device *dev);
 unsigned int rust_helper_real_num_rx_queues(const struct net_device *dev);
+void rust_helper_netdev_lock(struct net_device *dev);
 void rust_helper_netdev_unlock(struct net_device *dev);
+unsigned int rust_helper_netmem_tx(const struct net_device *dev);
 
 struct net *rust_helper_genl_info_net(const struct genl_info *info);
 void *rust_helper_genlmsg_data(const struct genlmsghdr *gnlh);
@@ -48,6 +50,14 @@ int rust_helper_genlmsg_len(const struct genlmsghdr *gnlh);
 unsigned int rust_helper_skb_headlen(const struct sk_buff *skb);
 bool rust_helper_skb_frags_readable(const struct sk_buff *skb);
 struct skb_shared_info *rust_helper_skb_shinfo(const struct sk_buff *skb);
+void rust_helper_skb_add_rx_frag_netmem(struct sk_buff *skb, int i,
+					netmem_ref netmem, int off, int size,
+					unsigned int truesize);
+
+bool rust_helper_user_backed_iter(const struct iov_iter *i);
+size_t rust_helper_iov_iter_count(const struct iov_iter *i);
+size_t rust_helper_iter_iov_addr(const struct iov_iter *i);
+size_t rust_helper_iter_iov_len(const struct iov_iter *i);
 
 size_t rust_helper_copy_to_iter(const void *addr, size_t bytes,
 				struct iov_iter *i);

@@ -18,6 +18,33 @@ use crate::{
     bindings, //
 };
 
+/// Which way the DMA goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The device writes.
+    FromDevice,
+    /// The device reads.
+    ToDevice,
+}
+
+impl Direction {
+    pub(super) fn as_raw(self) -> bindings::dma_data_direction {
+        match self {
+            Self::FromDevice => bindings::dma_data_direction::DMA_FROM_DEVICE,
+            Self::ToDevice => bindings::dma_data_direction::DMA_TO_DEVICE,
+        }
+    }
+
+    /// The direction of a binding, which is one of the two.
+    pub(super) fn from_raw(direction: bindings::dma_data_direction) -> Self {
+        if direction == bindings::dma_data_direction::DMA_TO_DEVICE {
+            Self::ToDevice
+        } else {
+            Self::FromDevice
+        }
+    }
+}
+
 /// A reference to a `struct dma_buf`.
 ///
 /// # Invariants
@@ -43,13 +70,23 @@ impl DmaBuf {
         NonNull::new(ptr).map(Self).ok_or(EINVAL)
     }
 
-    /// Whether the file descriptors of the dma-buf allow to write to it.
-    pub(crate) fn is_writable(&self) -> bool {
+    /// Whether the file descriptors of the dma-buf allow what the device does: to write to it, or to
+    /// read it.
+    pub(crate) fn allows(&self, direction: Direction) -> bool {
         // SAFETY: By the type invariant the dma-buf is alive, and so is its file, whose mode does
         // not change.
         let mode = unsafe { (*(*self.0.as_ptr()).file).f_mode };
 
-        mode & bindings::FMODE_WRITE != 0
+        let needed = match direction {
+            Direction::FromDevice => bindings::FMODE_WRITE,
+            Direction::ToDevice => bindings::FMODE_READ,
+        };
+        mode & needed != 0
+    }
+
+    fn size(&self) -> u64 {
+        // SAFETY: By the type invariant the dma-buf is alive, and its size does not change.
+        unsafe { (*self.0.as_ptr()).size as u64 }
     }
 }
 
@@ -85,15 +122,16 @@ pub(crate) enum MapError {
     Map(Error),
 }
 
-/// A dma-buf that is mapped for a device to write to it.
+/// A dma-buf that is mapped for a device.
 ///
 /// Does not keep the device alive.
 ///
 /// # Invariants
 ///
-/// `sgt` is the mapping of `attachment` for `DMA_FROM_DEVICE`, and nothing else will undo it.
+/// `sgt` is the mapping of `attachment` for `direction`, and nothing else will undo it.
 pub(crate) struct Mapping {
     sgt: NonNull<bindings::sg_table>,
+    direction: Direction,
     attachment: Attachment,
 }
 
@@ -105,11 +143,15 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `buf` for `dev` to write to it.
+    /// Maps `buf` for `dev` to do DMA in one direction.
     ///
     /// Can sleep. The caller has to make sure that `dev` stays alive for as long as the mapping:
     /// see [`Binding`](super::devmem::Binding), which does.
-    pub(crate) fn new(buf: DmaBuf, dev: DmaDevice<'_>) -> Result<Self, MapError> {
+    pub(crate) fn new(
+        buf: DmaBuf,
+        dev: DmaDevice<'_>,
+        direction: Direction,
+    ) -> Result<Self, MapError> {
         // SAFETY: Both are alive, the dma-buf by its type invariant, the device for its lifetime.
         let ptr = unsafe { bindings::dma_buf_attach(buf.0.as_ptr(), dev.as_ptr()) };
         let ptr = non_null(ptr).map_err(MapError::Attach)?;
@@ -119,14 +161,20 @@ impl Mapping {
         // SAFETY: The attachment is there by its type invariant, and its reservation object is not
         // locked by us.
         let sgt = unsafe {
-            bindings::dma_buf_map_attachment_unlocked(
-                attachment.ptr.as_ptr(),
-                bindings::dma_data_direction::DMA_FROM_DEVICE,
-            )
+            bindings::dma_buf_map_attachment_unlocked(attachment.ptr.as_ptr(), direction.as_raw())
         };
         let sgt = non_null(sgt).map_err(MapError::Map)?;
         // INVARIANT: It was just mapped.
-        Ok(Self { sgt, attachment })
+        Ok(Self {
+            sgt,
+            direction,
+            attachment,
+        })
+    }
+
+    /// Size of the dma-buf in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.attachment.buf.size()
     }
 
     /// The DMA segments of the dma-buf, in its order.
@@ -150,7 +198,7 @@ impl Drop for Mapping {
             bindings::dma_buf_unmap_attachment_unlocked(
                 self.attachment.ptr.as_ptr(),
                 self.sgt.as_ptr(),
-                bindings::dma_data_direction::DMA_FROM_DEVICE,
+                self.direction.as_raw(),
             )
         }
     }

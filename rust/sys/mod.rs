@@ -9,6 +9,7 @@
 pub(crate) mod devmem;
 pub(crate) mod dma_buf;
 pub(crate) mod genetlink;
+pub(crate) mod iov_iter;
 pub(crate) mod net_device;
 pub(crate) mod netmem;
 pub(crate) mod page_pool;

@@ -49,21 +49,51 @@ impl<'a> LockedNetDevice<'a> {
         unsafe { bindings::real_num_rx_queues(self.0.as_ptr()) }
     }
 
+    /// Whether the device lets frags pass that the CPU cannot read, when they are sent.
+    pub(crate) fn transmits_netmem(&self) -> bool {
+        // SAFETY: By the type invariant the device is alive.
+        let mode = unsafe { bindings::netmem_tx(self.0.as_ptr()) };
+
+        mode != bindings::netmem_tx_mode_NETMEM_TX_NONE
+    }
+
+    /// The device that does the DMA for frags that are sent through this one, which need not be
+    /// physical: it is locked, too. None if there is no such device. Can sleep.
+    pub(crate) fn tx_device(&self) -> Option<TxDevice<'_>> {
+        // SAFETY: By the type invariant the device is alive and locked.
+        let ptr = unsafe { bindings::netdev_find_netmem_tx_dev(self.0.as_ptr()) };
+        let found = NonNull::new(ptr)?;
+
+        let physical = (found != self.0).then(|| {
+            // SAFETY: A device whose queues are leased does not go before they are taken back, for
+            // which the lock of the lessee is needed, and that is held.
+            unsafe { bindings::netdev_lock(found.as_ptr()) };
+            // INVARIANT: Locked right above.
+            LockedNetDevice(found, PhantomData)
+        });
+        Some(TxDevice {
+            named: self,
+            physical,
+        })
+    }
+
     /// The device that does the DMA of a receive queue. None if there is no such queue, or if it
     /// does not do DMA.
     pub(crate) fn dma_device(&self, rxq: u32) -> Option<DmaDevice<'_>> {
         if rxq >= self.rx_queues() {
             return None;
         }
+        self.queue_dma_device(rxq, bindings::netdev_queue_type_NETDEV_QUEUE_TYPE_RX)
+    }
 
-        // SAFETY: By the type invariant the device is alive and locked, and it has that queue.
-        let ptr = unsafe {
-            bindings::netdev_queue_get_dma_dev(
-                self.0.as_ptr(),
-                rxq,
-                bindings::netdev_queue_type_NETDEV_QUEUE_TYPE_RX,
-            )
-        };
+    fn queue_dma_device(
+        &self,
+        queue: u32,
+        kind: bindings::netdev_queue_type,
+    ) -> Option<DmaDevice<'_>> {
+        // SAFETY: By the type invariant the device is alive and locked. Callers ask for queues that
+        // it has.
+        let ptr = unsafe { bindings::netdev_queue_get_dma_dev(self.0.as_ptr(), queue, kind) };
         // INVARIANT: The device cannot be unregistered under the lock, and so its DMA device is
         // not unbound from its driver.
         NonNull::new(ptr).map(|ptr| DmaDevice(ptr, PhantomData))
@@ -79,6 +109,37 @@ impl Drop for LockedNetDevice<'_> {
         // SAFETY: By the type invariant the current thread holds the lock. After that the pointer
         // is not used any more.
         unsafe { bindings::netdev_unlock(self.0.as_ptr()) }
+    }
+}
+
+/// The device that transmits frags which the CPU cannot read.
+pub(crate) struct TxDevice<'a> {
+    named: &'a LockedNetDevice<'a>,
+    /// If it is not the one that was named.
+    physical: Option<LockedNetDevice<'a>>,
+}
+
+impl TxDevice<'_> {
+    fn physical(&self) -> &LockedNetDevice<'_> {
+        self.physical.as_ref().unwrap_or(self.named)
+    }
+
+    /// The device that does its DMA. None if it does none.
+    pub(crate) fn dma_device(&self) -> Option<DmaDevice<'_>> {
+        self.physical()
+            .queue_dma_device(0, bindings::netdev_queue_type_NETDEV_QUEUE_TYPE_TX)
+    }
+
+    pub(super) fn as_ptr(&self) -> *mut bindings::net_device {
+        self.physical().as_ptr()
+    }
+
+    /// The device that was named, if it is another one, or null.
+    pub(super) fn virtual_device(&self) -> *mut bindings::net_device {
+        match self.physical {
+            Some(_) => self.named.as_ptr(),
+            None => core::ptr::null_mut(),
+        }
     }
 }
 

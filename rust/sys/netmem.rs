@@ -106,6 +106,12 @@ impl NetIovArea {
         NonNull::new(self.niovs.get(index as usize)?.get())
     }
 
+    /// The net_iov with index `index`, to be sent from.
+    pub(crate) fn transmit(&self, index: u32) -> Option<TxIov<'_>> {
+        // INVARIANT: The net_iovs live as long as the area.
+        self.get(index).map(|niov| TxIov(niov, PhantomData))
+    }
+
     /// The right to use a net_iov that comes back.
     ///
     /// # Safety
@@ -118,6 +124,21 @@ impl NetIovArea {
 
         // CAST: Indices of net_iovs fit into a `u32`, see `Layout`.
         NiovId::from_raw(index as u32)
+    }
+}
+
+/// A net_iov to be sent from.
+///
+/// # Invariants
+///
+/// The pointer is to a net_iov of type `NET_IOV_DMABUF`, which is there for `'a`.
+#[derive(Clone, Copy)]
+pub(crate) struct TxIov<'a>(NonNull<bindings::net_iov>, PhantomData<&'a ()>);
+
+impl TxIov<'_> {
+    /// Its `netmem_ref`, without a reference.
+    pub(super) fn as_netmem(&self) -> bindings::netmem_ref {
+        net_iov_to_netmem(self.0)
     }
 }
 

@@ -1,12 +1,31 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Socket buffers, for reading.
+//! Socket buffers: what was received, and what is to be sent.
 //!
 //! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
 
-use kernel::types::Opaque;
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
 
-use super::netmem::DevmemIov;
+use kernel::{
+    error::{
+        code::EMSGSIZE,
+        Result, //
+    },
+    ffi::{
+        c_int,
+        c_uint, //
+    },
+    page::PAGE_SIZE,
+    types::Opaque, //
+};
+
+use super::netmem::{
+    DevmemIov,
+    TxIov, //
+};
 use crate::bindings;
 
 /// A `struct sk_buff` that nobody changes while it is borrowed.
@@ -77,6 +96,70 @@ unsafe fn skb_next(skb: *const bindings::sk_buff) -> *mut bindings::sk_buff {
     unsafe { (*skb).__bindgen_anon_1.__bindgen_anon_1.next }
 }
 
+/// An skb that is filled with what is to be sent.
+///
+/// # Invariants
+///
+/// The pointer is to a valid skb that is nobody else's for `'a`. All its frags are net_iovs.
+pub(crate) struct TxSkBuff<'a>(NonNull<bindings::sk_buff>, PhantomData<&'a mut ()>);
+
+impl TxSkBuff<'_> {
+    /// # Safety
+    ///
+    /// `ptr` has to be to a valid skb that is nobody else's for the lifetime of the result. It may
+    /// have no frags but net_iovs.
+    pub(super) unsafe fn from_raw(ptr: NonNull<bindings::sk_buff>) -> Self {
+        // INVARIANT: By the requirements of this function.
+        Self(ptr, PhantomData)
+    }
+
+    fn frags(&self) -> &[Frag] {
+        // SAFETY: By the type invariants the skb is valid, and does not change while this is
+        // borrowed.
+        unsafe { SkBuff::from_raw(self.0.as_ptr()) }.frags()
+    }
+
+    /// Appends `len` bytes at `offset` of a net_iov, whose binding it holds from then on.
+    ///
+    /// What follows the last frag in memory makes that one longer. `EMSGSIZE` if there is no room
+    /// for another frag.
+    pub(crate) fn append(&mut self, iov: TxIov<'_>, offset: u32, len: usize) -> Result {
+        let skb = self.0.as_ptr();
+        let netmem = iov.as_netmem();
+        let frags = self.frags();
+        let count = frags.len();
+
+        if frags
+            .last()
+            .is_some_and(|last| last.ends_at(netmem, offset))
+        {
+            // SAFETY: By the type invariants the skb is valid, and ours. It has that frag.
+            unsafe {
+                bindings::skb_coalesce_rx_frag(skb, count as c_int - 1, len as c_int, len as c_uint)
+            };
+            return Ok(());
+        }
+        if count >= bindings::MAX_SKB_FRAGS as usize {
+            return Err(EMSGSIZE);
+        }
+
+        // SAFETY: By the type invariants the skb is valid, ours, and has room for a frag. The
+        // net_iov is there by its own; the frag gets a reference of its own.
+        unsafe {
+            bindings::__get_netmem(netmem);
+            bindings::skb_add_rx_frag_netmem(
+                skb,
+                count as c_int,
+                netmem,
+                offset as c_int,
+                len as c_int,
+                len.next_multiple_of(PAGE_SIZE) as c_uint,
+            );
+        }
+        Ok(())
+    }
+}
+
 /// A frag of an skb.
 ///
 /// # Invariants
@@ -94,6 +177,11 @@ impl Frag {
     /// Where the frag begins in its buffer, in bytes.
     pub(crate) fn offset(&self) -> u64 {
         u64::from(self.0.offset)
+    }
+
+    /// Whether what begins at `offset` of `netmem` follows this frag.
+    fn ends_at(&self, netmem: bindings::netmem_ref, offset: u32) -> bool {
+        self.0.netmem == netmem && self.0.offset.checked_add(self.0.len) == Some(offset)
     }
 
     /// The buffer, if it is device memory.

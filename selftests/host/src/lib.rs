@@ -9,6 +9,9 @@
 #[path = "../../../rust/area.rs"]
 mod area;
 #[cfg(test)]
+#[path = "../../../rust/extent.rs"]
+mod extent;
+#[cfg(test)]
 #[path = "../../../rust/free_list.rs"]
 #[expect(dead_code, reason = "ids are put together again by the wrappers only")]
 mod free_list;
@@ -21,6 +24,8 @@ mod window;
 
 #[cfg(test)]
 mod area_tests;
+#[cfg(test)]
+mod extent_tests;
 #[cfg(test)]
 mod free_list_tests;
 #[cfg(test)]

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The callbacks of page pools.
+
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+use kernel::{
+    error::from_result,
+    prelude::*, //
+};
+
+use super::{
+    super::{
+        netmem::netmem_to_net_iov,
+        page_pool::{
+            NewPagePool,
+            Refill, //
+        },
+    },
+    binding::Binding,
+    Receive, //
+};
+use crate::bindings;
+
+/// The page pool callbacks of bindings with data `T`. Has to be in a `static`.
+#[repr(transparent)]
+pub(crate) struct MemoryProviderOps<T>(bindings::memory_provider_ops, PhantomData<fn(T)>);
+
+// SAFETY: The table is not changed.
+unsafe impl<T> Sync for MemoryProviderOps<T> {}
+
+impl<T: Receive> MemoryProviderOps<T> {
+    /// The table, for a provider in module `owner`.
+    pub(crate) const fn new(owner: &ThisModule) -> Self {
+        Self(
+            bindings::memory_provider_ops {
+                owner: owner.as_ptr(),
+                alloc_netmems: Some(Self::alloc_netmems),
+                release_netmem: Some(Self::release_netmem),
+                init: Some(Self::init),
+                destroy: Some(Self::destroy),
+                nl_fill: Some(bindings::net_devmem_mp_nl_fill),
+                uninstall: Some(bindings::net_devmem_mp_uninstall),
+            },
+            PhantomData,
+        )
+    }
+
+    pub(super) const fn as_ptr(&'static self) -> *const bindings::memory_provider_ops {
+        &raw const self.0
+    }
+
+    /// # Safety
+    ///
+    /// `pool` has to be a valid page pool whose provider is a binding with data `T`.
+    unsafe fn binding(pool: NonNull<bindings::page_pool>) -> *mut bindings::net_devmem_binding {
+        // SAFETY: By the requirements of this function the pool is valid. The core installs us
+        // with the binding as private data.
+        unsafe { bindings::page_pool_mp_priv(pool.as_ptr()).cast() }
+    }
+
+    /// # Safety
+    ///
+    /// `pool` has to be a page pool that is being created, and whose provider is a binding with data `T`.
+    unsafe extern "C" fn init(pool: *mut bindings::page_pool) -> c_int {
+        from_result(|| {
+            let pool = NonNull::new(pool).ok_or(EINVAL)?;
+            // SAFETY: By the requirements of this function.
+            let base = unsafe { Self::binding(pool) };
+            // SAFETY: By the requirements of this function nobody uses the pool yet.
+            let mut new_pool = unsafe { NewPagePool::from_raw(pool) };
+            // SAFETY: The owner's reference is there: only bindings that are not unbound are
+            // installed on queues, for which pools are created.
+            unsafe { Binding::<T>::data(base) }.init_pool(&mut new_pool)?;
+
+            // SAFETY: As above.
+            if !unsafe { bindings::net_devmem_binding_get(base) } {
+                return Err(ENODEV);
+            }
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// `pool` has to be a page pool that [`Self::init`] saw, and that has no netmem left.
+    unsafe extern "C" fn destroy(pool: *mut bindings::page_pool) {
+        if let Some(pool) = NonNull::new(pool) {
+            // SAFETY: By the requirements of this function there is the reference that `init` took.
+            unsafe { bindings::net_devmem_binding_put(Self::binding(pool)) }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `pool` has to be a page pool that [`Self::init`] saw, with an empty cache that is the
+    /// caller's.
+    unsafe extern "C" fn alloc_netmems(
+        pool: *mut bindings::page_pool,
+        _gfp: bindings::gfp_t,
+    ) -> bindings::netmem_ref {
+        let Some(pool) = NonNull::new(pool) else {
+            return 0;
+        };
+        // SAFETY: The pool has a reference to the binding since `init`.
+        let data = unsafe { Binding::<T>::data(Self::binding(pool)) };
+        // SAFETY: By the requirements of this function, and the area is that of the binding.
+        let mut refill = unsafe { Refill::new(pool, data.area()) };
+
+        data.alloc(&mut refill);
+        refill.finish()
+    }
+
+    /// # Safety
+    ///
+    /// `pool` has to be a page pool that [`Self::init`] saw, and `netmem` one that it gave out.
+    unsafe extern "C" fn release_netmem(
+        pool: *mut bindings::page_pool,
+        netmem: bindings::netmem_ref,
+    ) -> bool {
+        let (Some(pool), Some(niov)) = (NonNull::new(pool), netmem_to_net_iov(netmem)) else {
+            return false;
+        };
+        // SAFETY: The pool has a reference to the binding since `init`.
+        let data = unsafe { Binding::<T>::data(Self::binding(pool)) };
+
+        // SAFETY: The net_iov is alive with the binding. That a page pool lets go of a net_iov
+        // which somebody else still uses would be a bug there; the net_iov is better lost than
+        // given to two users.
+        unsafe {
+            if kernel::warn_on!(bindings::net_iov_pp_ref_count(niov.as_ptr()) != 1) {
+                return false;
+            }
+            bindings::net_mp_niov_clear_page_pool(niov.as_ptr());
+        }
+
+        // SAFETY: By the requirements of this function the pool had it from `alloc_netmems`, and
+        // gives it up.
+        data.release(unsafe { data.area().reclaim(niov) });
+        // There is no page to put.
+        false
+    }
+}
