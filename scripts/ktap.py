@@ -7,9 +7,14 @@ with 1 if anything failed, or was skipped without being expected to be.
 
 Nothing passes by silence: a program that is missing, died, hung, printed no plan
 or broke it counts as a failed test, each.
+
+Programs run on several providers, each run is named PROVIDER/PROGRAM. A test has to
+end the same way on all of them, and to print the same "# saw:" lines. Where it does
+not, that is a failure too, unless the difference is intended.
 """
 
 import argparse
+import difflib
 import pathlib
 import re
 import sys
@@ -22,6 +27,7 @@ CARGO_TEST = re.compile(r"^test (?P<name>.+) \.\.\. (?P<result>ok|FAILED|ignored
 CARGO_SUM = re.compile(r"^test result: (?:ok|FAILED)\. (\d+) passed; (\d+) failed; (\d+) ignored")
 UNIT_TEST = re.compile(r"^(?P<name>.+) \.\.\. (?P<result>ok|FAIL|ERROR|skipped .*)$")
 UNIT_SUM = re.compile(r"^Ran (\d+) tests? in ")
+SAW = "# saw: "
 TIMED_OUT = (124, 137)
 
 
@@ -149,23 +155,98 @@ def parse_ktap(program, text, status):
     return results
 
 
-def read_programs(directory, programs):
-    """Results of the guest's programs, each of which must have left its own."""
+def read_runs(directory, runs):
+    """Results of the guest's programs, each run of which must have left its own."""
     results = Results()
-    for program in programs:
-        output = directory / program
+    for run in runs:
+        output = directory / run
         if not output.exists():
-            results.fail(program, "did not run")
+            results.fail(run, "did not run")
             continue
-        status = directory / f"{program}.status"
+        status = directory / f"{run}.status"
         results.add(
             parse_ktap(
-                program,
+                run,
                 output.read_text(errors="replace"),
                 int(status.read_text()) if status.exists() else None,
             )
         )
     return results
+
+
+def observations(text):
+    """What each test of a program came to: its verdict, and what it saw."""
+    tests = {}
+    saw = []
+    for line in text.splitlines():
+        if line.startswith(SAW):
+            saw.append(line[len(SAW):])
+        elif match := RESULT.match(line):
+            directive = match.group("directive") or ""
+            if match.group("not"):
+                verdict = "failed"
+            elif directive.upper().startswith("SKIP"):
+                verdict = "skipped"
+            else:
+                verdict = "passed"
+            tests[match.group("name") or match.group("number")] = (verdict, saw)
+            saw = []
+    if saw:
+        tests["(after the last test)"] = ("passed", saw)
+    return tests
+
+
+def difference(one, other):
+    """In words, how one provider's (name, verdict, lines seen) differ from another's."""
+    (name, verdict, saw), (name2, verdict2, saw2) = one, other
+    if verdict != verdict2:
+        return f"{verdict} on {name}, {verdict2} on {name2}"
+    if verdict == "passed" and saw != saw2:
+        lines = [
+            f"    {name if line[0] == '-' else name2}: {line[2:]}"
+            for line in difflib.ndiff(saw, saw2)
+            if line[0] in "-+"
+        ]
+        return "\n".join(["seen differently:", *lines])
+    return None
+
+
+def compare(directory, runs, intended):
+    """Compares the runs of each program on the providers.
+
+    Returns a failure for each test that differs and is not intended to, or does not
+    differ although it is, and a list of the intended differences.
+    """
+    results = Results()
+    as_intended = []
+    programs = {}
+    for run in runs:
+        provider, _, program = run.partition("/")
+        if (directory / run).exists():
+            text = (directory / run).read_text(errors="replace")
+            programs.setdefault(program, []).append((provider, observations(text)))
+    for program, seen in programs.items():
+        (first, tests), *others = seen
+        compared = set()
+        for second, tests2 in others:
+            for test in dict.fromkeys([*tests, *tests2]):
+                name = f"{program}/{test}"
+                missing = ("missing", [])
+                one = (first, *tests.get(test, missing))
+                other = (second, *tests2.get(test, missing))
+                what = difference(one, other)
+                if what and name in intended:
+                    as_intended.append((name, intended[name]))
+                elif what:
+                    results.fail(name, what)
+                elif name in intended and one[1] == "passed":
+                    results.fail(name, "an intended difference which is none any more")
+                compared.add(name)
+        if others:
+            for name in intended:
+                if name.partition("/")[0] == program and name not in compared:
+                    results.fail(name, "an intended difference of a test that there is not")
+    return results, as_intended
 
 
 def parse_cargo(text):
@@ -216,28 +297,28 @@ def parse_unittest(text):
 
 
 def read_expected(path):
-    """The skips that are expected: test and reason."""
+    """Tests of which something is expected (a skip, a difference), and the reason."""
     expected = {}
     for line in path.read_text().splitlines():
         if line.strip() and not line.startswith("#"):
-            name, _, reason = line.strip().partition(" ")
-            if not reason.strip():
+            name, *reason = line.split(maxsplit=1)
+            if not reason:
                 sys.exit(f"{path}: {name} needs a reason")
-            expected[name] = reason.strip()
+            expected[name] = reason[0].strip()
     return expected
 
 
 def judge(results, expected, ran):
     """Turns what the list of expected skips does not cover into failures.
 
-    `ran` names the programs of this run; lines of others do not count.
+    `ran` names what was run; lines of others do not count.
     """
     for name, reason in results.skipped:
         if name not in expected:
             results.fail(name, f"skipped, which is not expected: {reason}")
     results.skipped = [s for s in results.skipped if s[0] in expected]
     for name in sorted(set(expected) - {n for n, _ in results.skipped}):
-        if name.partition("/")[0] not in ran:
+        if not any(name.startswith(f"{run}/") for run in ran):
             continue
         results.fail(name, "expected to be skipped, but was not")
 
@@ -245,11 +326,12 @@ def judge(results, expected, ran):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--expected-skips", type=pathlib.Path, required=True)
+    parser.add_argument("--intended-differences", type=pathlib.Path)
     parser.add_argument("--cargo", type=pathlib.Path, help="output of cargo test")
     parser.add_argument("--unittest", type=pathlib.Path, help="output of unittest -v")
-    parser.add_argument("--ktap", type=pathlib.Path, help="directory of the programs' output")
+    parser.add_argument("--ktap", type=pathlib.Path, help="directory of what the runs printed")
     parser.add_argument("--fail", action="append", default=[], help="a failure seen elsewhere")
-    parser.add_argument("programs", nargs="*")
+    parser.add_argument("runs", nargs="*", metavar="provider/program")
     args = parser.parse_args()
 
     results = Results()
@@ -258,12 +340,19 @@ def main():
     if args.unittest:
         results.add(parse_unittest(args.unittest.read_text(errors="replace")))
     if args.ktap:
-        results.add(read_programs(args.ktap, args.programs))
-    ran = [*args.programs, "host"] if args.cargo else args.programs
+        results.add(read_runs(args.ktap, args.runs))
+    ran = [*args.runs, "host"] if args.cargo else args.runs
     judge(results, read_expected(args.expected_skips), ran)
+    as_intended = []
+    if args.ktap:
+        intended = read_expected(args.intended_differences) if args.intended_differences else {}
+        differences, as_intended = compare(args.ktap, args.runs, intended)
+        results.add(differences)
     for reason in args.fail:
         results.fail("run", reason)
 
+    for name, reason in as_intended:
+        print(f"differs as intended: {name}: {reason}")
     for name, reason in results.skipped:
         print(f"skipped: {name}: {reason}")
     for name, reason in results.failed:

@@ -102,15 +102,110 @@ class Ktap(unittest.TestCase):
         self.assertIn("without the result", reasons(text))
 
 
-class Programs(unittest.TestCase):
-    def test_program_without_output(self):
+def write_runs(directory, outputs):
+    for run, output in outputs.items():
+        path = directory / run
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(output)
+        path.with_name(f"{path.name}.status").write_text("0\n")
+
+
+class Runs(unittest.TestCase):
+    def test_run_without_output(self):
         with tempfile.TemporaryDirectory() as d:
             d = pathlib.Path(d)
-            (d / "one").write_text(GOOD)
-            (d / "one.status").write_text("0\n")
-            r = ktap.read_programs(d, ["one", "two"])
-        self.assertEqual(len(r.passed), 2)
-        self.assertEqual(r.failed, [("two", "did not run")])
+            write_runs(d, {"c/one": GOOD})
+            r = ktap.read_runs(d, ["c/one", "rust/one"])
+        self.assertEqual(r.passed, ["c/one/first", "c/one/second"])
+        self.assertEqual(r.failed, [("rust/one", "did not run")])
+
+
+def one_test(*saw, result="ok 1 a"):
+    lines = [f"# saw: {line}" for line in saw]
+    return "\n".join(["KTAP version 1", "1..1", *lines, result]) + "\n"
+
+
+class Compare(unittest.TestCase):
+    def compare(self, rust, c, intended=()):
+        with tempfile.TemporaryDirectory() as d:
+            d = pathlib.Path(d)
+            write_runs(d, {"rust/prog": rust, "c/prog": c})
+            r, as_intended = ktap.compare(d, ["rust/prog", "c/prog"], dict(intended))
+        self.assertEqual((r.passed, r.skipped), ([], []))
+        return r.failed, as_intended
+
+    def test_the_same(self):
+        text = one_test("EAGAIN", "5 bytes")
+        self.assertEqual(self.compare(text, text), ([], []))
+
+    def test_other_diagnostics_may_differ(self):
+        c = one_test("x").replace("ok 1", "# provider: c\nok 1")
+        self.assertEqual(self.compare(one_test("x"), c), ([], []))
+
+    def test_difference_names_test_and_lines(self):
+        failed, _ = self.compare(one_test("x", "EINVAL"), one_test("x", "returned 2", "y"))
+        ((name, reason),) = failed
+        self.assertEqual(name, "prog/a")
+        self.assertIn("rust: EINVAL", reason)
+        self.assertIn("c: returned 2", reason)
+        self.assertIn("c: y", reason)
+        self.assertNotIn(": x", reason)
+
+    def test_order_matters(self):
+        failed, _ = self.compare(one_test("x", "y"), one_test("y", "x"))
+        self.assertEqual(len(failed), 1)
+
+    def test_silence_on_one_side(self):
+        failed, _ = self.compare(one_test("x"), one_test())
+        self.assertIn("rust: x", failed[0][1])
+
+    def test_lines_belong_to_the_test_that_follows(self):
+        first = "KTAP version 1\n1..2\n# saw: x\nok 1 a\nok 2 b\n"
+        second = "KTAP version 1\n1..2\nok 1 a\n# saw: x\nok 2 b\n"
+        failed, _ = self.compare(first, second)
+        self.assertEqual([name for name, _ in failed], ["prog/a", "prog/b"])
+
+    def test_lines_after_the_last_test(self):
+        failed, _ = self.compare(GOOD + "# saw: x\n", GOOD)
+        self.assertEqual(len(failed), 1)
+
+    def test_other_verdict(self):
+        failed, _ = self.compare(one_test(), one_test(result="not ok 1 a"))
+        self.assertEqual(failed, [("prog/a", "passed on rust, failed on c")])
+        failed, _ = self.compare(one_test(result="ok 1 a # SKIP no"), one_test())
+        self.assertEqual(failed, [("prog/a", "skipped on rust, passed on c")])
+
+    def test_test_of_one_side(self):
+        failed, _ = self.compare(GOOD, GOOD.replace("ok 2 second\n", ""))
+        self.assertEqual(failed, [("prog/second", "passed on rust, missing on c")])
+
+    def test_intended(self):
+        intended = {"prog/a": "because"}
+        result = self.compare(one_test("x"), one_test("y"), intended)
+        self.assertEqual(result, ([], [("prog/a", "because")]))
+
+    def test_stale_intention_fails(self):
+        failed, _ = self.compare(one_test("x"), one_test("x"), {"prog/a": "because"})
+        self.assertIn("none any more", failed[0][1])
+
+    def test_intention_about_no_test_fails(self):
+        failed, _ = self.compare(one_test("x"), one_test("x"), {"prog/b": "because"})
+        self.assertEqual([name for name, _ in failed], ["prog/b"])
+
+    def test_intention_of_another_program(self):
+        text = one_test("x")
+        self.assertEqual(self.compare(text, text, {"other/a": "because"}), ([], []))
+
+    def test_failure_is_no_stale_intention(self):
+        text = one_test(result="not ok 1 a")
+        self.assertEqual(self.compare(text, text, {"prog/a": "because"}), ([], []))
+
+    def test_one_provider_alone(self):
+        with tempfile.TemporaryDirectory() as d:
+            d = pathlib.Path(d)
+            write_runs(d, {"rust/prog": one_test("x")})
+            r, _ = ktap.compare(d, ["rust/prog"], {"prog/a": "because"})
+        self.assertEqual(r.failed, [])
 
 
 class Cargo(unittest.TestCase):
@@ -184,18 +279,38 @@ class Judge(unittest.TestCase):
 
     def test_expectation_of_another_run(self):
         self.assertEqual(self.judge([], {"other/a": "because"}), (0, 0))
+        self.assertEqual(self.judge([], {"c/prog/a": "because"}, ["rust/prog"]), (0, 0))
+
+    def test_stale_expectation_of_one_provider_fails(self):
+        self.assertEqual(self.judge([], {"c/prog/a": "because"}, ["c/prog"]), (1, 0))
+
+
+class Expected(unittest.TestCase):
+    def read(self, text):
+        with tempfile.TemporaryDirectory() as d:
+            path = pathlib.Path(d) / "list"
+            path.write_text(text)
+            return ktap.read_expected(path)
+
+    def test_name_and_reason(self):
+        text = "# note\n\nprog/a because of it\nprog/b\t\tfor two tabs\n"
+        self.assertEqual(self.read(text), {"prog/a": "because of it", "prog/b": "for two tabs"})
+
+    def test_no_reason_is_no_entry(self):
+        with self.assertRaises(SystemExit):
+            self.read("prog/a\n")
 
 
 class CommandLine(unittest.TestCase):
-    def run_ktap(self, output, *args):
+    def run_ktap(self, output, *args, other=None):
         with tempfile.TemporaryDirectory() as d:
             d = pathlib.Path(d)
-            (d / "skips").write_text("# none\n")
-            (d / "prog").write_text(output)
-            (d / "prog.status").write_text("0\n")
+            (d / "none").write_text("# none\n")
+            write_runs(d, {"rust/prog": output, "c/prog": other or output})
             done = subprocess.run(
-                [sys.executable, ktap.__file__, "--expected-skips", d / "skips"]
-                + ["--ktap", d, *args, "prog"],
+                [sys.executable, ktap.__file__, "--expected-skips", d / "none"]
+                + ["--intended-differences", d / "none", "--ktap", d]
+                + [*args, "rust/prog", "c/prog"],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -203,10 +318,14 @@ class CommandLine(unittest.TestCase):
         return done.returncode, done.stdout.splitlines()[-1]
 
     def test_success(self):
-        self.assertEqual(self.run_ktap(GOOD), (0, "2 passed, 0 failed, 0 skipped"))
+        self.assertEqual(self.run_ktap(GOOD), (0, "4 passed, 0 failed, 0 skipped"))
 
     def test_failure_elsewhere(self):
         result = self.run_ktap(GOOD, "--fail", "kernel log")
+        self.assertEqual(result, (1, "4 passed, 1 failed, 0 skipped"))
+
+    def test_difference_fails_the_run(self):
+        result = self.run_ktap(one_test("x"), other=one_test("y"))
         self.assertEqual(result, (1, "2 passed, 1 failed, 0 skipped"))
 
     def test_nothing_at_all_is_no_success(self):

@@ -98,7 +98,12 @@ impl Bench {
     }
 
     fn send(&self, attrs: &Attrs) -> io::Result<Result<u32, Error>> {
-        self.pair.rx.ns.run(|| Ok(Netdev::open()?.bind_rx(attrs)))
+        let answer = self.pair.rx.ns.run(|| Ok(Netdev::open()?.bind_rx(attrs)))?;
+        match &answer {
+            Ok(_) => ktap::observe("accepted"),
+            Err(err) => ktap::observe(format_args!("errno {:?}", err.errno())),
+        }
+        Ok(answer)
     }
 
     /// Sends a bad request: it must be refused like this on both providers.

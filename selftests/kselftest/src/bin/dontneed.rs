@@ -62,7 +62,12 @@ impl Bench {
     }
 
     fn return_tokens(&self, ranges: &[TokenRange]) -> io::Result<u32> {
-        dontneed(&self.connection.rx, ranges)
+        let answer = dontneed(&self.connection.rx, ranges);
+        ktap::observe(match &answer {
+            Ok(returned) => format!("{returned} returned"),
+            Err(err) => format!("errno {:?}", err.raw_os_error()),
+        });
+        answer
     }
 
     /// Checks that these tokens were still held, by returning them.
