@@ -16,6 +16,9 @@ const DMABUF_CMSG: usize = 24;
 /// Room in a control buffer for one devmem message.
 pub const SPACE: usize = HEADER + align(DMABUF_CMSG);
 
+/// Size of a control buffer that names a dma-buf to send from.
+pub const TX_SPACE: usize = HEADER + align(size_of::<u32>());
+
 const fn align(len: usize) -> usize {
     (len + WORD - 1) & !(WORD - 1)
 }
@@ -51,6 +54,29 @@ fn field<const N: usize>(data: &[u8], at: usize) -> Option<[u8; N]> {
     data.get(at..at.checked_add(N)?)?.try_into().ok()
 }
 
+/// Control buffer for `sendmsg()`: the offsets in its iovecs are those of this transmit binding.
+pub fn tx_control(dmabuf_id: u32) -> [u8; TX_SPACE] {
+    let mut control = [0; TX_SPACE];
+    let message = encode(
+        libc::SOL_SOCKET,
+        SCM_DEVMEM_DMABUF,
+        &dmabuf_id.to_ne_bytes(),
+    );
+    control.copy_from_slice(&message);
+    control
+}
+
+/// A control message with any content, padded for another one to follow.
+pub fn encode(level: i32, kind: i32, data: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER + align(data.len()));
+    out.extend((HEADER + data.len()).to_ne_bytes());
+    out.extend(level.to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
+    out.extend(data);
+    out.resize(align(out.len()), 0);
+    out
+}
+
 /// A devmem control message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DevmemCmsg {
@@ -60,19 +86,62 @@ pub enum DevmemCmsg {
     Dmabuf(DmabufCmsg),
 }
 
+/// A control message of any kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cmsg<'a> {
+    /// Its level.
+    pub level: i32,
+    /// Its type.
+    pub kind: i32,
+    /// Its content.
+    pub data: &'a [u8],
+}
+
+/// Walks a control buffer as `recvmsg()` filled it. The walk ends at the first header that does not fit.
+#[derive(Clone, Debug)]
+pub struct Cmsgs<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cmsgs<'a> {
+    /// Walks `control`, which has to be just the bytes that the kernel wrote.
+    pub fn new(control: &'a [u8]) -> Self {
+        Self { rest: control }
+    }
+}
+
+impl<'a> Iterator for Cmsgs<'a> {
+    type Item = Cmsg<'a>;
+
+    fn next(&mut self) -> Option<Cmsg<'a>> {
+        let len = usize::from_ne_bytes(field(self.rest, 0)?);
+        let level = i32::from_ne_bytes(field(self.rest, WORD)?);
+        let kind = i32::from_ne_bytes(field(self.rest, WORD + size_of::<i32>())?);
+        let Some(data) = self.rest.get(HEADER..len) else {
+            self.rest = &[];
+            return None;
+        };
+        // The last message may lack its padding.
+        self.rest = self.rest.get(align(len)..).unwrap_or(&[]);
+        Some(Cmsg { level, kind, data })
+    }
+}
+
 /// Walks a control buffer as `recvmsg()` filled it, and yields its devmem messages.
 ///
 /// Other messages (timestamps for example) are passed over. The walk ends at the first header that
-/// does not fit.
+/// does not fit, and at a devmem message that is too short to be one.
 #[derive(Clone, Debug)]
 pub struct DevmemCmsgs<'a> {
-    rest: &'a [u8],
+    cmsgs: Cmsgs<'a>,
 }
 
 impl<'a> DevmemCmsgs<'a> {
     /// Walks `control`, which has to be just the bytes that the kernel wrote.
     pub fn new(control: &'a [u8]) -> Self {
-        Self { rest: control }
+        Self {
+            cmsgs: Cmsgs::new(control),
+        }
     }
 }
 
@@ -80,28 +149,16 @@ impl Iterator for DevmemCmsgs<'_> {
     type Item = DevmemCmsg;
 
     fn next(&mut self) -> Option<DevmemCmsg> {
-        loop {
-            let len = usize::from_ne_bytes(field(self.rest, 0)?);
-            let level = i32::from_ne_bytes(field(self.rest, WORD)?);
-            let kind = i32::from_ne_bytes(field(self.rest, WORD + size_of::<i32>())?);
-            let Some(data) = self.rest.get(HEADER..len) else {
-                self.rest = &[];
-                return None;
-            };
-            // The last message may lack its padding.
-            self.rest = self.rest.get(align(len)..).unwrap_or(&[]);
-
-            if level != libc::SOL_SOCKET {
-                continue;
-            }
-            match kind {
-                SCM_DEVMEM_LINEAR => {
-                    return DmabufCmsg::parse(data).map(|cmsg| DevmemCmsg::Linear(cmsg.frag_size));
-                }
-                SCM_DEVMEM_DMABUF => return DmabufCmsg::parse(data).map(DevmemCmsg::Dmabuf),
-                _ => (),
-            }
-        }
+        let (linear, data) = self.cmsgs.find_map(|cmsg| match (cmsg.level, cmsg.kind) {
+            (libc::SOL_SOCKET, SCM_DEVMEM_LINEAR) => Some((true, cmsg.data)),
+            (libc::SOL_SOCKET, SCM_DEVMEM_DMABUF) => Some((false, cmsg.data)),
+            _ => None,
+        })?;
+        let cmsg = DmabufCmsg::parse(data)?;
+        Some(match linear {
+            true => DevmemCmsg::Linear(cmsg.frag_size),
+            false => DevmemCmsg::Dmabuf(cmsg),
+        })
     }
 }
 
@@ -109,16 +166,6 @@ impl Iterator for DevmemCmsgs<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    fn encode(level: i32, kind: i32, data: &[u8]) -> Vec<u8> {
-        let mut out = Vec::new();
-        out.extend((HEADER + data.len()).to_ne_bytes());
-        out.extend(level.to_ne_bytes());
-        out.extend(kind.to_ne_bytes());
-        out.extend(data);
-        out.resize(align(out.len()), 0);
-        out
-    }
 
     fn encode_devmem(cmsg: &DevmemCmsg) -> Vec<u8> {
         let (kind, c) = match *cmsg {
@@ -163,6 +210,22 @@ mod tests {
         // SAFETY: CMSG_SPACE only computes.
         let space = unsafe { libc::CMSG_SPACE(DMABUF_CMSG as u32) };
         assert_eq!(SPACE, space as usize);
+    }
+
+    #[test]
+    fn a_transmit_cmsg_is_laid_out_as_libc_does() {
+        let control = tx_control(0x0102_0304);
+        // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
+        let (space, len) = unsafe { (libc::CMSG_SPACE(4) as usize, libc::CMSG_LEN(4) as usize) };
+        assert_eq!(control.len(), space);
+        assert_eq!(control[..WORD], len.to_ne_bytes());
+        let cmsgs: Vec<_> = Cmsgs::new(&control[..len]).collect();
+        let expected = Cmsg {
+            level: libc::SOL_SOCKET,
+            kind: SCM_DEVMEM_DMABUF,
+            data: &0x0102_0304u32.to_ne_bytes(),
+        };
+        assert_eq!(cmsgs, [expected]);
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! dma-bufs: where they come from, and how the CPU reads them.
+//! dma-bufs: where they come from, and how the CPU reads and writes them.
 
 use std::ffi::c_void;
 use std::fs::File;
@@ -13,6 +13,7 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::fcntl::FcntlArg;
 use nix::fcntl::SealFlag;
@@ -50,6 +51,7 @@ struct Sync {
 
 const UDMABUF_FLAGS_CLOEXEC: u32 = 1;
 const SYNC_READ: u64 = 1;
+const SYNC_WRITE: u64 = 2;
 const SYNC_START: u64 = 0;
 const SYNC_END: u64 = 4;
 
@@ -132,18 +134,27 @@ impl DmaBuf {
 
     /// Maps it for the CPU to read.
     pub fn map(&self) -> io::Result<Mapping> {
+        self.map_as(ProtFlags::PROT_READ)
+    }
+
+    /// Maps it for the CPU to write, as the one [`Region`] of which all others are parts.
+    ///
+    /// Only one such region of a dma-buf keeps what is being sent from being overwritten: ask once.
+    pub fn region(&self) -> io::Result<Region> {
+        let mapping = self.map_as(ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        Ok(Region {
+            mapping: Arc::new(mapping),
+            extent: Extent {
+                offset: 0,
+                len: self.size as u64,
+            },
+        })
+    }
+
+    fn map_as(&self, access: ProtFlags) -> io::Result<Mapping> {
         let len = NonZeroUsize::new(self.size).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: A new mapping, placed by the kernel, changes no memory of this program.
-        let address = unsafe {
-            mmap(
-                None,
-                len,
-                ProtFlags::PROT_READ,
-                MapFlags::MAP_SHARED,
-                &self.fd,
-                0,
-            )
-        }?;
+        let address = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &self.fd, 0) }?;
         Ok(Mapping {
             fd: self.fd.try_clone()?,
             address,
@@ -170,6 +181,15 @@ fn memfd(size: usize, flags: MFdFlags) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// A part of a dma-buf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it starts.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub len: u64,
+}
+
 /// A dma-buf in the memory of this process, to be read only.
 #[derive(Debug)]
 pub struct Mapping {
@@ -180,20 +200,18 @@ pub struct Mapping {
 
 // SAFETY: The mapping belongs to the process, not to a thread, and is only read.
 unsafe impl Send for Mapping {}
-// SAFETY: As above; reading from several threads is no conflict.
+// SAFETY: As above; reading from several threads is no conflict, and writing takes a Region by `&mut`.
 unsafe impl std::marker::Sync for Mapping {}
 
 impl Mapping {
     /// Makes what the device wrote visible to the CPU, until the guard is dropped.
     pub fn begin_read(&self) -> io::Result<CpuRead<'_>> {
-        self.sync(SYNC_START)?;
+        self.sync(SYNC_READ | SYNC_START)?;
         Ok(CpuRead { mapping: self })
     }
 
-    fn sync(&self, phase: u64) -> io::Result<()> {
-        let arg = Sync {
-            flags: SYNC_READ | phase,
-        };
+    fn sync(&self, flags: u64) -> io::Result<()> {
+        let arg = Sync { flags };
         loop {
             // SAFETY: `arg` is the argument of this ioctl, which only reads it.
             match unsafe { ioctls::dma_buf_sync(self.fd.as_raw_fd(), &arg) } {
@@ -248,6 +266,118 @@ impl CpuRead<'_> {
 impl Drop for CpuRead<'_> {
     fn drop(&mut self) {
         // Only cache maintenance, of which nothing can be retried or undone.
-        let _ = self.mapping.sync(SYNC_END);
+        let _ = self.mapping.sync(SYNC_READ | SYNC_END);
+    }
+}
+
+/// A part of a dma-buf that only its owner writes to, so that it can be sent.
+///
+/// To send, a [`Sender`](crate::Sender) takes it, and gives it back when nobody reads the memory any
+/// more: what is in flight cannot be overwritten.
+#[derive(Debug)]
+pub struct Region {
+    mapping: Arc<Mapping>,
+    extent: Extent,
+}
+
+impl Region {
+    /// Where it lies in the dma-buf.
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    /// Cuts it in two, the first of `len` bytes. Gives it back whole if it has not that many.
+    pub fn split_at(self, len: u64) -> Result<(Self, Self), Self> {
+        let Some(rest) = self.extent.len.checked_sub(len) else {
+            return Err(self);
+        };
+        let second = Self {
+            mapping: Arc::clone(&self.mapping),
+            extent: Extent {
+                offset: self.extent.offset + len,
+                len: rest,
+            },
+        };
+        let first = Self {
+            mapping: self.mapping,
+            extent: Extent { len, ..self.extent },
+        };
+        Ok((first, second))
+    }
+
+    /// Cuts it into parts of `len` bytes, of which the last may be shorter.
+    pub fn split(self, len: u64) -> Vec<Self> {
+        let Extent { offset, len: all } = self.extent;
+        let step = len.max(1);
+        (0..all.div_ceil(step))
+            .map(|i| Self {
+                mapping: Arc::clone(&self.mapping),
+                extent: Extent {
+                    offset: offset + i * step,
+                    len: step.min(all - i * step),
+                },
+            })
+            .collect()
+    }
+
+    /// Lets the CPU write to it, until the guard is dropped.
+    pub fn begin_write(&mut self) -> io::Result<CpuWrite<'_>> {
+        self.mapping.sync(SYNC_WRITE | SYNC_START)?;
+        Ok(CpuWrite { region: self })
+    }
+}
+
+/// A region of which the first bytes are to be sent.
+#[derive(Debug)]
+pub struct Filled {
+    /// The region.
+    pub region: Region,
+    /// How many bytes. More than the region has are as many as it has.
+    pub len: u64,
+}
+
+/// A region that the CPU may write: `DMA_BUF_IOCTL_SYNC` has started, and ends with this.
+#[derive(Debug)]
+pub struct CpuWrite<'r> {
+    region: &'r mut Region,
+}
+
+impl CpuWrite<'_> {
+    /// Copies `from` to `at` of the region.
+    pub fn copy_in(&mut self, at: u64, from: &[u8]) -> io::Result<()> {
+        let Extent { offset, len } = self.region.extent;
+        if at
+            .checked_add(from.len() as u64)
+            .is_none_or(|end| end > len)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} bytes at {at} are outside of the region", from.len()),
+            ));
+        }
+        // A region lies in its mapping, whose size is a usize.
+        let offset = (offset + at) as usize;
+        // SAFETY: The range was checked to lie in the region, and so in the mapping, which `from`
+        // cannot overlap since no reference into it exists. The mapping is writable, as every one with
+        // regions. The memory is not Rust's: whoever reads it concurrently gets unspecified bytes,
+        // and nothing else.
+        unsafe {
+            let to = self
+                .region
+                .mapping
+                .address
+                .as_ptr()
+                .cast::<u8>()
+                .add(offset);
+            std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for CpuWrite<'_> {
+    fn drop(&mut self) {
+        // Only cache maintenance, of which nothing can be retried or undone.
+        let _ = self.region.mapping.sync(SYNC_WRITE | SYNC_END);
     }
 }

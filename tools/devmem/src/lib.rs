@@ -3,7 +3,9 @@
 //! Device-memory TCP from user space.
 //!
 //! The kernel places the payload of a TCP flow straight into a dma-buf and tells the receiver where
-//! each piece lies. This crate covers the receive path:
+//! each piece lies; and it sends straight from a dma-buf.
+//!
+//! # Receiving
 //!
 //! 1. [`DmaBuf`]: memory that a NIC can write to, from a memfd or a dma-buf heap;
 //! 2. [`BindRx`]: binds the dma-buf to RX queues of a device and gives a [`Binding`];
@@ -42,11 +44,55 @@
 //! # }
 //! ```
 //!
-//! [`netlink`] builds any request by hand, malformed ones too; [`netdev`] and [`ethtool`] are the two
+//! # Sending
+//!
+//! 1. [`Region`]: a part of a dma-buf, to be written by its owner only;
+//! 2. [`BindTx`]: binds the dma-buf to the device that the connection goes through;
+//! 3. [`Sender`]: takes regions (or other [`Source`]s), sends them over a TCP socket, and gives each
+//!    back as [`Sent`] when the kernel no longer reads it.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::io::Read;
+//!
+//! use devmem::{BindTx, DmaBuf, Filled, Sender};
+//!
+//! let ifindex = nix::net::if_::if_nametoindex("eth0")?;
+//! let memory = DmaBuf::udmabuf(4 << 20)?;
+//! let binding = BindTx::new(ifindex).bind(&memory)?;
+//!
+//! let stream = std::net::TcpStream::connect("192.0.2.1:5201")?;
+//! let mut tx = Sender::<Filled>::new(&stream)?;
+//! let mut free = memory.region()?.split(256 << 10);
+//! let mut file = std::fs::File::open("/etc/services")?;
+//! let mut buffer = vec![0; 256 << 10];
+//! loop {
+//!     // A region to write to: one that was not used yet, or the next that has been sent.
+//!     let mut region = match free.pop() {
+//!         Some(region) => region,
+//!         None => tx.wait()?.ok_or("no memory at all")?.source.region,
+//!     };
+//!     let len = file.read(&mut buffer)?;
+//!     if len == 0 {
+//!         break;
+//!     }
+//!     region.begin_write()?.copy_in(0, &buffer[..len])?;
+//!     tx.send(&binding, Filled { region, len: len as u64 })?;
+//! }
+//! // What the kernel still reads must not be written by others either.
+//! while tx.wait()?.is_some() {}
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Below and beside
+//!
+//! [`cmsg`], [`completion`] and [`send::send_dmabuf`] are what these are made of. [`netlink`] builds any request by hand, malformed ones too; [`netdev`] and [`ethtool`] are the two
 //! generic netlink families a receiver needs; [`provider`] tells which implementation serves
 //! bindings; [`netns`] runs code in another network namespace.
 
 pub mod cmsg;
+pub mod completion;
 pub mod dmabuf;
 pub mod ethtool;
 pub mod netdev;
@@ -54,14 +100,24 @@ pub mod netlink;
 pub mod netns;
 pub mod provider;
 pub mod recv;
+pub mod send;
 pub mod token;
 
+pub use completion::Sent;
 pub use dmabuf::DmaBuf;
+pub use dmabuf::Extent;
+pub use dmabuf::Filled;
+pub use dmabuf::Region;
 pub use netdev::BindRx;
+pub use netdev::BindTx;
 pub use netdev::Binding;
+pub use netdev::TxBinding;
 pub use netlink::Error;
 pub use recv::Frag;
 pub use recv::Piece;
 pub use recv::Receiver;
+pub use send::SendError;
+pub use send::Sender;
+pub use send::Source;
 pub use token::Token;
 pub use token::TokenBatch;

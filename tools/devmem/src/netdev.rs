@@ -18,9 +18,11 @@ pub mod cmd {
     pub const QUEUE_GET: u8 = 10;
     /// `NETDEV_CMD_BIND_RX`.
     pub const BIND_RX: u8 = 13;
+    /// `NETDEV_CMD_BIND_TX`.
+    pub const BIND_TX: u8 = 15;
 }
 
-/// Attributes of bind-rx.
+/// Attributes of bind-rx and bind-tx.
 pub mod dmabuf {
     /// The device.
     pub const IFINDEX: u16 = 1;
@@ -114,11 +116,20 @@ impl Netdev {
     ///
     /// The binding lives until this socket is dropped.
     pub fn bind_rx(&mut self, attrs: &Attrs) -> Result<u32, Error> {
-        self.request(cmd::BIND_RX, attrs)?
+        self.bind(cmd::BIND_RX, attrs)
+    }
+
+    /// Like [`bind_rx`](Self::bind_rx), to send from the dma-buf.
+    pub fn bind_tx(&mut self, attrs: &Attrs) -> Result<u32, Error> {
+        self.bind(cmd::BIND_TX, attrs)
+    }
+
+    fn bind(&mut self, command: u8, attrs: &Attrs) -> Result<u32, Error> {
+        self.request(command, attrs)?
             .iter()
             .find_map(|reply| number(reply, dmabuf::ID))
             .and_then(|id| u32::try_from(id).ok())
-            .ok_or(Error::Answer("the answer to bind-rx has no id"))
+            .ok_or(Error::Answer("the answer to a bind request has no id"))
     }
 
     /// All queues of a device.
@@ -241,6 +252,53 @@ pub struct Binding {
 
 impl Binding {
     /// Its number, which [`Frag::dmabuf_id`](crate::Frag::dmabuf_id) refers to.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+}
+
+/// A request to send from a dma-buf through a device.
+#[derive(Clone, Debug)]
+pub struct BindTx {
+    ifindex: u32,
+}
+
+impl BindTx {
+    /// A request for this device.
+    pub fn new(ifindex: u32) -> Self {
+        Self { ifindex }
+    }
+
+    /// The request, for changing it before it is sent with [`Netdev::bind_tx`].
+    pub fn attrs(&self, dmabuf: impl AsFd) -> Attrs {
+        Attrs::new()
+            .u32(dmabuf::IFINDEX, self.ifindex)
+            .u32(dmabuf::FD, dmabuf.as_fd().as_raw_fd() as u32)
+    }
+
+    /// Binds, in the network namespace of the calling thread. Needs no capability.
+    pub fn bind(&self, dmabuf: impl AsFd) -> Result<TxBinding, Error> {
+        let mut netdev = Netdev::open()?;
+        let id = netdev.bind_tx(&self.attrs(dmabuf))?;
+        Ok(TxBinding {
+            id,
+            _netdev: netdev,
+        })
+    }
+}
+
+/// A dma-buf bound for sending; dropping this unbinds it.
+///
+/// What has been sent by then is still delivered, and completes.
+#[derive(Debug)]
+pub struct TxBinding {
+    id: u32,
+    // The kernel unbinds when the socket that bound is closed.
+    _netdev: Netdev,
+}
+
+impl TxBinding {
+    /// Its number, which `sendmsg()` is told.
     pub fn id(&self) -> u32 {
         self.id
     }

@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sending from a dma-buf: `sendmsg(MSG_ZEROCOPY)`, and when its memory is free again.
+
+use std::error;
+use std::fmt;
+use std::io;
+use std::mem;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::ptr;
+use std::time::Duration;
+use std::time::Instant;
+
+use nix::poll::PollFd;
+use nix::poll::PollFlags;
+use nix::poll::PollTimeout;
+use nix::poll::poll;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt;
+
+use crate::cmsg;
+use crate::completion;
+use crate::completion::InFlight;
+use crate::completion::Key;
+use crate::completion::Sent;
+use crate::dmabuf::Extent;
+use crate::dmabuf::Filled;
+use crate::dmabuf::Region;
+use crate::netdev::TxBinding;
+use crate::recv::Frag;
+
+/// Most extents that the kernel takes in one call (`UIO_MAXIOV`).
+pub const MAX_EXTENTS: usize = 1024;
+
+/// How long to wait before another look at the error queue of a socket that is closed already.
+const CLOSED: Duration = Duration::from_millis(2);
+
+/// What of a dma-buf is to be sent, and whatever has to be kept until it was.
+///
+/// A [`Sender`] owns it from [`send`](Sender::send) until the kernel no longer needs the memory.
+pub trait Source {
+    /// The bytes to send, in this order.
+    fn extents(&self) -> impl Iterator<Item = Extent>;
+}
+
+impl Source for Region {
+    fn extents(&self) -> impl Iterator<Item = Extent> {
+        [self.extent()].into_iter()
+    }
+}
+
+impl Source for Filled {
+    fn extents(&self) -> impl Iterator<Item = Extent> {
+        let Extent { offset, len } = self.region.extent();
+        let len = len.min(self.len);
+        [Extent { offset, len }].into_iter()
+    }
+}
+
+/// A part of a dma-buf that nobody keeps from being overwritten.
+impl Source for Extent {
+    fn extents(&self) -> impl Iterator<Item = Extent> {
+        [*self].into_iter()
+    }
+}
+
+/// What was received into a dma-buf is sent on from there, and returned to the NIC after that.
+///
+/// The dma-buf has to be bound for sending as well.
+impl Source for Frag<'_> {
+    fn extents(&self) -> impl Iterator<Item = Extent> {
+        let extent = Extent {
+            offset: self.offset,
+            len: self.size.into(),
+        };
+        [extent].into_iter()
+    }
+}
+
+impl<T: Source> Source for Vec<T> {
+    fn extents(&self) -> impl Iterator<Item = Extent> {
+        self.iter().flat_map(Source::extents)
+    }
+}
+
+/// Lets `socket` send with `MSG_ZEROCOPY`.
+pub fn enable_zerocopy(socket: impl AsFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: `on` is readable for the length given, and the kernel only reads it.
+    let ret = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ZEROCOPY,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    match ret {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Sends parts of the dma-buf of a transmit binding with one call, as they are; returns how many bytes.
+///
+/// The socket's error queue tells when their memory is free again. Those who send want a [`Sender`],
+/// which keeps the kernel's limits and counts for them.
+///
+/// Beware of number 0, and of sockets other than TCP: the kernel takes offsets for addresses then.
+pub fn send_dmabuf(
+    socket: impl AsFd,
+    dmabuf_id: u32,
+    extents: &[Extent],
+    flags: i32,
+) -> io::Result<usize> {
+    let mut iov: Vec<_> = extents
+        .iter()
+        .map(|extent| libc::iovec {
+            // An offset, never dereferenced.
+            iov_base: ptr::without_provenance_mut(extent.offset as usize),
+            iov_len: extent.len as usize,
+        })
+        .collect();
+    let mut control = cmsg::tx_control(dmabuf_id);
+    // SAFETY: All-zero is a valid msghdr (null pointers, zero lengths).
+    let mut msg: libc::msghdr = unsafe { mem::zeroed() };
+    msg.msg_iov = iov.as_mut_ptr();
+    msg.msg_iovlen = iov.len();
+    msg.msg_control = control.as_mut_ptr().cast();
+    msg.msg_controllen = control.len();
+    // SAFETY: `msg` points to iovecs and a control buffer, both readable for the lengths given. The
+    // kernel takes the iovecs for offsets. Where it does not (number 0, sockets other than TCP) it reads
+    // what is there, or refuses; it never writes.
+    let ret = unsafe {
+        libc::sendmsg(
+            socket.as_fd().as_raw_fd(),
+            &msg,
+            flags | libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL,
+        )
+    };
+    usize::try_from(ret).map_err(|_| io::Error::last_os_error())
+}
+
+/// Why a source was not sent, or not all of it.
+#[derive(Debug)]
+pub struct SendError<T> {
+    /// What `sendmsg()` said.
+    pub error: io::Error,
+    /// Bytes that were sent before that.
+    pub sent: u64,
+    /// The source, if nothing was sent. Otherwise it comes back as all others.
+    pub source: Option<T>,
+}
+
+impl<T> fmt::Display for SendError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.sent {
+            0 => self.error.fmt(f),
+            sent => write!(f, "{} (after {sent} bytes)", self.error),
+        }
+    }
+}
+
+impl<T: fmt::Debug> error::Error for SendError<T> {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+impl<T> From<SendError<T>> for io::Error {
+    fn from(err: SendError<T>) -> Self {
+        err.error
+    }
+}
+
+/// Sends from dma-bufs over a TCP socket.
+///
+/// The kernel reads the memory later, for as long as the peer may ask for it again. So a sender owns
+/// each [`Source`] that it sends, and gives it back by [`wait`](Self::wait) or
+/// [`completed`](Self::completed) when its memory is free. What is in flight when the sender is dropped
+/// never comes back (tokens return when their socket is closed): wait for it if that matters.
+///
+/// The kernel counts zero-copy calls from the first one of a socket on. So a socket has one sender, and
+/// nothing else sends with `MSG_ZEROCOPY` there, before or beside it. Other calls, `write()` say, may be
+/// mixed in.
+#[derive(Debug)]
+pub struct Sender<'s, T> {
+    socket: BorrowedFd<'s>,
+    flight: InFlight<T>,
+}
+
+impl<'s, T: Source> Sender<'s, T> {
+    /// Makes a socket ready for sending from dma-bufs.
+    pub fn new(socket: &'s impl AsFd) -> io::Result<Self> {
+        enable_zerocopy(socket)?;
+        Ok(Self {
+            socket: socket.as_fd(),
+            flight: InFlight::new(),
+        })
+    }
+
+    /// Sends all of a source, which lies in the dma-buf of `binding`.
+    ///
+    /// Waits for room in the socket, and if the kernel has no memory for more calls in flight
+    /// (`ENOBUFS`), for some to complete.
+    pub fn send(&mut self, binding: &TxBinding, source: T) -> Result<(), SendError<T>> {
+        self.send_flags(binding, source, 0)
+    }
+
+    /// Like [`send`](Self::send), with more flags of `sendmsg()`: `MSG_MORE`, `MSG_DONTWAIT`.
+    pub fn send_flags(
+        &mut self,
+        binding: &TxBinding,
+        source: T,
+        flags: i32,
+    ) -> Result<(), SendError<T>> {
+        let mut extents: Vec<_> = source.extents().filter(|extent| extent.len > 0).collect();
+        let key = self.flight.open(source);
+        let result = self.send_extents(key, binding.id(), &mut extents, flags);
+        let (sent, result) = match result {
+            Ok(()) => (0, Ok(())),
+            Err((sent, error)) => (sent, Err(error)),
+        };
+        let source = self.flight.close(key);
+        result.map_err(|error| SendError {
+            error,
+            sent,
+            source,
+        })
+    }
+
+    /// Sends `extents`, which it shortens by what was sent.
+    fn send_extents(
+        &mut self,
+        key: Key,
+        dmabuf_id: u32,
+        extents: &mut [Extent],
+        flags: i32,
+    ) -> Result<(), (u64, io::Error)> {
+        let mut rest = extents;
+        let mut sent = 0;
+        while !rest.is_empty() {
+            let now = rest.len().min(MAX_EXTENTS);
+            let more = if now < rest.len() { libc::MSG_MORE } else { 0 };
+            match send_dmabuf(self.socket, dmabuf_id, &rest[..now], flags | more) {
+                Ok(bytes) => {
+                    self.flight.add_call(key, bytes as u64);
+                    sent += bytes as u64;
+                    rest = advance(rest, bytes as u64);
+                }
+                Err(err) => self
+                    .before_retry(err, flags)
+                    .map_err(|error| (sent, error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a call that failed is worth another try; fails if it never will be.
+    fn before_retry(&mut self, err: io::Error, flags: i32) -> io::Result<()> {
+        match err.raw_os_error() {
+            Some(libc::EINTR) => Ok(()),
+            // The limit is on calls that are not completed, or whose completion has not been read.
+            Some(libc::ENOBUFS) if self.reap()? > 0 => Ok(()),
+            Some(libc::ENOBUFS) if self.in_flight() > 0 && flags & libc::MSG_DONTWAIT == 0 => {
+                self.wait_until_reaped(None)
+            }
+            _ => Err(err),
+        }
+    }
+
+    /// A source whose memory is free again, if there is one by now.
+    pub fn completed(&mut self) -> io::Result<Option<Sent<T>>> {
+        self.reap()?;
+        Ok(self.flight.take_done())
+    }
+
+    /// Waits for a source whose memory is free again: `None` if there is nothing to wait for.
+    ///
+    /// If the connection breaks, the error is told once. What is in flight completes nevertheless, so
+    /// go on waiting for it.
+    pub fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
+        self.wait_until(None)
+    }
+
+    /// Like [`wait`](Self::wait), but fails with [`TimedOut`](io::ErrorKind::TimedOut) after a while.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Sent<T>>> {
+        self.wait_until(Some(Instant::now() + timeout))
+    }
+
+    fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<Option<Sent<T>>> {
+        self.reap()?;
+        loop {
+            if let Some(sent) = self.flight.take_done() {
+                return Ok(Some(sent));
+            }
+            if self.in_flight() == 0 {
+                return Ok(None);
+            }
+            self.wait_until_reaped(deadline)?;
+        }
+    }
+
+    /// Calls of `sendmsg()` that are not known to be completed.
+    pub fn in_flight(&self) -> usize {
+        self.flight.calls()
+    }
+
+    /// Takes what is on the error queue; returns how many messages that were.
+    fn reap(&mut self) -> io::Result<usize> {
+        let mut messages = 0;
+        while let Some(completions) = completion::read(self.socket)? {
+            messages += 1;
+            for completion in completions {
+                self.flight.complete(completion)?;
+            }
+        }
+        Ok(messages)
+    }
+
+    fn wait_until_reaped(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        loop {
+            wait_for_error_queue(self.socket, deadline)?;
+            if self.reap()? > 0 {
+                return Ok(());
+            }
+            // Not the error queue, but the connection's own error, or its end.
+            match getsockopt(&self.socket, sockopt::SocketError)? {
+                0 => std::thread::sleep(CLOSED),
+                errno => return Err(io::Error::from_raw_os_error(errno)),
+            }
+        }
+    }
+}
+
+impl<T> Drop for Sender<'_, T> {
+    fn drop(&mut self) {
+        self.flight.forget();
+    }
+}
+
+/// Waits until there may be something on the error queue.
+fn wait_for_error_queue(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<()> {
+    loop {
+        let timeout = match deadline {
+            None => PollTimeout::NONE,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                // Rounded up: a poll that ends early would be repeated at once.
+                let left = left + Duration::from_millis(1);
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        // Errors are told without being asked for.
+        let mut fds = [PollFd::new(socket, PollFlags::empty())];
+        match poll(&mut fds, timeout) {
+            Ok(0) | Err(nix::Error::EINTR) => (),
+            Ok(_) => return Ok(()),
+            Err(err) => return Err(err.into()),
+        }
+    }
+}
+
+/// Takes `bytes` from the front of `extents`.
+fn advance(extents: &mut [Extent], mut bytes: u64) -> &mut [Extent] {
+    let whole = extents
+        .iter()
+        .take_while(|extent| {
+            let all_of_it = extent.len <= bytes;
+            if all_of_it {
+                bytes -= extent.len;
+            }
+            all_of_it
+        })
+        .count();
+    let rest = &mut extents[whole..];
+    if let Some(first) = rest.first_mut() {
+        first.offset += bytes;
+        first.len -= bytes;
+    }
+    rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn extents() -> impl Strategy<Value = Vec<Extent>> {
+        let extent = (0..1u64 << 40, 1..40u64).prop_map(|(offset, len)| Extent { offset, len });
+        proptest::collection::vec(extent, 0..20)
+    }
+
+    fn bytes(extents: &[Extent]) -> Vec<u64> {
+        extents
+            .iter()
+            .flat_map(|extent| extent.offset..extent.offset + extent.len)
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn advancing_takes_bytes_from_the_front(
+            mut extents in extents(), steps in proptest::collection::vec(0..60u64, 0..20)
+        ) {
+            let all = bytes(&extents);
+            let mut at = 0;
+            let mut rest = &mut extents[..];
+            for step in steps {
+                let step = step.min((all.len() - at) as u64);
+                at += step as usize;
+                rest = advance(rest, step);
+                prop_assert_eq!(&bytes(rest), &all[at..]);
+                prop_assert!(rest.iter().all(|extent| extent.len > 0));
+            }
+        }
+    }
+}
