@@ -102,6 +102,7 @@ pub mod provider;
 pub mod recv;
 pub mod send;
 pub mod token;
+pub mod uring;
 
 pub use completion::Sent;
 pub use dmabuf::DmaBuf;
@@ -115,6 +116,7 @@ pub use netdev::TxBinding;
 pub use netlink::Error;
 pub use recv::Frag;
 pub use recv::Piece;
+pub use recv::Receive;
 pub use recv::Receiver;
 pub use send::SendError;
 pub use send::Sender;

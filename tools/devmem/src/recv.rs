@@ -7,10 +7,12 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use crate::cmsg;
 use crate::cmsg::DevmemCmsg;
 use crate::cmsg::DevmemCmsgs;
+use crate::token::Collector;
 use crate::token::Token;
 
 /// `MSG_SOCK_DEVMEM`.
@@ -81,14 +83,19 @@ impl<'s> Receiver<'s> {
             .control
             .get(..msg.msg_controllen)
             .unwrap_or(&self.control);
-        Ok(Received {
-            socket: self.socket,
-            data: &self.data,
-            cmsgs: DevmemCmsgs::new(control),
-            len,
-            // A call takes either device memory or ordinary segments, never both.
-            plain: len > 0 && DevmemCmsgs::new(control).next().is_none(),
-        })
+        Ok(Received::new(self.socket, &self.data, control, len, None))
+    }
+}
+
+/// What receives from a socket: the [`Receiver`] here, and that of [`uring`](crate::uring).
+pub trait Receive<'s> {
+    /// Waits for data, and tells where it lies.
+    fn recv(&mut self) -> io::Result<Received<'_, 's>>;
+}
+
+impl<'s> Receive<'s> for Receiver<'s> {
+    fn recv(&mut self) -> io::Result<Received<'_, 's>> {
+        Receiver::recv(self)
     }
 }
 
@@ -100,8 +107,30 @@ pub struct Received<'r, 's> {
     socket: BorrowedFd<'s>,
     data: &'r [u8],
     cmsgs: DevmemCmsgs<'r>,
+    collector: Option<&'r Arc<Collector>>,
     len: usize,
     plain: bool,
+}
+
+impl<'r, 's> Received<'r, 's> {
+    /// What a call with these buffers received, which returned `len`.
+    pub(crate) fn new(
+        socket: BorrowedFd<'s>,
+        data: &'r [u8],
+        control: &'r [u8],
+        len: usize,
+        collector: Option<&'r Arc<Collector>>,
+    ) -> Self {
+        Self {
+            socket,
+            data,
+            cmsgs: DevmemCmsgs::new(control),
+            collector,
+            len,
+            // A call takes either device memory or ordinary segments, never both.
+            plain: len > 0 && DevmemCmsgs::new(control).next().is_none(),
+        }
+    }
 }
 
 impl Received<'_, '_> {
@@ -157,7 +186,7 @@ impl<'r, 's> Iterator for Received<'r, 's> {
                 offset: cmsg.frag_offset,
                 size: cmsg.frag_size,
                 dmabuf_id: cmsg.dmabuf_id,
-                token: Token::new(self.socket, cmsg.frag_token),
+                token: Token::new(self.socket, cmsg.frag_token, self.collector),
             })),
         }
     }

@@ -2,11 +2,16 @@
 
 //! Tokens: the right to use a piece of device memory, and how it goes back to the NIC.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 
 /// `SO_DEVMEM_DONTNEED`.
 pub const SO_DEVMEM_DONTNEED: i32 = 80;
@@ -47,17 +52,24 @@ pub fn dontneed(socket: impl AsFd, ranges: &[TokenRange]) -> io::Result<u32> {
 
 /// The right to use one piece of device memory, which goes back to the NIC when this is dropped.
 ///
-/// Dropping costs a system call for each token; a [`TokenBatch`] returns many with one.
+/// Dropping costs a system call for each token; a [`TokenBatch`] returns many with one. A token of a
+/// [`uring::Receiver`](crate::uring::Receiver) costs none: it goes with the next call of that.
 #[derive(Debug)]
 #[must_use = "a token which is dropped gives its memory back to the NIC"]
 pub struct Token<'s> {
     socket: BorrowedFd<'s>,
     id: u32,
+    collector: Option<Arc<Collector>>,
 }
 
 impl<'s> Token<'s> {
-    pub(crate) fn new(socket: BorrowedFd<'s>, id: u32) -> Self {
-        Self { socket, id }
+    /// A token that goes back by itself, or to a ring which collects them.
+    pub(crate) fn new(socket: BorrowedFd<'s>, id: u32, collector: Option<&Arc<Collector>>) -> Self {
+        Self {
+            socket,
+            id,
+            collector: collector.cloned(),
+        }
     }
 
     /// Its number, valid on its socket only.
@@ -67,7 +79,8 @@ impl<'s> Token<'s> {
 
     /// Gives up the token without returning it: the memory stays taken until the number is passed
     /// to [`dontneed`] or the socket is closed.
-    pub fn into_id(self) -> u32 {
+    pub fn into_id(mut self) -> u32 {
+        drop(self.collector.take());
         let id = self.id;
         mem::forget(self);
         id
@@ -76,6 +89,9 @@ impl<'s> Token<'s> {
 
 impl Drop for Token<'_> {
     fn drop(&mut self) {
+        if self.collector.take().is_some_and(|ring| ring.push(self.id)) {
+            return;
+        }
         // Nobody to tell: the socket is open, and the token is the caller's own, so this cannot
         // fail but for want of memory, and closing the socket returns the token then.
         let _ = dontneed(
@@ -90,14 +106,14 @@ impl Drop for Token<'_> {
 
 /// Tokens collected as the ranges that one call takes.
 #[derive(Debug)]
-struct Ranges {
+pub(crate) struct Ranges {
     ranges: [TokenRange; MAX_RANGES],
     len: usize,
     tokens: u32,
 }
 
 impl Ranges {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             ranges: [TokenRange { start: 0, count: 0 }; MAX_RANGES],
             len: 0,
@@ -105,7 +121,7 @@ impl Ranges {
         }
     }
 
-    fn as_slice(&self) -> &[TokenRange] {
+    pub(crate) fn as_slice(&self) -> &[TokenRange] {
         &self.ranges[..self.len]
     }
 
@@ -129,9 +145,86 @@ impl Ranges {
         true
     }
 
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.len = 0;
         self.tokens = 0;
+    }
+
+    /// What the kernel's answer to a call with these means: fails unless it took all.
+    pub(crate) fn check(&self, returned: u32) -> io::Result<()> {
+        match returned == self.tokens {
+            true => Ok(()),
+            false => Err(io::Error::other(format!(
+                "the kernel knew only {returned} of {} tokens",
+                self.tokens
+            ))),
+        }
+    }
+}
+
+/// Where a ring collects the tokens that it is to return.
+#[derive(Debug)]
+pub(crate) struct Collector(Mutex<Collected>);
+
+#[derive(Debug)]
+struct Collected {
+    /// Whether the ring is there to return them.
+    open: bool,
+    /// Calls to make, the last of which takes more tokens.
+    calls: VecDeque<Box<Ranges>>,
+    /// Calls that were made, to be used again.
+    #[expect(clippy::vec_box, reason = "requests in flight refer to them")]
+    spare: Vec<Box<Ranges>>,
+}
+
+impl Collector {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(Collected {
+            open: true,
+            calls: VecDeque::new(),
+            spare: Vec::new(),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Collected> {
+        // Nothing here leaves things half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a token over, unless nobody would return it any more.
+    fn push(&self, id: u32) -> bool {
+        let mut collected = self.lock();
+        if !collected.open {
+            return false;
+        }
+        if !collected.calls.back_mut().is_some_and(|call| call.push(id)) {
+            let spare = collected.spare.pop();
+            let mut call = spare.unwrap_or_else(|| Box::new(Ranges::new()));
+            call.push(id);
+            collected.calls.push_back(call);
+        }
+        true
+    }
+
+    /// The next call to make.
+    pub(crate) fn take(&self) -> Option<Box<Ranges>> {
+        self.lock().calls.pop_front()
+    }
+
+    /// Puts back a call that could not be made.
+    pub(crate) fn put_back(&self, call: Box<Ranges>) {
+        self.lock().calls.push_front(call);
+    }
+
+    /// Gives back a call that was made.
+    pub(crate) fn recycle(&self, mut call: Box<Ranges>) {
+        call.clear();
+        self.lock().spare.push(call);
+    }
+
+    /// From now on tokens return themselves.
+    pub(crate) fn close(&self) {
+        self.lock().open = false;
     }
 }
 
@@ -158,9 +251,9 @@ impl<'s> TokenBatch<'s> {
         }
     }
 
-    /// Adds a token. One of another socket returns itself there instead.
+    /// Adds a token. One of another socket, or of a ring, returns itself there instead.
     pub fn push(&mut self, token: Token<'s>) -> io::Result<()> {
-        if token.socket.as_raw_fd() != self.socket.as_raw_fd() {
+        if token.socket.as_raw_fd() != self.socket.as_raw_fd() || token.collector.is_some() {
             return Ok(());
         }
         let id = token.into_id();
@@ -178,14 +271,9 @@ impl<'s> TokenBatch<'s> {
         }
         let returned = dontneed(self.socket, self.ranges.as_slice())?;
         self.returned += u64::from(returned);
-        let expected = mem::take(&mut self.ranges.tokens);
+        let result = self.ranges.check(returned);
         self.ranges.clear();
-        if returned != expected {
-            return Err(io::Error::other(format!(
-                "the kernel knew only {returned} of {expected} tokens"
-            )));
-        }
-        Ok(())
+        result
     }
 
     /// How many tokens this batch has returned in all.

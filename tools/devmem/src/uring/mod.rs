@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The second backend: the same loop by io_uring, with `io_uring_enter()` as its only system call.
+//!
+//! [`Receiver`] receives as [`crate::Receiver`] does. Its tokens are cheap to drop: they are collected,
+//! and go back to the NIC with the same system call that receives the next data, both in flight at once.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (stream, _) = std::net::TcpListener::bind("192.0.2.1:5201")?.accept()?;
+//! use devmem::uring::Receiver;
+//!
+//! let mut rx = Receiver::multishot(&stream)?;
+//! loop {
+//!     let received = rx.recv()?;
+//!     if received.is_eof() {
+//!         break;
+//!     }
+//!     for piece in received {
+//!         // Each token goes back by itself.
+//!     }
+//! }
+//! rx.finish()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What the kernel has hold of
+//!
+//! A request of io_uring outlives the call that made it. So everything that a request refers to, buffers,
+//! headers, ranges of tokens, belongs to the object that made the request, and is neither lent nor
+//! freed before the kernel has completed the request. Dropping the object cancels its requests and waits
+//! for them. Should that fail the memory is leaked.
+
+mod recv;
+mod region;
+mod ring;
+
+pub use recv::Receiver;

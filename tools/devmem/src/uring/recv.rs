@@ -1,0 +1,575 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Receiving: `IORING_OP_RECVMSG`, and tokens returned by `SOCKET_URING_OP_SETSOCKOPT`.
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::RawFd;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use io_uring::cqueue;
+use io_uring::opcode;
+use io_uring::types::BufRingEntry;
+use io_uring::types::Fd;
+use io_uring::types::RecvMsgOut;
+
+use super::region::Region;
+use super::ring::Ring;
+use crate::cmsg;
+use crate::recv::MSG_SOCK_DEVMEM;
+use crate::recv::Receive;
+use crate::recv::Received;
+use crate::token::Collector;
+use crate::token::Ranges;
+use crate::token::SO_DEVMEM_DONTNEED;
+
+const DATA: usize = 1 << 20;
+const FRAGS: usize = 512;
+/// Buffers of a multishot receiver; a power of two, as the kernel wants it.
+const BUFFERS: u16 = 8;
+const GROUP: u16 = 0;
+
+const ENTRIES: u32 = 32;
+const PAGE: usize = 4096;
+/// Size of `struct io_uring_recvmsg_out`, with which a buffer of a multishot request begins.
+const HEADER: usize = 16;
+
+/// `user_data` of receive requests; returns of tokens have their slot instead.
+const RECEIVE: u64 = 1 << 32;
+
+/// Receives from a TCP socket by io_uring.
+///
+/// It borrows the socket, so that its tokens cannot outlive it. A token that is dropped, or given to a
+/// [`TokenBatch`](crate::TokenBatch), goes back to the NIC with the next call of
+/// [`recv`](Self::recv) or [`finish`](Self::finish).
+///
+/// The socket's own timeout (`SO_RCVTIMEO`) does not apply to io_uring: see
+/// [`recv_timeout`](Self::recv_timeout).
+#[derive(Debug)]
+pub struct Receiver<'s> {
+    socket: BorrowedFd<'s>,
+    collector: Arc<Collector>,
+    /// `None` once it was leaked, or freed.
+    inner: Option<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    ring: Ring,
+    fd: RawFd,
+    buffers: Buffers,
+    /// Completions of receive requests which nobody asked for yet.
+    ready: VecDeque<Completion>,
+    returns: Returns,
+}
+
+/// A completed receive.
+#[derive(Clone, Copy, Debug)]
+struct Completion {
+    /// What was received, or a negative error number.
+    result: i32,
+    /// The buffer that it is in, of a multishot request.
+    buffer: Option<u16>,
+}
+
+/// Tokens on their way back.
+#[derive(Debug, Default)]
+struct Returns {
+    in_flight: Vec<Option<Box<Ranges>>>,
+    returned: u64,
+    /// The first that failed.
+    failure: Option<io::Error>,
+}
+
+/// What receive requests write to.
+#[derive(Debug)]
+struct Buffers {
+    region: Region,
+    layout: Layout,
+    multishot: bool,
+    /// Whether a receive request is in flight.
+    armed: bool,
+    /// The buffer that was lent last, of a multishot request.
+    lent: Option<u16>,
+    /// Buffers given to the kernel in all, which is where its ring of them ends.
+    tail: u16,
+}
+
+/// Where things are in the region. A receiver of single shots has one buffer, and no ring.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    data: usize,
+    control: usize,
+    stride: usize,
+    buffers: u16,
+}
+
+const MSGHDR: usize = 0;
+const IOVEC: usize = size_of::<libc::msghdr>();
+const BUF_RING: usize = PAGE;
+
+impl Layout {
+    fn new(data: usize, frags: usize, buffers: u16) -> io::Result<Self> {
+        let control = frags.checked_mul(cmsg::SPACE);
+        let stride = control
+            .and_then(|control| control.checked_add(HEADER)?.checked_add(data))
+            .filter(|&size| u32::try_from(size).is_ok())
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .next_multiple_of(PAGE);
+        Ok(Self {
+            data,
+            control: frags * cmsg::SPACE,
+            stride,
+            buffers,
+        })
+    }
+
+    /// Size of all together.
+    fn size(&self) -> usize {
+        self.buffer(self.buffers)
+    }
+
+    fn buffer(&self, id: u16) -> usize {
+        BUF_RING + PAGE + usize::from(id) * self.stride
+    }
+
+    /// Size of a buffer with everything in it.
+    fn buffer_size(&self) -> usize {
+        HEADER + self.control + self.data
+    }
+
+    fn control(&self, id: u16) -> usize {
+        self.buffer(id) + HEADER
+    }
+
+    fn data(&self, id: u16) -> usize {
+        self.control(id) + self.control
+    }
+}
+
+impl<'s> Receiver<'s> {
+    /// Takes up to 1 MiB and 512 pieces with a call, one request for each.
+    pub fn new(socket: &'s impl AsFd) -> io::Result<Self> {
+        Self::with_capacity(socket, DATA, FRAGS)
+    }
+
+    /// Takes up to `data` bytes and `frags` pieces with a call.
+    pub fn with_capacity(socket: &'s impl AsFd, data: usize, frags: usize) -> io::Result<Self> {
+        Self::with_layout(socket.as_fd(), Layout::new(data, frags, 1)?, false)
+    }
+
+    /// Like [`new`](Self::new), with one request that receives again and again.
+    ///
+    /// The kernel fills up to 8 buffers while the program is busy.
+    pub fn multishot(socket: &'s impl AsFd) -> io::Result<Self> {
+        Self::multishot_with_capacity(socket, DATA, FRAGS)
+    }
+
+    /// Like [`multishot`](Self::multishot), with buffers for `data` bytes and `frags` pieces.
+    pub fn multishot_with_capacity(
+        socket: &'s impl AsFd,
+        data: usize,
+        frags: usize,
+    ) -> io::Result<Self> {
+        Self::with_layout(socket.as_fd(), Layout::new(data, frags, BUFFERS)?, true)
+    }
+
+    fn with_layout(socket: BorrowedFd<'s>, layout: Layout, multishot: bool) -> io::Result<Self> {
+        let mut buffers = Buffers {
+            region: Region::new(layout.size())?,
+            layout,
+            multishot,
+            armed: false,
+            lent: None,
+            tail: 0,
+        };
+        let ring = Ring::new(ENTRIES)?;
+        if multishot {
+            buffers.register(&ring)?;
+        }
+        Ok(Self {
+            socket,
+            collector: Arc::new(Collector::new()),
+            inner: Some(Inner {
+                ring,
+                fd: socket.as_raw_fd(),
+                buffers,
+                ready: VecDeque::with_capacity(BUFFERS.into()),
+                returns: Returns::default(),
+            }),
+        })
+    }
+
+    /// Waits for data, and tells where it lies. Returns the tokens collected so far.
+    pub fn recv(&mut self) -> io::Result<Received<'_, 's>> {
+        self.recv_until(0, None)
+    }
+
+    /// Like [`recv`](Self::recv), with more flags of `recvmsg()`. A multishot request that runs already
+    /// keeps those that it was made with.
+    pub fn recv_flags(&mut self, flags: i32) -> io::Result<Received<'_, 's>> {
+        self.recv_until(flags, None)
+    }
+
+    /// Like [`recv`](Self::recv), but fails with [`TimedOut`](io::ErrorKind::TimedOut) after a while.
+    /// Nothing is lost then: the request is cancelled.
+    pub fn recv_timeout(&mut self, timeout: Duration) -> io::Result<Received<'_, 's>> {
+        self.recv_until(0, Some(timeout))
+    }
+
+    fn recv_until(
+        &mut self,
+        flags: i32,
+        timeout: Option<Duration>,
+    ) -> io::Result<Received<'_, 's>> {
+        let Some(inner) = &mut self.inner else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let completion = inner.receive(&self.collector, flags, timeout)?;
+        let (data, control, len) = inner.buffers.lend(completion)?;
+        Ok(Received::new(
+            self.socket,
+            data,
+            control,
+            len,
+            Some(&self.collector),
+        ))
+    }
+
+    /// How many tokens went back by this receiver.
+    pub fn returned(&self) -> u64 {
+        self.inner
+            .as_ref()
+            .map_or(0, |inner| inner.returns.returned)
+    }
+
+    /// Returns the tokens collected so far, and waits until they are back.
+    pub fn finish(&mut self) -> io::Result<()> {
+        match &mut self.inner {
+            Some(inner) => inner.finish_returns(&self.collector),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<'s> Receive<'s> for Receiver<'s> {
+    fn recv(&mut self) -> io::Result<Received<'_, 's>> {
+        Receiver::recv(self)
+    }
+}
+
+impl Inner {
+    /// Waits for a completed receive.
+    fn receive(
+        &mut self,
+        collector: &Collector,
+        flags: i32,
+        timeout: Option<Duration>,
+    ) -> io::Result<Completion> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        self.buffers.recycle();
+        self.push_returns(collector)?;
+        loop {
+            self.take_completions(collector);
+            self.returns.check()?;
+            if let Some(completion) = self.ready.pop_front() {
+                match completion.result {
+                    // A signal; or there was no buffer left, which there is now.
+                    result if result == -libc::EINTR || self.buffers.ran_out(result) => continue,
+                    result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
+                    _ => {
+                        if self.ring.has_new() {
+                            self.ring.enter(0, None)?;
+                        }
+                        return Ok(completion);
+                    }
+                }
+            }
+            if !self.buffers.armed {
+                self.buffers.arm(&mut self.ring, self.fd, flags)?;
+            }
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            match self.ring.enter(1, left) {
+                Err(err) if err.kind() == io::ErrorKind::TimedOut => {
+                    self.stop(collector)?;
+                    if self.ready.is_empty() {
+                        return Err(err);
+                    }
+                }
+                other => other?,
+            }
+        }
+    }
+
+    /// Cancels the receive request. What it received until then is ready after that.
+    fn stop(&mut self, collector: &Collector) -> io::Result<()> {
+        if self.buffers.armed {
+            self.ring.cancel(RECEIVE)?;
+        }
+        while self.buffers.armed {
+            self.ring.enter(1, None)?;
+            self.take_completions(collector);
+        }
+        self.ready
+            .retain(|completion| completion.result != -libc::ECANCELED);
+        Ok(())
+    }
+
+    /// Adds requests that return what was collected.
+    fn push_returns(&mut self, collector: &Collector) -> io::Result<()> {
+        while let Some(call) = collector.take() {
+            let ranges = call.as_slice();
+            let slot = self.returns.slot();
+            let entry = opcode::SetSockOpt::new(
+                Fd(self.fd),
+                libc::SOL_SOCKET as u32,
+                SO_DEVMEM_DONTNEED as u32,
+                ranges.as_ptr().cast(),
+                size_of_val(ranges) as u32,
+            )
+            .build()
+            .user_data(slot as u64);
+            // SAFETY: The ranges are on the heap. They stay in `in_flight`, which does not touch them,
+            // until the request has completed.
+            match unsafe { self.ring.push(&entry) } {
+                Ok(()) => self.returns.in_flight[slot] = Some(call),
+                Err(err) => {
+                    collector.put_back(call);
+                    return Err(err);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_returns(&mut self, collector: &Collector) -> io::Result<()> {
+        self.push_returns(collector)?;
+        while self.returns.in_flight.iter().any(Option::is_some) {
+            self.ring.enter(1, None)?;
+            self.take_completions(collector);
+        }
+        self.returns.check()
+    }
+
+    fn take_completions(&mut self, collector: &Collector) {
+        while let Some(entry) = self.ring.next() {
+            self.complete(&entry, collector);
+        }
+    }
+
+    fn complete(&mut self, entry: &cqueue::Entry, collector: &Collector) {
+        if entry.user_data() == RECEIVE {
+            self.buffers.armed = cqueue::more(entry.flags());
+            self.ready.push_back(Completion {
+                result: entry.result(),
+                buffer: cqueue::buffer_select(entry.flags()),
+            });
+        } else if let Some(call) = self
+            .returns
+            .complete(entry.user_data() as usize, entry.result())
+        {
+            collector.recycle(call);
+        }
+    }
+
+    /// Ends all requests. What was received and not asked for goes back to the NIC.
+    fn shut_down(&mut self, collector: &Arc<Collector>, socket: BorrowedFd<'_>) -> io::Result<()> {
+        // Whether all tokens went back or not, the requests have to end.
+        let returned = self.finish_returns(collector);
+        let mut entries = Vec::new();
+        self.ring.cancel_all(|entry| entries.push(entry))?;
+        for entry in &entries {
+            self.complete(entry, collector);
+        }
+        while let Some(completion) = self.ready.pop_front() {
+            if completion.result > 0 {
+                let (data, control, len) = self.buffers.lend(completion)?;
+                drop(Received::new(socket, data, control, len, None));
+            }
+        }
+        returned
+    }
+}
+
+impl Returns {
+    /// A free slot.
+    fn slot(&mut self) -> usize {
+        let free = self.in_flight.iter().position(Option::is_none);
+        free.unwrap_or_else(|| {
+            self.in_flight.push(None);
+            self.in_flight.len() - 1
+        })
+    }
+
+    fn complete(&mut self, slot: usize, result: i32) -> Option<Box<Ranges>> {
+        let call = self.in_flight.get_mut(slot)?.take()?;
+        let outcome = match u32::try_from(result) {
+            Ok(returned) => {
+                self.returned += u64::from(returned);
+                call.check(returned)
+            }
+            Err(_) => Err(io::Error::from_raw_os_error(-result)),
+        };
+        if let Err(err) = outcome {
+            self.failure.get_or_insert(err);
+        }
+        Some(call)
+    }
+
+    /// Fails if a return has failed since the last time.
+    fn check(&mut self) -> io::Result<()> {
+        self.failure.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Buffers {
+    /// Tells the kernel of the ring of buffers, and gives it all.
+    fn register(&mut self, ring: &Ring) -> io::Result<()> {
+        let at = self.region.at::<BufRingEntry>(BUF_RING, PAGE);
+        // SAFETY: The ring of buffers is in the region, which outlives the io_uring instance and is
+        // written only as the kernel expects it.
+        unsafe {
+            ring.submitter()
+                .register_buf_ring_with_flags(at as u64, self.layout.buffers, GROUP, 0)
+        }?;
+        for id in 0..self.layout.buffers {
+            self.give(id);
+        }
+        Ok(())
+    }
+
+    /// Gives a buffer to the kernel.
+    fn give(&mut self, id: u16) {
+        let layout = &self.layout;
+        let index = usize::from(self.tail % layout.buffers);
+        let start = self.region.at::<u8>(layout.buffer(id), layout.stride);
+        let entries = self.region.at::<BufRingEntry>(BUF_RING, PAGE);
+        self.tail = self.tail.wrapping_add(1);
+        // SAFETY: The entry is in the region and the kernel does not read it before the tail moves on,
+        // which orders it. Nobody has a reference to the entries.
+        unsafe {
+            let entry = &mut *entries.add(index);
+            entry.set_addr(start as u64);
+            entry.set_len(layout.buffer_size() as u32);
+            entry.set_bid(id);
+            let tail = BufRingEntry::tail(entries).cast_mut();
+            AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
+        }
+    }
+
+    /// Takes back the buffer that was lent last.
+    fn recycle(&mut self) {
+        if let Some(id) = self.lent.take() {
+            self.give(id);
+        }
+    }
+
+    /// Whether this result only says that there was no buffer left.
+    fn ran_out(&self, result: i32) -> bool {
+        self.multishot && result == -libc::ENOBUFS
+    }
+
+    /// What the kernel is told of the buffers.
+    fn msghdr(&self) -> libc::msghdr {
+        // SAFETY: All-zero is a valid msghdr (null pointers, zero lengths).
+        let mut msg: libc::msghdr = unsafe { mem::zeroed() };
+        msg.msg_controllen = self.layout.control;
+        if !self.multishot {
+            msg.msg_control = self
+                .region
+                .at::<u8>(self.layout.control(0), self.layout.control)
+                .cast();
+            msg.msg_iov = self.region.at(IOVEC, size_of::<libc::iovec>());
+            msg.msg_iovlen = 1;
+        }
+        msg
+    }
+
+    /// Adds a receive request.
+    fn arm(&mut self, ring: &mut Ring, fd: RawFd, flags: i32) -> io::Result<()> {
+        let iovec = libc::iovec {
+            iov_base: self.region.at(self.layout.data(0), self.layout.data),
+            iov_len: self.layout.data,
+        };
+        let msg = self.region.at::<libc::msghdr>(MSGHDR, PAGE);
+        // SAFETY: Both are in the first page of the region, and no request that uses them is in flight.
+        unsafe {
+            ptr::write(msg, self.msghdr());
+            ptr::write(self.region.at(IOVEC, size_of_val(&iovec)), iovec);
+        }
+        let flags = (flags | MSG_SOCK_DEVMEM) as u32;
+        let entry = match self.multishot {
+            true => opcode::RecvMsgMulti::new(Fd(fd), msg, GROUP)
+                .flags(flags)
+                .build(),
+            false => opcode::RecvMsg::new(Fd(fd), msg).flags(flags).build(),
+        };
+        // SAFETY: Message header and buffers are in the region, of which nothing is touched while the
+        // request is in flight, but buffers that the kernel has handed over. The region outlives it.
+        unsafe { ring.push(&entry.user_data(RECEIVE)) }?;
+        self.armed = true;
+        Ok(())
+    }
+
+    /// Data and control messages of a receive that went well, and how many bytes it was.
+    fn lend(&mut self, completion: Completion) -> io::Result<(&[u8], &[u8], usize)> {
+        let layout = self.layout;
+        if !self.multishot {
+            let len = completion.result as usize;
+            // SAFETY: The request has completed, and there is no other before the receiver is used
+            // again. It has written the message header.
+            let (data, control, used) = unsafe {
+                let msg = ptr::read(self.region.at::<libc::msghdr>(MSGHDR, PAGE));
+                (
+                    self.region.bytes(layout.data(0), layout.data),
+                    self.region.bytes(layout.control(0), layout.control),
+                    msg.msg_controllen,
+                )
+            };
+            return Ok((data, control.get(..used).unwrap_or(control), len));
+        }
+
+        let garbled = || io::Error::new(io::ErrorKind::InvalidData, "no buffer with what it has");
+        let id = completion
+            .buffer
+            .filter(|&id| id < layout.buffers)
+            .ok_or_else(garbled)?;
+        self.lent = Some(id);
+        // SAFETY: The kernel has handed this buffer over, and gets it back with `recycle()`, which
+        // needs the receiver for itself.
+        let buffer = unsafe { self.region.bytes(layout.buffer(id), layout.buffer_size()) };
+        let msg = self.msghdr();
+        let out = RecvMsgOut::parse(buffer, &msg).map_err(|()| garbled())?;
+        let (len, used) = (
+            out.incoming_payload_len() as usize,
+            out.incoming_control_len() as usize,
+        );
+        let (control, data) = buffer[HEADER..].split_at(layout.control);
+        Ok((data, control.get(..used).unwrap_or(control), len))
+    }
+}
+
+impl Drop for Receiver<'_> {
+    fn drop(&mut self) {
+        // From here on tokens return themselves; what was collected goes by the ring.
+        self.collector.close();
+        let Some(mut inner) = self.inner.take() else {
+            return;
+        };
+        // Errors of returns have nobody to be told to, and closing the socket returns the tokens. But
+        // as long as there are requests in flight, their memory must not be freed.
+        let _ = inner.shut_down(&self.collector, self.socket);
+        if inner.ring.in_flight() > 0 {
+            mem::forget(inner);
+        }
+    }
+}
