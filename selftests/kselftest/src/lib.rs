@@ -11,6 +11,7 @@ pub mod ktap;
 pub mod pair;
 pub mod provider;
 pub mod traffic;
+pub mod tx;
 pub mod xdp;
 
 pub use ktap::Outcome;

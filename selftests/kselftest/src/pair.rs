@@ -81,13 +81,24 @@ pub struct End {
 
 impl End {
     fn new(host: u8) -> io::Result<Self> {
+        Self::in_namespace(Netns::new()?, host)
+    }
+
+    /// A device beside those that a namespace has already.
+    fn in_namespace(ns: Netns, host: u8) -> io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         const PER_PROCESS: u32 = 256;
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         assert!(count < PER_PROCESS, "too many devices");
         let id = (process::id() * PER_PROCESS + count) & i32::MAX as u32;
 
-        let ns = Netns::new()?;
+        let interfaces = || -> io::Result<Vec<_>> {
+            Ok(if_nameindex()?
+                .iter()
+                .filter_map(|i| Some((i.index(), i.name().to_str().ok()?.to_owned())))
+                .collect())
+        };
+        let before = ns.run(interfaces)?;
         ns.run(|| bus("new_device", &format!("{id} 1 {QUEUES}")))?;
         DEVICES
             .lock()
@@ -101,10 +112,9 @@ impl End {
         };
 
         (end.ifindex, end.ifname) = end.ns.run(|| {
-            if_nameindex()?
-                .iter()
-                .filter_map(|i| Some((i.index(), i.name().to_str().ok()?.to_owned())))
-                .find(|(_, name)| name != "lo")
+            interfaces()?
+                .into_iter()
+                .find(|interface| !before.contains(interface))
                 .ok_or_else(|| io::Error::new(ErrorKind::NotFound, "the device has no interface"))
         })?;
         end.interface(|interface| {
@@ -175,10 +185,18 @@ pub struct Pair {
 impl Pair {
     /// Makes a pair with 8 queues.
     pub fn new() -> io::Result<Self> {
-        let pair = Self {
-            rx: End::new(1)?,
-            tx: End::new(2)?,
-        };
+        Self::of(End::new(1)?, End::new(2)?)
+    }
+
+    /// Makes another pair between the namespaces of this one; its ends have addresses of their own,
+    /// in the same network.
+    pub fn beside(&self) -> io::Result<Self> {
+        let end = |other: &End, host| End::in_namespace(other.ns.run(Netns::current)?, host);
+        Self::of(end(&self.rx, 11)?, end(&self.tx, 12)?)
+    }
+
+    fn of(rx: End, tx: End) -> io::Result<Self> {
+        let pair = Self { rx, tx };
         pair.rx.set_rings(Rings::DEVMEM)?;
         bus(
             "link_device",

@@ -1,0 +1,607 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bindings, sockets, processes, routes and devices that end while memory is being sent.
+
+use std::env;
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::net::Shutdown;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
+use std::process::ExitCode;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use devmem::BindTx;
+use devmem::DmaBuf;
+use devmem::Extent;
+use devmem::TxBinding;
+use devmem::send::enable_zerocopy;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Pair;
+use devmem_kselftest::Test;
+use devmem_kselftest::ktap;
+use devmem_kselftest::ktap::observe;
+use devmem_kselftest::pair::Connection;
+use devmem_kselftest::pair::Ip;
+use devmem_kselftest::pair::address;
+use devmem_kselftest::provider;
+use devmem_kselftest::traffic;
+use devmem_kselftest::tx;
+use devmem_kselftest::tx::Call;
+use devmem_kselftest::tx::Completions;
+use devmem_kselftest::tx::extent;
+use devmem_kselftest::tx::fails;
+use devmem_kselftest::tx::outcome;
+use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
+
+const PAGE: u64 = 4096;
+const MEMORY: u64 = 64 * PAGE;
+const PORT: u16 = 5001;
+/// What the tests have in flight: less than TCP sends before it hears from the peer for the first time.
+const PART: Extent = Extent {
+    offset: 1234,
+    len: 10_000,
+};
+/// Enough for TCP to have sent again what was not acknowledged.
+const RETRANSMITTED: Duration = Duration::from_millis(700);
+/// Tells a program of ours that it is the sender which gets killed: the number of its device.
+const VICTIM: &str = "DEVMEM_KSELFTEST_VICTIM";
+
+/// A connection whose sender has memory bound.
+struct Bench {
+    pair: Pair,
+    memory: DmaBuf,
+    binding: TxBinding,
+    connection: Connection,
+}
+
+impl Bench {
+    fn new() -> Result<Self, ktap::Stop> {
+        let memory = DmaBuf::udmabuf(MEMORY as usize)?;
+        tx::fill(&memory)?;
+        let pair = Pair::new()?;
+        let binding = pair.tx.bind_tx(&memory)?;
+        let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
+        enable_zerocopy(&connection.tx)?;
+        Ok(Self {
+            pair,
+            memory,
+            binding,
+            connection,
+        })
+    }
+
+    /// From now on what is sent stays for a while, in a queue of the sender.
+    fn delay(&self) -> io::Result<()> {
+        self.queueing("netem delay 300ms")
+    }
+
+    fn queueing(&self, discipline: &str) -> io::Result<()> {
+        let device = &self.pair.tx.ifname;
+        self.pair
+            .tx
+            .tc(&format!("qdisc replace dev {device} root {discipline}"))
+    }
+
+    fn call(&self) -> Call {
+        Call::new(self.binding.id(), &[PART])
+    }
+
+    #[track_caller]
+    fn send(&self, call: &Call) {
+        sends(call, &self.connection.tx);
+    }
+}
+
+#[track_caller]
+fn sends(call: &Call, socket: &TcpStream) {
+    let len: u64 = call.iov.iter().map(|&(_, len)| len).sum();
+    assert_eq!(outcome(&call.send(socket)), len.to_string());
+}
+
+/// Checks that a binding lives on, since frags of it are on their way.
+#[track_caller]
+fn lives(id: u32) -> io::Result<()> {
+    assert!(provider::binding(id)?.is_some(), "binding {id} is gone");
+    Ok(())
+}
+
+fn reset_on_close(socket: &TcpStream) -> io::Result<()> {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    Ok(setsockopt(socket, sockopt::Linger, &linger)?)
+}
+
+fn binding_closed_with_data_in_flight() -> Outcome {
+    let bench = Bench::new()?;
+    bench.delay()?;
+    let call = bench.call();
+    bench.send(&call);
+    let id = bench.binding.id();
+    drop(bench.binding);
+    lives(id)?;
+    fails(call.send(&bench.connection.tx), Errno::EINVAL);
+    tx::expect(&bench.connection.rx, &[PART])?;
+    Completions::default().wait(&bench.connection.tx, 1)?;
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+/// Data that TCP has not even tried to send, and that another binding's follow.
+fn binding_closed_with_data_pending() -> Outcome {
+    let bench = Bench::new()?;
+    let more = bench.call().flags(libc::MSG_ZEROCOPY | libc::MSG_MORE);
+    let small = [extent(77, 100)];
+    let pending = Call {
+        iov: vec![(77, 100)],
+        ..more
+    };
+    bench.send(&pending);
+    let id = bench.binding.id();
+    let second = bench.pair.tx.bind_tx(&bench.memory)?;
+    drop(bench.binding);
+    lives(id)?;
+    sends(&Call::new(second.id(), &[PART]), &bench.connection.tx);
+    tx::expect(&bench.connection.rx, &[small[0], PART])?;
+    Completions::default().wait(&bench.connection.tx, 2)?;
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+fn dmabuf_closed_right_after_bind() -> Outcome {
+    let Bench {
+        pair: _pair,
+        memory,
+        binding,
+        connection,
+    } = Bench::new()?;
+    drop(memory);
+    let all = [extent(0, MEMORY)];
+    sends(&Call::new(binding.id(), &all), &connection.tx);
+    drop(binding);
+    tx::expect(&connection.rx, &all)?;
+    Completions::default().wait(&connection.tx, 1)?;
+    Ok(())
+}
+
+/// The kernel goes on sending what a closed socket has left.
+fn socket_closed_with_data_in_flight() -> Outcome {
+    let bench = Bench::new()?;
+    bench.delay()?;
+    bench.send(&bench.call());
+    let id = bench.binding.id();
+    let Connection { rx, tx } = bench.connection;
+    drop((tx, bench.binding));
+    lives(id)?;
+    tx::expect(&rx, &[PART])?;
+    tx::expect_end(&rx)?;
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+fn socket_reset_with_data_in_flight() -> Outcome {
+    for in_queue in [true, false] {
+        let bench = Bench::new()?;
+        if in_queue {
+            bench.delay()?;
+        } else {
+            bench.pair.rx.set_up(false)?;
+        }
+        bench.send(&bench.call());
+        let id = bench.binding.id();
+        reset_on_close(&bench.connection.tx)?;
+        drop(bench.connection);
+        drop(bench.binding);
+        provider::all_buffers_back(id);
+    }
+    Ok(())
+}
+
+/// Sends until there is no more room.
+fn fill_up(call: &Call, socket: &TcpStream) -> io::Result<Vec<u64>> {
+    let flags = libc::MSG_ZEROCOPY | libc::MSG_DONTWAIT;
+    let call = call.clone().flags(flags);
+    let mut sent = Vec::new();
+    loop {
+        match call.send(socket) {
+            Ok(bytes) => sent.push(bytes as u64),
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(sent),
+            Err(err) => return Err(err),
+        }
+    }
+}
+
+/// The peer never acknowledges anything: what was sent is never free, until the socket is reset.
+fn peer_that_never_acknowledges() -> Outcome {
+    let bench = Bench::new()?;
+    bench.queueing("netem loss 100%")?;
+    let sent = fill_up(&bench.call(), &bench.connection.tx)?;
+    assert!(sent.len() > 1, "no room for two");
+    thread::sleep(Duration::from_millis(500));
+    let mut completions = Completions::default();
+    completions.read(&bench.connection.tx)?;
+    assert_eq!(completions.done, [], "not acknowledged, but completed");
+    let id = bench.binding.id();
+    drop(bench.binding);
+    lives(id)?;
+    reset_on_close(&bench.connection.tx)?;
+    drop(bench.connection);
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+/// The same, but the peer is back after the sender has gone.
+fn peer_that_acknowledges_late() -> Outcome {
+    let bench = Bench::new()?;
+    bench.pair.rx.set_up(false)?;
+    let sent = fill_up(&bench.call(), &bench.connection.tx)?;
+    let id = bench.binding.id();
+    let Connection { rx, tx } = bench.connection;
+    drop((tx, bench.binding));
+    thread::sleep(Duration::from_millis(300));
+    lives(id)?;
+    bench.pair.rx.set_up(true)?;
+    for bytes in sent {
+        tx::expect(&rx, &[extent(PART.offset, bytes)])?;
+    }
+    tx::expect_end(&rx)?;
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+fn peer_closed_without_reading() -> Outcome {
+    let bench = Bench::new()?;
+    let sent = fill_up(&bench.call(), &bench.connection.tx)?;
+    let Connection { rx, tx } = bench.connection;
+    drop(rx);
+    // The reset ends all of it at once.
+    Completions::default().wait(&tx, sent.len() as u32)?;
+    let id = bench.binding.id();
+    drop((tx, bench.binding));
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+fn route_to_a_device_without_device_memory() -> Outcome {
+    let bench = Bench::new()?;
+    let call = bench.call();
+    // In flight, and not acknowledged: TCP tries again by the route of the moment.
+    bench.pair.rx.set_up(false)?;
+    bench.send(&call);
+    bench.pair.tx.ip("link add dummy0 type dummy")?;
+    bench.pair.tx.ip("link set dummy0 up")?;
+    bench.pair.tx.ip("route add 192.0.2.1/32 dev dummy0")?;
+    // The socket hears of it when it sends something again.
+    thread::sleep(RETRANSMITTED);
+    let result = call.send(&bench.connection.tx);
+    observe(outcome(&result));
+    fails(result, Errno::ENODEV);
+    let mut completions = Completions::default();
+    completions.read(&bench.connection.tx)?;
+    assert_eq!(completions.done, [], "not acknowledged, but completed");
+
+    bench.pair.tx.ip("route del 192.0.2.1/32 dev dummy0")?;
+    bench.pair.rx.set_up(true)?;
+    tx::expect(&bench.connection.rx, &[PART])?;
+    bench.send(&call);
+    tx::expect(&bench.connection.rx, &[PART])?;
+    completions.wait(&bench.connection.tx, 2)?;
+    Ok(())
+}
+
+/// Has the socket notice a new route, which it does when it sends: a byte of host memory.
+fn follow_the_route(connection: &Connection) -> io::Result<()> {
+    (&connection.tx).write_all(traffic::bytes(0, 1))?;
+    tx::expect(&connection.rx, &[extent(0, 1)])
+}
+
+/// What is sent before the socket has noticed waits for the route to come back.
+fn route_moved_just_before_a_send() -> Outcome {
+    let bench = Bench::new()?;
+    let call = bench.call();
+    bench.pair.tx.ip("link add dummy0 type dummy")?;
+    bench.pair.tx.ip("link set dummy0 up")?;
+    bench.pair.tx.ip("route add 192.0.2.1/32 dev dummy0")?;
+    bench.send(&call);
+    thread::sleep(RETRANSMITTED);
+    fails(call.send(&bench.connection.tx), Errno::ENODEV);
+    bench.pair.tx.ip("route del 192.0.2.1/32 dev dummy0")?;
+    tx::expect(&bench.connection.rx, &[PART])?;
+    Completions::default().wait(&bench.connection.tx, 1)?;
+    Ok(())
+}
+
+/// The other device has a binding of its own, and the connection goes on there.
+fn route_to_another_device() -> Outcome {
+    let bench = Bench::new()?;
+    let call = bench.call();
+    let beside = bench.pair.beside()?;
+    let there = beside.tx.bind_tx(&bench.memory)?;
+    let call_there = Call::new(there.id(), &[PART]);
+    let route = format!("192.0.2.1/32 dev {} src 192.0.2.2", beside.tx.ifname);
+
+    bench.send(&call);
+    tx::expect(&bench.connection.rx, &[PART])?;
+    fails(call_there.send(&bench.connection.tx), Errno::ENODEV);
+    let mut completions = Completions::default();
+    completions.wait(&bench.connection.tx, 1)?;
+
+    bench.pair.tx.ip(&format!("route add {route}"))?;
+    follow_the_route(&bench.connection)?;
+    let result = call.send(&bench.connection.tx);
+    observe(outcome(&result));
+    fails(result, Errno::ENODEV);
+    for _ in 0..3 {
+        sends(&call_there, &bench.connection.tx);
+        tx::expect(&bench.connection.rx, &[PART])?;
+    }
+    completions.wait(&bench.connection.tx, 4)?;
+
+    bench.pair.tx.ip(&format!("route del {route}"))?;
+    follow_the_route(&bench.connection)?;
+    fails(call_there.send(&bench.connection.tx), Errno::ENODEV);
+    bench.send(&call);
+    tx::expect(&bench.connection.rx, &[PART])?;
+    completions.wait(&bench.connection.tx, 5)?;
+    Ok(())
+}
+
+/// What waits for an acknowledgement is not read by the other device: it stays until the route is back.
+fn route_to_another_device_with_data_in_flight() -> Outcome {
+    let bench = Bench::new()?;
+    let call = bench.call();
+    let beside = bench.pair.beside()?;
+    let there = beside.tx.bind_tx(&bench.memory)?;
+    let call_there = Call::new(there.id(), &[extent(99, 500)]);
+    let route = format!("192.0.2.1/32 dev {} src 192.0.2.2", beside.tx.ifname);
+
+    bench.pair.rx.set_up(false)?;
+    let more = libc::MSG_ZEROCOPY | libc::MSG_MORE;
+    bench.send(&call);
+    bench.send(&call.clone().flags(more));
+    bench.pair.tx.ip(&format!("route add {route}"))?;
+    thread::sleep(RETRANSMITTED);
+    let counted: u64 = (0..8)
+        .map(|queue| beside.tx.counter(&format!("tx{queue}_netmem_bytes")))
+        .sum::<io::Result<u64>>()?;
+    assert_eq!(counted, 0, "bytes of the first device read by the other");
+    // Behind, and perhaps beside, what is for the first device.
+    sends(&call_there.clone().flags(more), &bench.connection.tx);
+    sends(&call_there, &bench.connection.tx);
+    let mut completions = Completions::default();
+    completions.read(&bench.connection.tx)?;
+    assert_eq!(completions.done, [], "not acknowledged, but completed");
+
+    bench.pair.rx.set_up(true)?;
+    bench.pair.tx.ip(&format!("route del {route}"))?;
+    tx::expect(&bench.connection.rx, &[PART, PART])?;
+    // And the other way round: what is for the other device waits for it.
+    bench.pair.tx.ip(&format!("route add {route}"))?;
+    tx::expect(&bench.connection.rx, &[extent(99, 500); 2])?;
+    completions.wait(&bench.connection.tx, 4)?;
+    Ok(())
+}
+
+fn interface_down_and_up() -> Outcome {
+    let bench = Bench::new()?;
+    bench.delay()?;
+    let mut expected = Vec::new();
+    let call = bench.call();
+    for _ in 0..2 {
+        bench.send(&call);
+        expected.push(PART);
+        bench.pair.tx.set_up(false)?;
+        let result = call.send(&bench.connection.tx);
+        observe(outcome(&result));
+        if result.is_ok() {
+            expected.push(PART);
+        }
+        bench.pair.tx.set_up(true)?;
+    }
+    bench.send(&call);
+    expected.push(PART);
+    tx::expect(&bench.connection.rx, &expected)?;
+    Completions::default().wait(&bench.connection.tx, expected.len() as u32)?;
+    Ok(())
+}
+
+/// Deletes the sender's device while frags are in a queue of it, or wait to be sent again.
+fn device_deleted(in_queue: bool) -> Outcome {
+    let bench = Bench::new()?;
+    if in_queue {
+        bench.delay()?;
+    } else {
+        bench.pair.rx.set_up(false)?;
+    }
+    let call = bench.call();
+    bench.send(&call);
+    bench.pair.tx.delete()?;
+
+    let id = bench.binding.id();
+    let info = provider::binding(id)?.expect("the binding has an owner");
+    assert_eq!(info.ifname, None, "the device is gone: {info:?}");
+    let result = call.send(&bench.connection.tx);
+    observe(outcome(&result));
+    result.expect_err("sent without a device");
+    drop(bench.binding);
+    lives(id)?;
+    reset_on_close(&bench.connection.tx)?;
+    drop(bench.connection);
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+fn device_deleted_with_data_queued() -> Outcome {
+    device_deleted(true)
+}
+
+fn device_deleted_with_data_unacknowledged() -> Outcome {
+    device_deleted(false)
+}
+
+fn device_deleted_after_unbind() -> Outcome {
+    let bench = Bench::new()?;
+    bench.pair.rx.set_up(false)?;
+    bench.send(&bench.call());
+    let id = bench.binding.id();
+    drop(bench.binding);
+    bench.pair.tx.delete()?;
+    let info = provider::binding(id)?.expect("frags of it are on their way");
+    assert_eq!(info.ifname, None, "the device is gone: {info:?}");
+    reset_on_close(&bench.connection.tx)?;
+    drop(bench.connection);
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+/// Both devices and namespaces go first.
+fn everything_deleted_with_data_in_flight() -> Outcome {
+    let bench = Bench::new()?;
+    bench.delay()?;
+    bench.send(&bench.call());
+    let id = bench.binding.id();
+    drop(bench.pair);
+    reset_on_close(&bench.connection.tx)?;
+    drop(bench.connection);
+    drop(bench.binding);
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+/// The device of the receiver goes, and with it what device memory it has.
+fn receiver_deleted_with_data_in_flight() -> Outcome {
+    let bench = Bench::new()?;
+    let memory = DmaBuf::udmabuf(MEMORY as usize)?;
+    let receive = bench.pair.bind(&[1], &memory)?;
+    let connection = bench.pair.connect_to_queue(Ip::V4, PORT + 1, 1)?;
+    enable_zerocopy(&connection.tx)?;
+    let sent = fill_up(&bench.call(), &connection.tx)?;
+    assert!(sent.len() > 1, "no room for two");
+    bench.pair.rx.delete()?;
+    let (id, receive_id) = (bench.binding.id(), receive.id());
+    drop((receive, bench.binding));
+    reset_on_close(&connection.tx)?;
+    drop(connection);
+    provider::all_buffers_back(id);
+    provider::all_buffers_back(receive_id);
+    Ok(())
+}
+
+/// The sender that gets killed: binds, sends, says so, and waits.
+fn victim(ifindex: u32) -> io::Result<()> {
+    let memory = DmaBuf::udmabuf(MEMORY as usize)?;
+    tx::fill(&memory)?;
+    let binding = BindTx::new(ifindex).bind(&memory)?;
+    let socket = TcpStream::connect(address(Ip::V4, PORT))?;
+    socket.set_nodelay(true)?;
+    enable_zerocopy(&socket)?;
+    println!("{}", binding.id());
+    let sent = fill_up(&Call::new(binding.id(), &[PART]), &socket)?;
+    println!("{}", sent.iter().sum::<u64>());
+    io::stdout().flush()?;
+    loop {
+        thread::park();
+    }
+}
+
+fn sender_killed() -> Outcome {
+    let pair = Pair::new()?;
+    let device = &pair.tx.ifname;
+    let tc = format!("qdisc add dev {device} root netem delay 100ms");
+    pair.tx.tc(&tc)?;
+    let listener: TcpListener = pair.listen(Ip::V4, PORT)?;
+    let mut child = Command::new(env::current_exe()?);
+    child
+        .env(VICTIM, pair.tx.ifindex.to_string())
+        .stdout(Stdio::piped());
+    let mut child = pair.tx.ns.run(|| child.spawn())?;
+    let mut says = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut next = || says.next().expect("the victim ended early");
+    let id: u32 = next()?.parse()?;
+    let (mut rx, _) = listener.accept()?;
+    rx.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let sent: u64 = next()?.parse()?;
+    assert!(sent > PART.len, "only {sent} bytes");
+    child.kill()?;
+    let status = child.wait()?;
+    assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
+    lives(id)?;
+
+    // What it had sent, nobody takes back.
+    let mut left = sent;
+    while left > 0 {
+        let len = left.min(PART.len);
+        let mut buffer = vec![0; len as usize];
+        rx.read_exact(&mut buffer)?;
+        traffic::compare(PART.offset, &buffer);
+        left -= len;
+    }
+    tx::expect_end(&rx)?;
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+/// Binding and unbinding over and over, while other bindings' data are on their way.
+fn rebinding_under_traffic() -> Outcome {
+    const ROUNDS: u32 = 40;
+    let bench = Bench::new()?;
+    thread::scope(|scope| -> Outcome {
+        let receiver = scope.spawn(|| tx::expect(&bench.connection.rx, &[PART; ROUNDS as usize]));
+        for _ in 0..ROUNDS {
+            let binding = bench.pair.tx.bind_tx(&bench.memory)?;
+            sends(&Call::new(binding.id(), &[PART]), &bench.connection.tx);
+        }
+        receiver.join().expect("the receiver's thread")?;
+        Ok(())
+    })?;
+    Completions::default().wait(&bench.connection.tx, ROUNDS)?;
+    bench.connection.tx.shutdown(Shutdown::Write)?;
+    tx::expect_end(&bench.connection.rx)?;
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    if let Ok(ifindex) = env::var(VICTIM) {
+        let ifindex = ifindex.parse().expect("a number of a device");
+        victim(ifindex).expect("to be killed");
+        return ExitCode::FAILURE;
+    }
+    macro_rules! tests {
+        ($($test:ident),* $(,)?) => {
+            &[$(Test { name: stringify!($test), run: $test }),*]
+        };
+    }
+    ktap::run(tests![
+        binding_closed_with_data_in_flight,
+        binding_closed_with_data_pending,
+        dmabuf_closed_right_after_bind,
+        socket_closed_with_data_in_flight,
+        socket_reset_with_data_in_flight,
+        peer_that_never_acknowledges,
+        peer_that_acknowledges_late,
+        peer_closed_without_reading,
+        route_to_a_device_without_device_memory,
+        route_moved_just_before_a_send,
+        route_to_another_device,
+        route_to_another_device_with_data_in_flight,
+        interface_down_and_up,
+        device_deleted_with_data_queued,
+        device_deleted_with_data_unacknowledged,
+        device_deleted_after_unbind,
+        everything_deleted_with_data_in_flight,
+        receiver_deleted_with_data_in_flight,
+        sender_killed,
+        rebinding_under_traffic,
+    ])
+}
