@@ -2,7 +2,9 @@
 
 //! What is sent from a dma-buf arrives, every byte of it; each send completes, once, and not too early.
 
+use std::fs;
 use std::io;
+use std::io::Read;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -289,6 +291,53 @@ fn fair_queueing() -> Outcome {
     through_queueing("fq", &anywhere(10, 60, 5, 60_000))
 }
 
+/// Probes for a larger MTU put the data of several sends together.
+fn mtu_probing() -> Outcome {
+    let bench = Bench::new()?;
+    let tx = &bench.pair.tx;
+    tx.ns.run(|| {
+        fs::write("/proc/sys/net/ipv4/tcp_mtu_probing", "2")?;
+        fs::write("/proc/sys/net/ipv4/tcp_base_mss", "512")
+    })?;
+    tx.tc(&format!(
+        "qdisc add dev {} root netem delay 5ms limit 10000",
+        tx.ifname
+    ))?;
+
+    // Host memory first, to see that there are any.
+    let ordinary = bench.connect(Ip::V4)?;
+    thread::scope(|scope| {
+        let sender = traffic::send_in(scope, &ordinary.tx, 0, 1 << 20, 20_000);
+        let mut received = vec![0; 1 << 20];
+        (&ordinary.rx).read_exact(&mut received)?;
+        traffic::compare(0, &received);
+        sender.join().expect("the sender's thread")
+    })?;
+    let probes = tx.ns.run(mtu_probes)?;
+    assert!(probes > 0, "nobody probed for a larger MTU");
+
+    bench.everywhere(Ip::V4, &anywhere(11, 400, 3, 2_000))
+}
+
+/// MTU probes of this namespace that got through.
+fn mtu_probes() -> io::Result<u64> {
+    let netstat = fs::read_to_string("/proc/thread-self/net/netstat")?;
+    let lines: Vec<Vec<&str>> = netstat
+        .lines()
+        .filter(|line| line.starts_with("TcpExt:"))
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let [names, values] = lines.as_slice() else {
+        return Err(io::Error::other("no TcpExt in netstat"));
+    };
+    names
+        .iter()
+        .zip(values)
+        .find(|(name, _)| **name == "TCPMTUPSuccess")
+        .and_then(|(_, value)| value.parse().ok())
+        .ok_or_else(|| io::Error::other("no TCPMTUPSuccess in netstat"))
+}
+
 fn several_bindings_on_one_connection() -> Outcome {
     let bench = Bench::new()?;
     let others = [bench.pair.tx.bind_tx(&bench.memory)?, {
@@ -508,6 +557,7 @@ fn main() -> ExitCode {
         duplicated_and_reordered_packets,
         delayed_packets,
         fair_queueing,
+        mtu_probing,
         several_bindings_on_one_connection,
         several_connections_on_one_binding,
         memory_used_again,
