@@ -129,18 +129,10 @@ bytes_in()
 }
 
 # A private apt: its own sources, lists and packages beside the host's, which stay
-# as they are. It reads trixie-backports from the mirror that the host uses
+# as they are. It reads one suite of Debian from the mirror that the host uses
 # already, and verifies it with Debian's own keyring.
-APT_DIR=$CACHE/apt
-apt_opts=(
-	-o Dir::Etc::sourcelist="$APT_DIR/sources.list"
-	-o Dir::Etc::sourceparts=/dev/null
-	-o Dir::State::lists="$APT_DIR/lists"
-	-o Dir::Cache="$APT_DIR/cache"
-	-o APT::Sandbox::User="$(id -un)"
-	-o Acquire::Languages=none
-	-o Acquire::Retries=3
-)
+apt_suite=""
+apt_opts=()
 
 debian_mirror()
 {
@@ -163,11 +155,21 @@ debian_mirror()
 	echo "$uri"
 }
 
-# apt_update: reads the index, and keeps others out until apt_unlock.
+# apt_update SUITE: reads its index, and keeps others out until apt_unlock.
 apt_update()
 {
-	local keyring mirror
+	local dir=$CACHE/apt/$1 keyring mirror
 
+	apt_suite=$1
+	apt_opts=(
+		-o Dir::Etc::sourcelist="$dir/sources.list"
+		-o Dir::Etc::sourceparts=/dev/null
+		-o Dir::State::lists="$dir/lists"
+		-o Dir::Cache="$dir/cache"
+		-o APT::Sandbox::User="$(id -un)"
+		-o Acquire::Languages=none
+		-o Acquire::Retries=3
+	)
 	exec 7>"$CACHE/apt.lock"
 	flock 7
 	for keyring in /usr/share/keyrings/debian-archive-keyring.{gpg,pgp}; do
@@ -175,11 +177,11 @@ apt_update()
 	done
 	[ -e "$keyring" ] || die "Debian's archive keyring is missing: install debian-archive-keyring"
 	mirror=$(debian_mirror)
-	mkdir -p "$APT_DIR/lists/partial" "$APT_DIR/cache/archives/partial"
-	echo "deb [signed-by=$keyring] $mirror trixie-backports main" >"$APT_DIR/sources.list"
+	mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
+	echo "deb [signed-by=$keyring] $mirror $apt_suite main" >"$dir/sources.list"
 	# A warning here would be one about a missing signature or a failed fetch.
 	apt-get -qq "${apt_opts[@]}" -o APT::Update::Error-Mode=any update ||
-		die "cannot read trixie-backports from $mirror"
+		die "cannot read $apt_suite from $mirror"
 }
 
 apt_unlock()
@@ -191,6 +193,22 @@ apt_unlock()
 apt_versions()
 {
 	apt-cache "${apt_opts[@]}" madison "$1" | awk '$0 ~ /Packages$/ { print $3 }'
+}
+
+# apt_choose PACKAGE VERSION: that version if it is offered, the newest otherwise.
+apt_choose()
+{
+	local offered newest
+
+	offered=$(apt_versions "$1")
+	[ -n "$offered" ] || die "$apt_suite offers no $1 any more"
+	if grep -qxF "$2" <<<"$offered"; then
+		echo "$2"
+		return
+	fi
+	newest=$(head -n1 <<<"$offered")
+	say "$1 $2 is gone from the archive, taking $newest" >&2
+	echo "$newest"
 }
 
 # apt_fetch PACKAGE VERSION DIR: downloads PACKAGE into DIR, its hash checked
