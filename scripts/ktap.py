@@ -174,6 +174,31 @@ def read_runs(directory, runs):
     return results
 
 
+def read_cases(path):
+    """The cases that each program has to have, listed as path of the program and case.
+
+    The kernel's test library puts the program's name before each.
+    """
+    cases = {}
+    for line in path.read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            program, case = line.split()
+            program = pathlib.PurePath(program)
+            cases.setdefault(program.name, []).append(f"{program.stem}.{case}")
+    return cases
+
+
+def missing_cases(results, runs, cases):
+    """A failure for each case that a run should have, but gave no result of."""
+    missing = Results()
+    seen = {*results.passed, *(n for n, _ in results.failed), *(n for n, _ in results.skipped)}
+    for run in runs:
+        for case in cases.get(run.partition("/")[2], []):
+            if f"{run}/{case}" not in seen:
+                missing.fail(f"{run}/{case}", "gave no result")
+    return missing
+
+
 def observations(text):
     """What each test of a program came to: its verdict, and what it saw."""
     tests = {}
@@ -330,6 +355,7 @@ def main():
     parser.add_argument("--cargo", type=pathlib.Path, help="output of cargo test")
     parser.add_argument("--unittest", type=pathlib.Path, help="output of unittest -v")
     parser.add_argument("--ktap", type=pathlib.Path, help="directory of what the runs printed")
+    parser.add_argument("--cases", type=pathlib.Path, help="cases that programs have to have")
     parser.add_argument("--fail", action="append", default=[], help="a failure seen elsewhere")
     parser.add_argument("runs", nargs="*", metavar="provider/program")
     args = parser.parse_args()
@@ -341,6 +367,8 @@ def main():
         results.add(parse_unittest(args.unittest.read_text(errors="replace")))
     if args.ktap:
         results.add(read_runs(args.ktap, args.runs))
+    if args.cases:
+        results.add(missing_cases(results, args.runs, read_cases(args.cases)))
     ran = [*args.runs, "host"] if args.cargo else args.runs
     judge(results, read_expected(args.expected_skips), ran)
     as_intended = []

@@ -301,6 +301,34 @@ class Expected(unittest.TestCase):
             self.read("prog/a\n")
 
 
+class Cases(unittest.TestCase):
+    LIST = "# list\nnet/prog.py one\nnet/prog.py two\nnet/other.py one\n"
+
+    def missing(self, output):
+        with tempfile.TemporaryDirectory() as d:
+            d = pathlib.Path(d)
+            (d / "cases").write_text(self.LIST)
+            write_runs(d, {"c/prog.py": output})
+            results = ktap.read_runs(d, ["c/prog.py"])
+            cases = ktap.read_cases(d / "cases")
+        return [name for name, _ in ktap.missing_cases(results, ["c/prog.py"], cases).failed]
+
+    def test_whatever_the_result(self):
+        text = "TAP version 13\n1..2\nnot ok 1 prog.one\nok 2 prog.two # SKIP old\n"
+        self.assertEqual(self.missing(text), [])
+
+    def test_more_than_listed(self):
+        text = "TAP version 13\n1..3\nok 1 prog.new\nok 2 prog.one\nok 3 prog.two\n"
+        self.assertEqual(self.missing(text), [])
+
+    def test_missing(self):
+        text = "TAP version 13\n1..1\nok 1 prog.two\n"
+        self.assertEqual(self.missing(text), ["c/prog.py/prog.one"])
+
+    def test_nothing_ran(self):
+        self.assertEqual(len(self.missing("Traceback\n")), 2)
+
+
 class CommandLine(unittest.TestCase):
     def run_ktap(self, output, *args, other=None):
         with tempfile.TemporaryDirectory() as d:
@@ -327,6 +355,13 @@ class CommandLine(unittest.TestCase):
     def test_difference_fails_the_run(self):
         result = self.run_ktap(one_test("x"), other=one_test("y"))
         self.assertEqual(result, (1, "2 passed, 1 failed, 0 skipped"))
+
+    def test_missing_case_fails_the_run(self):
+        with tempfile.NamedTemporaryFile("w") as cases:
+            cases.write("net/prog third\n")
+            cases.flush()
+            result = self.run_ktap(GOOD, "--cases", cases.name)
+        self.assertEqual(result, (1, "4 passed, 2 failed, 0 skipped"))
 
     def test_nothing_at_all_is_no_success(self):
         self.assertEqual(self.run_ktap("KTAP version 1\n1..0\n")[0], 1)
