@@ -24,6 +24,10 @@ PHONY += test
 test: ## all tests, on the host and in the guest (TESTS="program..." for some)
 	@scripts/test
 
+PHONY += test-upstream
+test-upstream: ## the kernel's own tests only (part of test; TESTS= as there)
+	@scripts/test upstream
+
 PHONY += guest
 guest: ## a shell in the booted guest, with the module and a netdevsim pair ready
 	@scripts/prepare

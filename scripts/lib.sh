@@ -30,6 +30,7 @@ BINDGEN_VERSION=0.73.2
 BINDGEN_MIN=0.71.1
 RUST_MIN=1.85.0
 VNG_VERSION=1.42
+LIBURING_VERSION=2.15-1
 
 # What the user told our Makefile is not meant for the makes that the scripts run.
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
@@ -274,6 +275,23 @@ kernel_obj()
 		bindgen --version
 	} | sha256sum | cut -c1-12)
 	echo "$(kernel_source)/obj-$key"
+}
+
+# Where scripts/upstream builds the kernel's own tests, for a kernel version, a
+# toolchain and what else goes into it. Our patches do not touch the tests.
+upstream_dir()
+{
+	local key
+
+	key=$({
+		kernel_version
+		cat "$ROOT/scripts/upstream"
+		cat "$CACHE/tools/liburing-$LIBURING_VERSION/version"
+		clang"$LLVM" --version
+		gcc --version
+		/usr/bin/python3 --version
+	} | sha256sum | cut -c1-12)
+	echo "$CACHE/upstream/$key"
 }
 
 # module_dir KDIR: where the module for that kernel is built.

@@ -52,22 +52,35 @@ ifindex()
 	ip netns exec "$1" cat "/sys/class/net/$2/ifindex"
 }
 
+# new_pair NETNS1 NAME1 NETNS2 NAME2: two NICs, linked to one another.
+new_pair()
+{
+	local fd1 fd2
+
+	new_nic "$RX_ID" "$1" "$2"
+	new_nic "$TX_ID" "$3" "$4"
+	exec {fd1}<"/run/netns/$1" {fd2}<"/run/netns/$3"
+	echo "$fd1:$(ifindex "$1" "$2") $fd2:$(ifindex "$3" "$4")" \
+		>/sys/bus/netdevsim/link_device
+	exec {fd1}<&- {fd2}<&-
+}
+
+remove_nics()
+{
+	echo "$TX_ID" >/sys/bus/netdevsim/del_device
+	echo "$RX_ID" >/sys/bus/netdevsim/del_device
+}
+
 # make_pair: namespaces rx and tx, with ethrx and ethtx linked to one another.
 make_pair()
 {
-	local ns fd_rx fd_tx
+	local ns
 
 	for ns in rx tx; do
 		ip netns add "$ns"
 		ip -n "$ns" link set lo up
 	done
-	new_nic "$RX_ID" rx ethrx
-	new_nic "$TX_ID" tx ethtx
-	exec {fd_rx}</run/netns/rx {fd_tx}</run/netns/tx
-	echo "$fd_rx:$(ifindex rx ethrx) $fd_tx:$(ifindex tx ethtx)" \
-		>/sys/bus/netdevsim/link_device
-	exec {fd_rx}<&- {fd_tx}<&-
-
+	new_pair rx ethrx tx ethtx
 	ip -n rx addr add 192.0.2.1/24 dev ethrx
 	ip -n rx addr add 2001:db8::1/64 dev ethrx nodad
 	ip -n tx addr add 192.0.2.2/24 dev ethtx
@@ -78,8 +91,7 @@ make_pair()
 
 remove_pair()
 {
-	echo "$TX_ID" >/sys/bus/netdevsim/del_device
-	echo "$RX_ID" >/sys/bus/netdevsim/del_device
+	remove_nics
 	ip netns del tx
 	ip netns del rx
 }

@@ -1,0 +1,75 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# In the guest: runs the kernel's own tests one after the other, each on a provider and
+# on a fresh netdevsim pair. What they leave is as run-tests.sh has it.
+# Usage: run-upstream.sh DIR SECONDS PROVIDER:PATH... (PATH below DIR, the selftests;
+# SECONDS: limit for each program)
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+dir=$1
+limit=$2
+shift 2
+
+# What the tests ask for: drivers/net/README.rst of the kernel's selftests.
+export NETIF=ethlocal LOCAL_V4=192.0.2.1 LOCAL_V6=2001:db8:1::1
+export REMOTE_TYPE=netns REMOTE_ARGS=remote REMOTE_V4=192.0.2.2 REMOTE_V6=2001:db8:1::2
+export LOCAL_PREFIX_V6=2001:db8:2::/64
+
+make_local_pair()
+{
+	ip netns add remote
+	ip -n remote link set lo up
+	new_pair local "$NETIF" remote ethremote
+
+	ip addr add "$LOCAL_V4/24" dev "$NETIF"
+	ip addr add "$LOCAL_V6/64" dev "$NETIF" nodad
+	ip -n remote addr add "$REMOTE_V4/24" dev ethremote
+	ip -n remote addr add "$REMOTE_V6/64" dev ethremote nodad
+	ip link set "$NETIF" up
+	ip -n remote link set ethremote up
+}
+
+# No binding may outlive its owner for long, with or without the device.
+bindings_gone()
+{
+	local i
+
+	for i in {1..100}; do
+		[ "$(wc -l </sys/kernel/debug/net_devmem/bindings)" -le 1 ] && return
+		sleep 0.1
+	done
+	return 1
+}
+
+load_netdevsim
+load_provider
+# The tests run in the guest's first namespace, to which this gives a name.
+ip netns attach local $$
+ip link set lo up
+
+i=0
+for run; do
+	i=$((i + 1))
+	start=$EPOCHSECONDS
+	provider=${run%%:*}
+	path=${run#*:}
+	name=$provider/${path##*/}
+	printf '# %d/%d %s\n' "$i" $# "$name"
+	mkdir -p "$WORK/ktap/$provider"
+	echo "$provider" >/proc/sys/net/core/devmem_provider
+	make_local_pair
+	rc=0
+	(cd "$dir/${path%/*}" && timeout --kill-after=20 "$limit" /usr/bin/python3 "${path##*/}") \
+		2>&1 </dev/null | tee "$WORK/ktap/$name" | sed 's/^/    /' || rc=${PIPESTATUS[0]}
+	remove_nics
+	ip netns del remote
+	if ! bindings_gone; then
+		echo "# $name: bindings are left:"
+		cat /sys/kernel/debug/net_devmem/bindings
+		rc=$((rc ? rc : 1))
+	fi
+	echo "$rc" >"$WORK/ktap/$name.status"
+	printf '# %s: exit status %d, %d s\n' "$name" "$rc" $((EPOCHSECONDS - start))
+done
