@@ -40,6 +40,7 @@ use nix::sys::mman::munmap;
 use nix::sys::socket::SockaddrLike;
 use nix::sys::socket::SockaddrStorage;
 
+use crate::ktap;
 use crate::pair::End;
 use crate::provider;
 use crate::traffic;
@@ -83,9 +84,12 @@ impl End {
         let binding = self
             .ns
             .run(|| Ok(BindTx::new(self.ifindex).bind(memory)))??;
-        let info = provider::binding(binding.id())?;
-        let direction = info.as_ref().map(|info| info.direction.as_str());
-        assert_eq!(direction, Some("tx"), "the new binding: {info:?}");
+        let info = provider::binding(binding.id())?.expect("the new binding");
+        assert_eq!(
+            (info.provider.as_str(), info.direction.as_str()),
+            (ktap::provider().name(), "tx"),
+            "the new binding"
+        );
         Ok(binding)
     }
 
@@ -315,6 +319,27 @@ pub fn expect_in_device_memory(
         }
     }
     Ok(copied)
+}
+
+/// How often TCP has sent again what it got no acknowledgement for.
+pub fn retransmitted(socket: &TcpStream) -> io::Result<u8> {
+    // SAFETY: All-zero is a valid tcp_info, which has only numbers.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    // SAFETY: `info` is writable for the length given.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &mut len,
+        )
+    };
+    match ret {
+        0 => Ok(info.tcpi_retransmits),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Completions of a socket, each of which must come once.

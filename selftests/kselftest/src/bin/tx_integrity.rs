@@ -384,10 +384,9 @@ fn several_connections_on_one_binding() -> Outcome {
 
 /// A little memory, which is written again as soon as it is said to be free: if that is too early, what
 /// arrives is not what was sent.
-fn reuse(discipline: Option<&str>) -> Outcome {
+fn reuse(discipline: Option<&str>, total: u64) -> Outcome {
     const PART: u64 = 32 << 10;
     const PARTS: u64 = 8;
-    const LEN: u64 = 8 * MIB;
     let bench = Bench::with(DmaBuf::udmabuf((PARTS * PART) as usize)?)?;
     if let Some(discipline) = discipline {
         let device = &bench.pair.tx.ifname;
@@ -398,7 +397,7 @@ fn reuse(discipline: Option<&str>) -> Outcome {
     let receive = |rx: &std::net::TcpStream| -> io::Result<()> {
         let mut at = 0;
         let mut buffer = vec![0; 1 << 20];
-        while at < LEN {
+        while at < total {
             let len = io::Read::read(&mut &*rx, &mut buffer)?;
             assert!(len > 0, "the stream ended at {at}");
             traffic::compare(at, &buffer[..len]);
@@ -412,7 +411,7 @@ fn reuse(discipline: Option<&str>) -> Outcome {
         let mut free: Vec<Region> = bench.memory.region()?.split(PART);
         let mut waited = 0;
         let mut at = 0;
-        while at < LEN {
+        while at < total {
             let mut region = match free.pop() {
                 Some(region) => region,
                 None => {
@@ -422,14 +421,14 @@ fn reuse(discipline: Option<&str>) -> Outcome {
                 }
             };
             // Odd lengths, so that segments do not end where regions do.
-            let len = (PART - at % 977).min(LEN - at);
+            let len = (PART - at % 977).min(total - at);
             let bytes = traffic::bytes(at, len as usize);
             region.begin_write()?.copy_in(0, bytes)?;
             sender.send(&bench.binding, Filled { region, len })?;
             at += len;
         }
         assert!(
-            waited >= LEN / PART - PARTS,
+            waited >= total / PART - PARTS,
             "the memory was not used again"
         );
         while sender.wait_timeout(COMPLETED)?.is_some() {}
@@ -439,15 +438,15 @@ fn reuse(discipline: Option<&str>) -> Outcome {
 }
 
 fn memory_used_again() -> Outcome {
-    reuse(None)
+    reuse(None, 8 * MIB)
 }
 
 fn memory_used_again_with_losses() -> Outcome {
-    reuse(Some("netem delay 2ms loss 3%"))
+    reuse(Some("netem delay 2ms loss 3%"), 2 * MIB)
 }
 
 fn memory_used_again_after_a_queue() -> Outcome {
-    reuse(Some("fq maxrate 400mbit"))
+    reuse(Some("fq maxrate 400mbit"), 4 * MIB)
 }
 
 /// What is received into device memory is sent on from there, to where it came from.

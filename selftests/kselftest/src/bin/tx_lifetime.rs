@@ -3,6 +3,7 @@
 //! Bindings, sockets, processes, routes and devices that end while memory is being sent.
 
 use std::env;
+use std::fs;
 use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -83,6 +84,16 @@ impl Bench {
     /// From now on what is sent stays for a while, in a queue of the sender.
     fn delay(&self) -> io::Result<()> {
         self.queueing("netem delay 300ms")
+    }
+
+    /// From now on what is sent gets lost.
+    fn cut(&self) -> io::Result<()> {
+        self.queueing("netem loss 100%")
+    }
+
+    /// From now on it does not.
+    fn mend(&self) -> io::Result<()> {
+        self.queueing("pfifo")
     }
 
     fn queueing(&self, discipline: &str) -> io::Result<()> {
@@ -167,7 +178,7 @@ fn dmabuf_closed_right_after_bind() -> Outcome {
         connection,
     } = Bench::new()?;
     drop(memory);
-    let all = [extent(0, MEMORY)];
+    let all = [extent(0, PAGE), extent(MEMORY - 5 * PAGE, 5 * PAGE)];
     sends(&Call::new(binding.id(), &all), &connection.tx);
     drop(binding);
     tx::expect(&connection.rx, &all)?;
@@ -225,7 +236,7 @@ fn fill_up(call: &Call, socket: &TcpStream) -> io::Result<Vec<u64>> {
 /// The peer never acknowledges anything: what was sent is never free, until the socket is reset.
 fn peer_that_never_acknowledges() -> Outcome {
     let bench = Bench::new()?;
-    bench.queueing("netem loss 100%")?;
+    bench.cut()?;
     let sent = fill_up(&bench.call(), &bench.connection.tx)?;
     assert!(sent.len() > 1, "no room for two");
     thread::sleep(Duration::from_millis(500));
@@ -277,13 +288,15 @@ fn route_to_a_device_without_device_memory() -> Outcome {
     let bench = Bench::new()?;
     let call = bench.call();
     // In flight, and not acknowledged: TCP tries again by the route of the moment.
-    bench.pair.rx.set_up(false)?;
+    bench.cut()?;
     bench.send(&call);
     bench.pair.tx.ip("link add dummy0 type dummy")?;
     bench.pair.tx.ip("link set dummy0 up")?;
     bench.pair.tx.ip("route add 192.0.2.1/32 dev dummy0")?;
-    // The socket hears of it when it sends something again.
-    thread::sleep(RETRANSMITTED);
+    // It does when it sends.
+    provider::wait_for("the socket to notice the route", || {
+        Ok(tx::retransmitted(&bench.connection.tx)? > 0)
+    });
     let result = call.send(&bench.connection.tx);
     observe(outcome(&result));
     fails(result, Errno::ENODEV);
@@ -292,7 +305,7 @@ fn route_to_a_device_without_device_memory() -> Outcome {
     assert_eq!(completions.done, [], "not acknowledged, but completed");
 
     bench.pair.tx.ip("route del 192.0.2.1/32 dev dummy0")?;
-    bench.pair.rx.set_up(true)?;
+    bench.mend()?;
     tx::expect(&bench.connection.rx, &[PART])?;
     bench.send(&call);
     tx::expect(&bench.connection.rx, &[PART])?;
@@ -365,13 +378,22 @@ fn route_to_another_device_with_data_in_flight() -> Outcome {
     let there = beside.tx.bind_tx(&bench.memory)?;
     let call_there = Call::new(there.id(), &[extent(99, 500)]);
     let route = format!("192.0.2.1/32 dev {} src 192.0.2.2", beside.tx.ifname);
+    let pending = [extent(7777, 300)];
 
-    bench.pair.rx.set_up(false)?;
+    // Without loss probes, what is pending stays pending.
+    bench
+        .pair
+        .tx
+        .ns
+        .run(|| fs::write("/proc/sys/net/ipv4/tcp_early_retrans", "0"))?;
+    bench.cut()?;
     let more = libc::MSG_ZEROCOPY | libc::MSG_MORE;
     bench.send(&call);
-    bench.send(&call.clone().flags(more));
+    bench.send(&Call::new(bench.binding.id(), &pending).flags(more));
     bench.pair.tx.ip(&format!("route add {route}"))?;
-    thread::sleep(RETRANSMITTED);
+    provider::wait_for("the socket to notice the route", || {
+        Ok(tx::retransmitted(&bench.connection.tx)? > 0)
+    });
     let counted: u64 = (0..8)
         .map(|queue| beside.tx.counter(&format!("tx{queue}_netmem_bytes")))
         .sum::<io::Result<u64>>()?;
@@ -383,9 +405,9 @@ fn route_to_another_device_with_data_in_flight() -> Outcome {
     completions.read(&bench.connection.tx)?;
     assert_eq!(completions.done, [], "not acknowledged, but completed");
 
-    bench.pair.rx.set_up(true)?;
+    bench.mend()?;
     bench.pair.tx.ip(&format!("route del {route}"))?;
-    tx::expect(&bench.connection.rx, &[PART, PART])?;
+    tx::expect(&bench.connection.rx, &[PART, pending[0]])?;
     // And the other way round: what is for the other device waits for it.
     bench.pair.tx.ip(&format!("route add {route}"))?;
     tx::expect(&bench.connection.rx, &[extent(99, 500); 2])?;
@@ -422,7 +444,7 @@ fn device_deleted(in_queue: bool) -> Outcome {
     if in_queue {
         bench.delay()?;
     } else {
-        bench.pair.rx.set_up(false)?;
+        bench.cut()?;
     }
     let call = bench.call();
     bench.send(&call);
@@ -452,7 +474,7 @@ fn device_deleted_with_data_unacknowledged() -> Outcome {
 
 fn device_deleted_after_unbind() -> Outcome {
     let bench = Bench::new()?;
-    bench.pair.rx.set_up(false)?;
+    bench.cut()?;
     bench.send(&bench.call());
     let id = bench.binding.id();
     drop(bench.binding);
