@@ -293,10 +293,7 @@ fn route_to_a_device_without_device_memory() -> Outcome {
     bench.pair.tx.ip("link add dummy0 type dummy")?;
     bench.pair.tx.ip("link set dummy0 up")?;
     bench.pair.tx.ip("route add 192.0.2.1/32 dev dummy0")?;
-    // It does when it sends.
-    provider::wait_for("the socket to notice the route", || {
-        Ok(tx::retransmitted(&bench.connection.tx)? > 0)
-    });
+    retransmission(&bench.connection)?;
     let result = call.send(&bench.connection.tx);
     observe(outcome(&result));
     fails(result, Errno::ENODEV);
@@ -310,6 +307,15 @@ fn route_to_a_device_without_device_memory() -> Outcome {
     bench.send(&call);
     tx::expect(&bench.connection.rx, &[PART])?;
     completions.wait(&bench.connection.tx, 2)?;
+    Ok(())
+}
+
+/// Waits until the socket has sent again what is not acknowledged, by the route that there is now.
+fn retransmission(connection: &Connection) -> io::Result<()> {
+    let before = tx::retransmitted(&connection.tx)?;
+    provider::wait_for("a retransmission", || {
+        Ok(tx::retransmitted(&connection.tx)? > before)
+    });
     Ok(())
 }
 
@@ -391,9 +397,7 @@ fn route_to_another_device_with_data_in_flight() -> Outcome {
     bench.send(&call);
     bench.send(&Call::new(bench.binding.id(), &pending).flags(more));
     bench.pair.tx.ip(&format!("route add {route}"))?;
-    provider::wait_for("the socket to notice the route", || {
-        Ok(tx::retransmitted(&bench.connection.tx)? > 0)
-    });
+    retransmission(&bench.connection)?;
     let counted: u64 = (0..8)
         .map(|queue| beside.tx.counter(&format!("tx{queue}_netmem_bytes")))
         .sum::<io::Result<u64>>()?;
