@@ -169,14 +169,28 @@ impl Interface {
 
     /// Switches segmentation offload.
     pub(crate) fn set_offload(&self, on: bool) -> io::Result<()> {
-        for command in [ETHTOOL_STSO, ETHTOOL_SGSO] {
-            self.ethtool(&mut [command, on.into()])?;
-        }
-        Ok(())
+        self.set_tso(on)?;
+        self.ethtool(&mut [ETHTOOL_SGSO, on.into()])
+    }
+
+    /// Switches segmentation by the device.
+    pub(crate) fn set_tso(&self, on: bool) -> io::Result<()> {
+        self.ethtool(&mut [ETHTOOL_STSO, on.into()])
     }
 
     /// Has a queue receive all flows to a port.
     pub(crate) fn steer(&self, flow: Flow, port: u16, queue: u32) -> io::Result<()> {
+        self.steer_at(RX_CLS_LOC_ANY, flow, port, queue)
+    }
+
+    /// The same by the rule at a location, which replaces the one there.
+    pub(crate) fn steer_at(
+        &self,
+        location: u32,
+        flow: Flow,
+        port: u16,
+        queue: u32,
+    ) -> io::Result<()> {
         let (flow_type, at) = flow.layout();
         let mut rule = RxFlow {
             cmd: ETHTOOL_SRXCLSRLINS,
@@ -188,7 +202,7 @@ impl Interface {
             masks: [0; 52],
             more_masks: [0; 20],
             ring: queue.into(),
-            location: RX_CLS_LOC_ANY,
+            location,
             padding: 0,
             rule_count: 0,
         };

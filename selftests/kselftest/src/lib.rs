@@ -9,7 +9,9 @@
 mod ifctl;
 pub mod ktap;
 pub mod pair;
+pub mod probe;
 pub mod provider;
+pub mod sockopt;
 pub mod traffic;
 pub mod tx;
 pub mod xdp;

@@ -147,6 +147,11 @@ impl End {
         self.interface(|interface| interface.set_offload(on))
     }
 
+    /// Switches segmentation by the device; that by the stack stays on.
+    pub fn set_tso(&self, on: bool) -> io::Result<()> {
+        self.interface(|interface| interface.set_tso(on))
+    }
+
     /// Sets header split.
     pub fn set_rings(&self, rings: Rings) -> io::Result<()> {
         self.ns
@@ -224,6 +229,14 @@ impl Pair {
         self.rx.interface(|interface| {
             interface.steer(Flow::Tcp4, port, queue)?;
             interface.steer(Flow::Tcp6, port, queue)
+        })
+    }
+
+    /// Has another queue receive the port that [`steer`](Self::steer) was first called for.
+    pub fn steer_again(&self, port: u16, queue: u32) -> io::Result<()> {
+        self.rx.interface(|interface| {
+            interface.steer_at(0, Flow::Tcp4, port, queue)?;
+            interface.steer_at(1, Flow::Tcp6, port, queue)
         })
     }
 

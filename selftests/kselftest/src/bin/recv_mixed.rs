@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device memory and host memory, or memory of two bindings, on one connection.
+
+use std::fs;
+use std::io;
+use std::process::ExitCode;
+
+use devmem::DmaBuf;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Test;
+use devmem_kselftest::ktap;
+use devmem_kselftest::pair::Ip;
+use devmem_kselftest::probe::Area;
+use devmem_kselftest::probe::Bench;
+use devmem_kselftest::probe::Call;
+use devmem_kselftest::probe::Probe;
+use devmem_kselftest::probe::wait_received;
+use devmem_kselftest::provider;
+use devmem_kselftest::sockopt;
+use devmem_kselftest::traffic;
+
+/// Room for everything that a test sends.
+const ALL: usize = 1 << 16;
+
+fn to_device_memory(bench: &Bench) -> io::Result<()> {
+    bench.steer(Bench::QUEUE)
+}
+
+fn to_host_memory(bench: &Bench) -> io::Result<()> {
+    bench.steer(Bench::PLAIN_QUEUE)
+}
+
+/// A call brings one kind of memory, whatever more there is.
+fn the_flow_moves_both_ways() -> Outcome {
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    bench.send(&[100, 200])?;
+    to_host_memory(&bench)?;
+    bench.send(&[300, 400])?;
+    to_device_memory(&bench)?;
+    bench.send(&[500])?;
+    let call = Call::new(ALL);
+    probe.receive(&call).assert_frags(&[100, 200]);
+    probe.receive(&call).assert_plain(300, 700);
+    probe.receive(&call).assert_frags(&[500]);
+    probe.give_back();
+    Ok(())
+}
+
+fn segments_in_turn() -> Outcome {
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    for _ in 0..8 {
+        to_host_memory(&bench)?;
+        bench.send(&[70])?;
+        to_device_memory(&bench)?;
+        bench.send(&[30])?;
+    }
+    for round in 0..8 {
+        probe.receive(&Call::new(ALL)).assert_plain(100 * round, 70);
+        probe.receive(&Call::new(ALL)).assert_frags(&[30]);
+    }
+    probe.give_back();
+    Ok(())
+}
+
+/// MSG_WAITALL does not bring both kinds with a call either.
+fn waitall_across_the_border() -> Outcome {
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    bench.send(&[100])?;
+    to_host_memory(&bench)?;
+    bench.send(&[300])?;
+    let call = Call::new(400).flags(libc::MSG_WAITALL);
+    probe.receive(&call).assert_frags(&[100]);
+    to_device_memory(&bench)?;
+    bench.send(&[100])?;
+    probe.receive(&call).assert_plain(100, 300);
+    probe
+        .receive(&Call::new(100).flags(libc::MSG_WAITALL))
+        .assert_frags(&[100]);
+    probe.give_back();
+    Ok(())
+}
+
+fn peek_across_the_border() -> Outcome {
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    to_host_memory(&bench)?;
+    bench.send(&[100])?;
+    to_device_memory(&bench)?;
+    bench.send(&[300])?;
+    let call = Call::new(ALL).flags(libc::MSG_PEEK);
+    probe.receive(&call).assert_plain(0, 100);
+    sockopt::set(
+        &bench.connection.rx,
+        libc::SOL_SOCKET,
+        libc::SO_PEEK_OFF,
+        100,
+    )?;
+    let got = probe.call(&call);
+    got.assert_frags(&[300]);
+    probe.compare(100, &got);
+    probe.receive(&Call::new(ALL)).assert_plain(0, 100);
+    probe.receive(&Call::new(ALL)).assert_frags(&[300]);
+    probe.give_back();
+    Ok(())
+}
+
+/// An ordinary reader gets what is in host memory, and then an error.
+fn ordinary_reader() -> Outcome {
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    to_host_memory(&bench)?;
+    bench.send(&[100])?;
+    to_device_memory(&bench)?;
+    bench.send(&[300])?;
+    to_host_memory(&bench)?;
+    bench.send(&[200])?;
+    let call = Call::ordinary(ALL);
+    probe.receive(&call).assert_plain(0, 100);
+    for _ in 0..2 {
+        probe.call(&call).assert_fails(libc::EFAULT);
+        probe
+            .call(&call.clone().flags(libc::MSG_PEEK))
+            .assert_fails(libc::EFAULT);
+    }
+    probe.receive(&Call::new(ALL)).assert_frags(&[300]);
+    probe.receive(&call).assert_plain(400, 200);
+    probe.give_back();
+    Ok(())
+}
+
+/// No control buffer for device memory, no data buffer for host memory: each of them ends the call.
+fn bad_buffers_at_the_border() -> Outcome {
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    to_host_memory(&bench)?;
+    bench.send(&[100])?;
+    to_device_memory(&bench)?;
+    bench.send(&[300])?;
+    let missing = Call::new(0).data(&[Area::faulty(0, ALL)]);
+    probe.call(&missing).assert_fails(libc::EFAULT);
+    // Half of it is there.
+    let half = Call::new(0).data(&[Area::faulty(50, ALL)]);
+    probe.call(&half).assert_fails(libc::EFAULT);
+    probe.receive(&Call::new(ALL).room(0)).assert_plain(0, 100);
+    probe.receive(&missing).assert_frags(&[300]);
+    probe.give_back();
+    Ok(())
+}
+
+/// The flow moves to a queue with another binding: the frags of both can come with one call.
+fn two_bindings() -> Outcome {
+    const OTHER: u32 = 3;
+    let bench = Bench::new()?;
+    let memory = DmaBuf::udmabuf(1 << 20)?;
+    let map = memory.map()?;
+    let other = bench.pair.bind(&[OTHER], &memory)?;
+    let known = [(bench.binding.id(), &bench.map), (other.id(), &map)];
+    let mut probe = Probe::new(&bench.connection.rx, &known);
+    bench.send(&[100, 200])?;
+    bench.steer(OTHER)?;
+    bench.send(&[300, 400])?;
+    to_device_memory(&bench)?;
+    bench.send(&[500])?;
+    let got = probe.receive(&Call::new(ALL));
+    got.assert_frags(&[100, 200, 300, 400, 500]);
+    let (ours, theirs) = (bench.binding.id(), other.id());
+    let ids: Vec<_> = got.frags().map(|frag| frag.dmabuf_id).collect();
+    assert_eq!(ids, [ours, ours, theirs, theirs, ours]);
+    probe.give_back();
+    Ok(())
+}
+
+/// What a binding brought can be received when it is gone, after what its successor brought was queued.
+fn the_queue_is_bound_again() -> Outcome {
+    let bench = Bench::new()?;
+    let Bench {
+        connection,
+        binding,
+        map,
+        pair,
+        ..
+    } = bench;
+    let again = DmaBuf::udmabuf(1 << 20)?;
+    let map_again = again.map()?;
+
+    traffic::send(&connection.tx, 0, 300, 300)?;
+    wait_received(&connection.rx, 300);
+    let first = binding.id();
+    drop(binding);
+    provider::wait_for("the queue to be unbound", || {
+        Ok(pair.queues()?.iter().all(|queue| queue.dmabuf.is_none()))
+    });
+    let second = pair.bind(&[Bench::QUEUE], &again)?;
+    traffic::send(&connection.tx, 300, 400, 400)?;
+    wait_received(&connection.rx, 700);
+
+    let known = [(first, &map), (second.id(), &map_again)];
+    let mut probe = Probe::new(&connection.rx, &known);
+    let got = probe.receive(&Call::new(ALL));
+    got.assert_frags(&[300, 400]);
+    let ids: Vec<_> = got.frags().map(|frag| frag.dmabuf_id).collect();
+    assert_eq!(ids, [first, second.id()]);
+    probe.give_back();
+    provider::all_buffers_back(first);
+    Ok(())
+}
+
+/// One large segment: many frags in an skb.
+fn a_large_segment() -> Outcome {
+    const LEN: usize = 60_000;
+    let bench = Bench::new()?;
+    let mut probe = bench.probe().quiet();
+    bench.start_sending(LEN)?;
+    wait_received(&bench.connection.rx, LEN as u64);
+    // How it was cut up is the sender's affair, so nothing of it is compared.
+    for len in [1, 5000, 10_000] {
+        let got = probe.receive(&Call::new(len));
+        assert_eq!(got.len(), len);
+    }
+    probe.receive(&Call::new(ALL));
+    assert_eq!(probe.position, LEN as u64);
+    probe.give_back();
+    Ok(())
+}
+
+/// How many segments the receiver's namespace has merged in receive queues.
+fn merged_in_queues(bench: &Bench) -> io::Result<u64> {
+    let text = bench
+        .pair
+        .rx
+        .ns
+        .run(|| fs::read_to_string("/proc/thread-self/net/netstat"))?;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, values) = (lines.next(), lines.next());
+    names
+        .into_iter()
+        .flat_map(str::split_whitespace)
+        .zip(values.into_iter().flat_map(str::split_whitespace))
+        .find(|(name, _)| *name == "TCPRcvCoalesce")
+        .and_then(|(_, value)| value.parse().ok())
+        .ok_or_else(|| io::Error::other("no TCPRcvCoalesce in netstat"))
+}
+
+/// Segments that come one after the other are merged in the receive queue.
+fn merged_in_the_receive_queue() -> Outcome {
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    let before = merged_in_queues(&bench)?;
+    bench.send(&[50; 10])?;
+    assert_eq!(merged_in_queues(&bench)? - before, 9);
+    probe.receive(&Call::new(120)).assert_frags(&[50, 50, 20]);
+    probe
+        .receive(&Call::new(ALL))
+        .assert_frags(&[30, 50, 50, 50, 50, 50, 50, 50]);
+    probe.give_back();
+    Ok(())
+}
+
+/// Segments that come at once are merged by GRO, more of them than an skb has frags.
+fn merged_by_gro() -> Outcome {
+    const SEGMENTS: usize = 30;
+    let bench = Bench::new()?;
+    // The sender's stack cuts one large segment up, at the device and in one go.
+    bench.pair.tx.set_tso(false)?;
+    bench.pair.steer(Bench::PORT + 1, Bench::QUEUE)?;
+    let listener = bench.pair.listen(Ip::V4, Bench::PORT + 1)?;
+    sockopt::set(&listener, libc::IPPROTO_TCP, libc::TCP_MAXSEG, 536)?;
+    let connection = bench.pair.connect(&listener)?;
+    let mss = sockopt::get(&connection.tx, libc::IPPROTO_TCP, libc::TCP_MAXSEG)? as usize;
+    let mut probe = bench.probe_of(&connection.rx).quiet();
+    // The congestion window opens.
+    for _ in 0..10 {
+        let position = probe.position;
+        let len = (20 * mss) as u64;
+        traffic::send(&connection.tx, position, len, 20 * mss)?;
+        wait_received(&connection.rx, position + len);
+        probe.receive(&Call::new(ALL));
+        probe.give_back();
+    }
+
+    let before = merged_in_queues(&bench)?;
+    let start = probe.position;
+    let len = SEGMENTS * mss;
+    traffic::send(&connection.tx, start, len as u64, len)?;
+    wait_received(&connection.rx, start + len as u64);
+    let merged = merged_in_queues(&bench)? - before;
+    ktap::diag(format_args!("merged in the receive queue: {merged}"));
+    assert!(
+        merged < 4,
+        "GRO left {merged} segments to the receive queue"
+    );
+    let sizes = |from: usize, to: usize| -> Vec<u32> {
+        // Segments between two positions, the first and last maybe in part.
+        (0..SEGMENTS)
+            .map(|i| (i * mss).max(from)..((i + 1) * mss).min(to))
+            .filter(|range| !range.is_empty())
+            .map(|range| range.len() as u32)
+            .collect()
+    };
+    let mut at = 0;
+    for end in [1, 700, 18 * mss + 5, 20 * mss, len] {
+        let got = probe.receive(&Call::new(end - at));
+        assert_eq!(got.sizes(), sizes(at, end));
+        at = end;
+    }
+    probe.give_back();
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    ktap::run(&[
+        Test {
+            name: "the_flow_moves_both_ways",
+            run: the_flow_moves_both_ways,
+        },
+        Test {
+            name: "segments_in_turn",
+            run: segments_in_turn,
+        },
+        Test {
+            name: "waitall_across_the_border",
+            run: waitall_across_the_border,
+        },
+        Test {
+            name: "peek_across_the_border",
+            run: peek_across_the_border,
+        },
+        Test {
+            name: "ordinary_reader",
+            run: ordinary_reader,
+        },
+        Test {
+            name: "bad_buffers_at_the_border",
+            run: bad_buffers_at_the_border,
+        },
+        Test {
+            name: "two_bindings",
+            run: two_bindings,
+        },
+        Test {
+            name: "the_queue_is_bound_again",
+            run: the_queue_is_bound_again,
+        },
+        Test {
+            name: "a_large_segment",
+            run: a_large_segment,
+        },
+        Test {
+            name: "merged_in_the_receive_queue",
+            run: merged_in_the_receive_queue,
+        },
+        Test {
+            name: "merged_by_gro",
+            run: merged_by_gro,
+        },
+    ])
+}
