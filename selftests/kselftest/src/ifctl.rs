@@ -15,6 +15,9 @@ use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
+const SIOCSARP: libc::Ioctl = 0x8955;
+const ATF_COM: i32 = 2;
+const ATF_PERM: i32 = 4;
 
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSTATS: u32 = 0x1d;
@@ -165,6 +168,24 @@ impl Interface {
             ifindex,
         };
         ioctl(&socket, libc::SIOCSIFADDR, &mut request)
+    }
+
+    /// Makes a permanent entry of the neighbour table.
+    pub(crate) fn add_neighbour(&self, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
+        // SAFETY: All-zero is a valid arpreq.
+        let mut request: libc::arpreq = unsafe { mem::zeroed() };
+        let bytes = |to: &mut [libc::c_char], from: &[u8]| {
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = *from as libc::c_char;
+            }
+        };
+        request.arp_pa.sa_family = libc::AF_INET as libc::sa_family_t;
+        bytes(&mut request.arp_pa.sa_data[2..], &address.octets());
+        request.arp_ha.sa_family = libc::ARPHRD_ETHER;
+        bytes(&mut request.arp_ha.sa_data, &mac);
+        request.arp_flags = ATF_COM | ATF_PERM;
+        bytes(&mut request.arp_dev, self.name.as_bytes());
+        ioctl(&self.socket, SIOCSARP, &mut request)
     }
 
     /// Switches segmentation offload.

@@ -6,9 +6,11 @@
 //! environment variable `DEVMEM_PROVIDER` names: `devmem_provider` (the default) or `builtin`, the
 //! kernel's own. Each test makes what it needs, its [`Pair`] of devices too, and leaves nothing.
 
+pub mod bpf;
 mod ifctl;
 pub mod ktap;
 pub mod pair;
+pub mod peer;
 pub mod probe;
 pub mod provider;
 pub mod sockopt;

@@ -29,6 +29,7 @@ use devmem::ethtool::Rings;
 use devmem::netdev::Netdev;
 use devmem::netdev::Queue;
 use devmem::netns::Netns;
+use nix::ifaddrs::getifaddrs;
 use nix::net::if_::if_nameindex;
 
 use crate::ifctl::Flow;
@@ -150,6 +151,21 @@ impl End {
     /// Switches segmentation by the device; that by the stack stays on.
     pub fn set_tso(&self, on: bool) -> io::Result<()> {
         self.interface(|interface| interface.set_tso(on))
+    }
+
+    /// The address of the device.
+    pub fn mac(&self) -> io::Result<[u8; 6]> {
+        let addresses = self.ns.run(|| Ok(getifaddrs()?.collect::<Vec<_>>()))?;
+        addresses
+            .iter()
+            .filter(|address| address.interface_name == self.ifname)
+            .find_map(|address| address.address.as_ref()?.as_link_addr()?.addr())
+            .ok_or_else(|| io::Error::new(ErrorKind::NotFound, "the device has no address"))
+    }
+
+    /// Tells where this neighbour is to be reached.
+    pub fn add_neighbour(&self, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
+        self.interface(|interface| interface.add_neighbour(address, mac))
     }
 
     /// Sets header split.

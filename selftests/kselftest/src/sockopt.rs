@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 
-/// Sets an option of type `int`.
-pub fn set(socket: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+/// Sets an option, of type `int` or whatever it takes.
+pub fn set<T: Copy>(socket: &impl AsFd, level: i32, name: i32, value: T) -> io::Result<()> {
     // SAFETY: `value` is readable for the length given.
     let ret = unsafe {
         libc::setsockopt(

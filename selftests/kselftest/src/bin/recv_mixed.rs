@@ -9,11 +9,17 @@ use std::process::ExitCode;
 use devmem::DmaBuf;
 use devmem_kselftest::Outcome;
 use devmem_kselftest::Test;
+use devmem_kselftest::bpf;
 use devmem_kselftest::ktap;
 use devmem_kselftest::pair::Ip;
+use devmem_kselftest::peer::Peer;
+use devmem_kselftest::peer::Segment;
+use devmem_kselftest::peer::segment;
 use devmem_kselftest::probe::Area;
 use devmem_kselftest::probe::Bench;
 use devmem_kselftest::probe::Call;
+use devmem_kselftest::probe::ETOOSMALL;
+use devmem_kselftest::probe::Got;
 use devmem_kselftest::probe::Probe;
 use devmem_kselftest::probe::wait_received;
 use devmem_kselftest::provider;
@@ -311,6 +317,82 @@ fn merged_by_gro() -> Outcome {
     Ok(())
 }
 
+/// Bytes in host memory before those in device memory, in one segment: both come with a call.
+fn linear_bytes_before_frags() -> Outcome {
+    const PORT: u16 = Bench::PORT + 1;
+    let bench = Bench::new()?;
+    let rx = &bench.pair.rx;
+    let _program = rx.ns.run(|| bpf::options_to_payload(rx.ifindex))?;
+    bench.pair.steer(PORT, Bench::QUEUE)?;
+    let (peer, socket) = Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)?;
+    let mut probe = bench.probe_of(&socket);
+    let send = |position: u64, len: usize| -> io::Result<()> {
+        peer.send(Segment {
+            in_options: 40,
+            ..segment(position, len)
+        })?;
+        wait_received(&socket, position + len as u64);
+        Ok(())
+    };
+    let sizes = |got: &Got| {
+        assert_eq!(got.len(), got.sizes().iter().sum::<u32>() as usize);
+        got.sizes()
+    };
+
+    send(0, 140)?;
+    assert_eq!(sizes(&probe.receive(&Call::new(ALL))), [40, 100]);
+    // Less than what is in host memory, more than that, and from the middle of the frag.
+    send(140, 140)?;
+    let peek = Call::new(ALL).flags(libc::MSG_PEEK);
+    assert_eq!(sizes(&probe.receive(&peek)), [40, 100]);
+    assert_eq!(sizes(&probe.receive(&Call::new(30))), [30]);
+    assert_eq!(sizes(&probe.receive(&Call::new(30))), [10, 20]);
+    assert_eq!(sizes(&probe.receive(&Call::new(ALL))), [80]);
+    // No room: for a message, for the second one, for the bytes.
+    send(280, 140)?;
+    probe.call(&Call::new(ALL).room(0)).assert_fails(ETOOSMALL);
+    assert_eq!(sizes(&probe.receive(&Call::new(ALL).room(1))), [40]);
+    assert_eq!(sizes(&probe.receive(&Call::new(ALL).room(1))), [100]);
+    send(420, 140)?;
+    for good in [0, 20] {
+        let call = Call::new(0).data(&[Area::faulty(good, ALL)]);
+        probe.call(&call).assert_fails(libc::EFAULT);
+    }
+    probe
+        .call(&Call::new(ALL).control(Area::faulty(0, 1000)))
+        .assert_fails(libc::EFAULT);
+    // An ordinary reader gets nothing of such a segment, not even what can be read.
+    for len in [40, ALL] {
+        probe.call(&Call::ordinary(len)).assert_fails(libc::EFAULT);
+    }
+    assert_eq!(sizes(&probe.receive(&Call::new(ALL))), [40, 100]);
+    probe.give_back();
+    Ok(())
+}
+
+/// Several such segments, one behind the other.
+fn linear_bytes_between_frags() -> Outcome {
+    const PORT: u16 = Bench::PORT + 1;
+    let bench = Bench::new()?;
+    let rx = &bench.pair.rx;
+    let _program = rx.ns.run(|| bpf::options_to_payload(rx.ifindex))?;
+    bench.pair.steer(PORT, Bench::QUEUE)?;
+    let (peer, socket) = Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)?;
+    let mut probe = bench.probe_of(&socket);
+    for i in 0..3 {
+        peer.send(Segment {
+            in_options: 40,
+            ..segment(140 * i, 140)
+        })?;
+        wait_received(&socket, 140 * (i + 1));
+    }
+    let got = probe.receive(&Call::new(ALL));
+    assert_eq!(got.sizes(), [40, 100, 40, 100, 40, 100]);
+    assert_eq!(got.frags().count(), 3);
+    probe.give_back();
+    Ok(())
+}
+
 fn main() -> ExitCode {
     ktap::run(&[
         Test {
@@ -356,6 +438,14 @@ fn main() -> ExitCode {
         Test {
             name: "merged_by_gro",
             run: merged_by_gro,
+        },
+        Test {
+            name: "linear_bytes_before_frags",
+            run: linear_bytes_before_frags,
+        },
+        Test {
+            name: "linear_bytes_between_frags",
+            run: linear_bytes_between_frags,
         },
     ])
 }

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Segments that come in any order, more than once, or with the end of the connection.
+
+use std::net::TcpStream;
+use std::process::ExitCode;
+
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Test;
+use devmem_kselftest::ktap;
+use devmem_kselftest::pair::Ip;
+use devmem_kselftest::peer::Peer;
+use devmem_kselftest::peer::Segment;
+use devmem_kselftest::peer::segment;
+use devmem_kselftest::probe::Bench;
+use devmem_kselftest::probe::Call;
+use devmem_kselftest::probe::soon;
+use devmem_kselftest::probe::wait_received;
+use devmem_kselftest::sockopt;
+
+/// Room for everything that a test sends.
+const ALL: usize = 1 << 16;
+const PORT: u16 = Bench::PORT + 1;
+
+/// A connection from a peer made by hand into the bound queue.
+fn connect(bench: &Bench) -> std::io::Result<(Peer, TcpStream)> {
+    bench.pair.steer(PORT, Bench::QUEUE)?;
+    Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)
+}
+
+fn in_order() -> Outcome {
+    let bench = Bench::new()?;
+    let (peer, socket) = connect(&bench)?;
+    let mut probe = bench.probe_of(&socket);
+    // Past the wrap of the sequence numbers, too.
+    for position in (0..1000).step_by(100) {
+        peer.send(segment(position, 100))?;
+        wait_received(&socket, position + 100);
+    }
+    probe.receive(&Call::new(ALL)).assert_frags(&[100; 10]);
+    probe.give_back();
+    Ok(())
+}
+
+fn out_of_order() -> Outcome {
+    let bench = Bench::new()?;
+    let (peer, socket) = connect(&bench)?;
+    let mut probe = bench.probe_of(&socket);
+    peer.send(segment(0, 100))?;
+    wait_received(&socket, 100);
+    peer.send_and_wait(segment(200, 50), 100)?;
+    peer.send_and_wait(segment(250, 70), 100)?;
+    let call = Call::new(ALL).flags(libc::MSG_DONTWAIT);
+    probe.receive(&call).assert_frags(&[100]);
+    probe.call(&call).assert_fails(libc::EAGAIN);
+    peer.send(segment(100, 100))?;
+    wait_received(&socket, 320);
+    probe.receive(&call).assert_frags(&[100, 50, 70]);
+    probe.give_back();
+    Ok(())
+}
+
+fn the_wrong_way_round() -> Outcome {
+    const SEGMENTS: u64 = 20;
+    let bench = Bench::new()?;
+    let (peer, socket) = connect(&bench)?;
+    let mut probe = bench.probe_of(&socket);
+    for i in (1..SEGMENTS).rev() {
+        peer.send_and_wait(segment(50 * i, 50), 0)?;
+    }
+    peer.send(segment(0, 50))?;
+    wait_received(&socket, 50 * SEGMENTS);
+    probe
+        .receive(&Call::new(ALL))
+        .assert_frags(&[50; SEGMENTS as usize]);
+    probe.give_back();
+    Ok(())
+}
+
+/// A segment that begins with what is there already is read from the middle.
+fn overlapping() -> Outcome {
+    let bench = Bench::new()?;
+    let (peer, socket) = connect(&bench)?;
+    let mut probe = bench.probe_of(&socket);
+    peer.send(segment(0, 100))?;
+    wait_received(&socket, 100);
+    peer.send(segment(50, 100))?;
+    wait_received(&socket, 150);
+    probe.receive(&Call::new(120)).assert_frags(&[100, 20]);
+    peer.send(segment(0, 400))?;
+    wait_received(&socket, 400);
+    probe.receive(&Call::new(ALL)).assert_frags(&[30, 250]);
+    probe.give_back();
+    Ok(())
+}
+
+fn overlapping_out_of_order() -> Outcome {
+    let bench = Bench::new()?;
+    let (peer, socket) = connect(&bench)?;
+    let mut probe = bench.probe_of(&socket);
+    peer.send_and_wait(segment(100, 100), 0)?;
+    peer.send_and_wait(segment(150, 100), 0)?;
+    // Covers one that is there, ...
+    peer.send_and_wait(segment(400, 100), 0)?;
+    peer.send_and_wait(segment(380, 200), 0)?;
+    // ... is covered by one, ...
+    peer.send_and_wait(segment(420, 50), 0)?;
+    // ... and fills a hole and more.
+    peer.send_and_wait(segment(230, 160), 0)?;
+    peer.send(segment(0, 120))?;
+    wait_received(&socket, 580);
+    let got = probe.receive(&Call::new(ALL));
+    assert_eq!(got.len(), 580);
+    assert_eq!(got.frags().count(), got.pieces.len());
+    probe.give_back();
+    Ok(())
+}
+
+/// What comes again is dropped, before and after it was read.
+fn retransmitted() -> Outcome {
+    let bench = Bench::new()?;
+    let (peer, socket) = connect(&bench)?;
+    let mut probe = bench.probe_of(&socket);
+    peer.send(segment(0, 100))?;
+    wait_received(&socket, 100);
+    for _ in 0..5 {
+        peer.send_and_wait(segment(0, 100), 100)?;
+        peer.send_and_wait(segment(20, 50), 100)?;
+    }
+    probe.receive(&Call::new(ALL)).assert_frags(&[100]);
+    for _ in 0..5 {
+        peer.send_and_wait(segment(0, 100), 100)?;
+    }
+    probe
+        .call(&Call::new(ALL).flags(libc::MSG_DONTWAIT))
+        .assert_fails(libc::EAGAIN);
+    peer.send(segment(100, 100))?;
+    wait_received(&socket, 200);
+    probe.receive(&Call::new(ALL)).assert_frags(&[100]);
+    probe.give_back();
+    Ok(())
+}
+
+fn end_of_stream_with_data() -> Outcome {
+    let bench = Bench::new()?;
+    let (peer, socket) = connect(&bench)?;
+    let mut probe = bench.probe_of(&socket);
+    let last = Segment {
+        fin: true,
+        ..segment(100, 200)
+    };
+    // The end comes before what is before it.
+    peer.send_and_wait(last, 0)?;
+    assert_eq!(sockopt::poll(&socket)?, 0);
+    peer.send_and_wait(segment(0, 100), 301)?;
+    probe.receive(&Call::new(150)).assert_frags(&[100, 50]);
+    probe.receive(&Call::new(ALL)).assert_frags(&[150]);
+    for _ in 0..2 {
+        assert!(probe.receive(&Call::new(ALL)).is_empty());
+    }
+    probe.give_back();
+    Ok(())
+}
+
+/// What is queued survives a reset, what was out of order does not.
+fn reset_with_data() -> Outcome {
+    let bench = Bench::new()?;
+    let (peer, socket) = connect(&bench)?;
+    let mut probe = bench.probe_of(&socket);
+    peer.send(segment(0, 100))?;
+    wait_received(&socket, 100);
+    peer.send_and_wait(segment(200, 100), 100)?;
+    peer.send(Segment {
+        rst: true,
+        ..segment(100, 0)
+    })?;
+    soon("the reset", || {
+        Ok(sockopt::poll(&socket)? & libc::POLLHUP != 0)
+    });
+    probe.receive(&Call::new(40)).assert_frags(&[40]);
+    probe.receive(&Call::new(ALL)).assert_frags(&[60]);
+    probe.call(&Call::new(ALL)).assert_fails(libc::ECONNRESET);
+    assert!(probe.receive(&Call::new(ALL)).is_empty());
+    probe.give_back();
+    Ok(())
+}
+
+/// Whatever is queued, in order or not, comes back when the socket is closed.
+fn closed_with_data() -> Outcome {
+    let bench = Bench::new()?;
+    let (peer, socket) = connect(&bench)?;
+    let mut probe = bench.probe_of(&socket);
+    peer.send(segment(0, 100))?;
+    wait_received(&socket, 100);
+    probe.receive(&Call::new(50)).assert_frags(&[50]);
+    for i in 2..10 {
+        peer.send_and_wait(segment(100 * i, 90), 100)?;
+    }
+    drop(socket);
+    // To a socket that is closed.
+    peer.send(segment(100, 100))?;
+    Ok(())
+}
+
+/// More out of order than the receiver has room for: it drops some, and asks for them again.
+fn too_much_out_of_order() -> Outcome {
+    const SEGMENTS: u64 = 100;
+    const LEN: usize = 100;
+    let bench = Bench::new()?;
+    bench.pair.steer(PORT, Bench::QUEUE)?;
+    let listener = bench.pair.listen(Ip::V4, PORT)?;
+    sockopt::set(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, 32 << 10)?;
+    let (peer, socket) = Peer::connect(&bench.pair, &listener)?;
+    let mut probe = bench.probe_of(&socket).quiet();
+    for i in (0..SEGMENTS / 2).rev().map(|i| 2 * i + 1) {
+        peer.send(segment(i * LEN as u64, LEN))?;
+    }
+    for i in 0..SEGMENTS {
+        let position = i * LEN as u64;
+        while probe.position < position + LEN as u64 {
+            peer.send(segment(position, LEN))?;
+            soon("the segment", || Ok(sockopt::poll(&socket)? != 0));
+            let call = Call::new(ALL).flags(libc::MSG_DONTWAIT);
+            probe.receive(&call);
+            probe.give_back();
+        }
+    }
+    assert_eq!(probe.position, SEGMENTS * LEN as u64);
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    ktap::run(&[
+        Test {
+            name: "in_order",
+            run: in_order,
+        },
+        Test {
+            name: "out_of_order",
+            run: out_of_order,
+        },
+        Test {
+            name: "the_wrong_way_round",
+            run: the_wrong_way_round,
+        },
+        Test {
+            name: "overlapping",
+            run: overlapping,
+        },
+        Test {
+            name: "overlapping_out_of_order",
+            run: overlapping_out_of_order,
+        },
+        Test {
+            name: "retransmitted",
+            run: retransmitted,
+        },
+        Test {
+            name: "end_of_stream_with_data",
+            run: end_of_stream_with_data,
+        },
+        Test {
+            name: "reset_with_data",
+            run: reset_with_data,
+        },
+        Test {
+            name: "closed_with_data",
+            run: closed_with_data,
+        },
+        Test {
+            name: "too_much_out_of_order",
+            run: too_much_out_of_order,
+        },
+    ])
+}

@@ -1,0 +1,423 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Everything but recvmsg() that would read what a socket receives, and meets device memory.
+//!
+//! It has to be refused, or to pass by; nothing may be read, and what was refused is still to be had.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::ptr;
+use std::thread;
+use std::time::Duration;
+
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Test;
+use devmem_kselftest::bpf::SockMap;
+use devmem_kselftest::ktap;
+use devmem_kselftest::ktap::observe;
+use devmem_kselftest::pair::Ip;
+use devmem_kselftest::peer::Peer;
+use devmem_kselftest::peer::Segment;
+use devmem_kselftest::peer::packet_socket;
+use devmem_kselftest::peer::segment;
+use devmem_kselftest::probe::Bench;
+use devmem_kselftest::probe::Call;
+use devmem_kselftest::probe::errno;
+use devmem_kselftest::probe::soon;
+use devmem_kselftest::probe::wait_received;
+use devmem_kselftest::sockopt;
+use devmem_kselftest::traffic;
+use nix::errno::Errno;
+use nix::sys::memfd::MFdFlags;
+use nix::sys::memfd::memfd_create;
+
+/// Room for everything that a test sends.
+const ALL: usize = 1 << 16;
+
+fn splice(from: &TcpStream, to: &OwnedFd, len: usize) -> io::Result<usize> {
+    // SAFETY: Takes no pointers but null.
+    let ret = unsafe {
+        libc::splice(
+            from.as_raw_fd(),
+            ptr::null_mut(),
+            to.as_raw_fd(),
+            ptr::null_mut(),
+            len,
+            libc::SPLICE_F_NONBLOCK,
+        )
+    };
+    let result = usize::try_from(ret).map_err(|_| io::Error::last_os_error());
+    observe(format_args!("splice: {result:?}"));
+    result
+}
+
+fn splice_to_a_pipe() -> Outcome {
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    let (_out, pipe) = nix::unistd::pipe()?;
+    bench.send(&[500])?;
+    for _ in 0..3 {
+        let result = splice(&bench.connection.rx, &pipe, ALL);
+        assert_eq!(errno(result), Errno::EFAULT);
+    }
+    probe.receive(&Call::new(ALL)).assert_frags(&[500]);
+    // What is in host memory comes, up to where it ends.
+    bench.steer(Bench::PLAIN_QUEUE)?;
+    bench.send(&[100])?;
+    bench.steer(Bench::QUEUE)?;
+    bench.send(&[300])?;
+    assert_eq!(splice(&bench.connection.rx, &pipe, ALL)?, 100);
+    let result = splice(&bench.connection.rx, &pipe, ALL);
+    assert_eq!(errno(result), Errno::EFAULT);
+    probe.position = 600;
+    probe.receive(&Call::new(ALL)).assert_frags(&[300]);
+    probe.give_back();
+    Ok(())
+}
+
+/// A file cannot be made of a socket that way, device memory or not.
+fn sendfile_from_the_socket() -> Outcome {
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    bench.send(&[500])?;
+    let file = memfd_create(c"received", MFdFlags::MFD_CLOEXEC)?;
+    // SAFETY: Takes no pointers but null.
+    let ret = unsafe {
+        libc::sendfile(
+            file.as_raw_fd(),
+            bench.connection.rx.as_raw_fd(),
+            ptr::null_mut(),
+            100,
+        )
+    };
+    assert_eq!((ret, Errno::last()), (-1, Errno::EINVAL));
+    probe.receive(&Call::new(ALL)).assert_frags(&[500]);
+    probe.give_back();
+    Ok(())
+}
+
+/// `struct tcp_zerocopy_receive`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+struct ZeroCopy {
+    address: u64,
+    length: u32,
+    recv_skip_hint: u32,
+    inq: u32,
+    err: i32,
+    copybuf_address: u64,
+    copybuf_len: i32,
+    flags: u32,
+    msg_control: u64,
+    msg_controllen: u64,
+    msg_flags: u32,
+    reserved: u32,
+}
+
+fn zero_copy(socket: &TcpStream, mut arg: ZeroCopy) -> io::Result<ZeroCopy> {
+    const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+    let mut len = size_of_val(&arg) as libc::socklen_t;
+    // SAFETY: `arg` is writable for `len` bytes, and so is what it points to.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_ZEROCOPY_RECEIVE,
+            (&raw mut arg).cast(),
+            &mut len,
+        )
+    };
+    if ret != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    observe(format_args!(
+        "length {} skip {} inq {} err {} copied {}",
+        arg.length, arg.recv_skip_hint, arg.inq, arg.err, arg.copybuf_len
+    ));
+    Ok(arg)
+}
+
+fn zero_copy_receive() -> Outcome {
+    const WINDOW: usize = 1 << 16;
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    let rx = &bench.connection.rx;
+    // SAFETY: A new mapping, placed by the kernel, changes no memory of this program.
+    let window = unsafe {
+        libc::mmap(
+            ptr::null_mut(),
+            WINDOW,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            rx.as_raw_fd(),
+            0,
+        )
+    };
+    assert_ne!(window, libc::MAP_FAILED, "{}", io::Error::last_os_error());
+    let mut copy = vec![0_u8; 1 << 16];
+    let arg = ZeroCopy {
+        address: window as u64,
+        length: WINDOW as u32,
+        copybuf_address: copy.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    bench.send(&[1400, 1400, 1400, 1400])?;
+    // By mapping, and by copying.
+    assert_eq!(zero_copy(rx, arg)?.length, 0);
+    let copying = ZeroCopy {
+        copybuf_len: copy.len() as i32,
+        ..arg
+    };
+    match zero_copy(rx, copying) {
+        Ok(answer) => assert!(answer.copybuf_len <= 0, "{answer:?}"),
+        Err(err) => observe(format_args!("copying: {err}")),
+    }
+    assert!(copy.iter().all(|&byte| byte == 0), "bytes were copied");
+    probe.receive(&Call::new(ALL)).assert_frags(&[1400; 4]);
+    probe.give_back();
+    // SAFETY: The mapping made above, to which nothing refers.
+    unsafe { libc::munmap(window, WINDOW) };
+    Ok(())
+}
+
+/// As tcpdump does: headers are there, payload is not.
+fn packet_capture() -> Outcome {
+    const LEN: usize = 500;
+    let bench = Bench::new()?;
+    let mut probe = bench.probe();
+    let capture = packet_socket(&bench.pair.rx)?;
+    bench.send(&[LEN])?;
+    let mut longest = 0;
+    let mut buffer = [0_u8; 4096];
+    soon("the frame", || {
+        // SAFETY: `buffer` is writable for its length.
+        let len = unsafe {
+            libc::recv(
+                capture.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                libc::MSG_DONTWAIT,
+            )
+        };
+        // Acknowledgments pass here, too.
+        let Ok(len) = usize::try_from(len) else {
+            return Ok(longest > 0);
+        };
+        longest = longest.max(len);
+        let payload = traffic::bytes(0, 16);
+        let found = buffer[..len].windows(payload.len()).any(|w| w == payload);
+        assert!(!found, "payload in a frame of {len} bytes");
+        Ok(false)
+    });
+    observe(format_args!("the longest frame has {longest} bytes"));
+    assert!(longest < 100, "{longest} bytes are more than headers");
+    probe.receive(&Call::new(ALL)).assert_frags(&[LEN as u32]);
+    probe.give_back();
+    Ok(())
+}
+
+fn attach_filter(socket: &TcpStream, filter: &mut [libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: filter.len() as u16,
+        filter: filter.as_mut_ptr(),
+    };
+    sockopt::set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, program)
+}
+
+/// A filter sees headers. One that looks at the payload drops the segment, as filters do that look at
+/// what is not there.
+fn socket_filter() -> Outcome {
+    const ACCEPT: libc::sock_filter = libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: u32::MAX,
+    };
+    /// The payload is behind a header of 32 bytes.
+    const LOOK: libc::sock_filter = libc::sock_filter {
+        code: (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16,
+        jt: 0,
+        jf: 0,
+        k: 40,
+    };
+    let bench = Bench::new()?;
+    let rx = &bench.connection.rx;
+    let mut probe = bench.probe();
+    attach_filter(rx, &mut [ACCEPT])?;
+    bench.send(&[500])?;
+    probe.receive(&Call::new(ALL)).assert_frags(&[500]);
+    attach_filter(rx, &mut [LOOK, ACCEPT])?;
+    bench.start_sending(700)?;
+    thread::sleep(Duration::from_millis(300));
+    probe
+        .call(&Call::new(ALL).flags(libc::MSG_DONTWAIT))
+        .assert_fails(libc::EAGAIN);
+    sockopt::set(rx, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, 0)?;
+    // It is sent again.
+    wait_received(rx, bench.sent());
+    probe.receive(&Call::new(ALL)).assert_frags(&[700]);
+    probe.give_back();
+    Ok(())
+}
+
+/// `struct tls12_crypto_info_aes_gcm_128` of TLS 1.2, with keys of zeroes.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Keys {
+    version: u16,
+    cipher: u16,
+    keys: [u8; 8 + 16 + 4 + 8],
+}
+
+/// Has the kernel decrypt what a socket receives.
+fn start_tls(socket: &TcpStream) -> io::Result<()> {
+    const TCP_ULP: i32 = 31;
+    const SOL_TLS: i32 = 282;
+    const TLS_RX: i32 = 2;
+    sockopt::set(socket, libc::IPPROTO_TCP, TCP_ULP, *b"tls")?;
+    let keys = Keys {
+        version: 0x303,
+        cipher: 51,
+        keys: [0; 36],
+    };
+    sockopt::set(socket, SOL_TLS, TLS_RX, keys)
+}
+
+fn expect_error(socket: &TcpStream, what: &str) {
+    socket
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .expect("SO_RCVTIMEO");
+    let mut buffer = [0_u8; 4096];
+    for flags in [0, devmem::recv::MSG_SOCK_DEVMEM] {
+        // SAFETY: `buffer` is writable for its length.
+        let ret = unsafe {
+            libc::recv(
+                socket.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                flags,
+            )
+        };
+        let error = Errno::last();
+        observe(format_args!("{what}, recv({flags:#x}): {ret} {error:?}"));
+        assert!(ret <= 0, "{ret} bytes were received");
+        assert!(buffer.iter().all(|&byte| byte == 0), "bytes were copied");
+    }
+}
+
+/// The head of a TLS record of 200 bytes.
+const RECORD: [u8; 13] = [23, 3, 3, 0, 200, 0, 0, 0, 0, 0, 0, 0, 0];
+
+fn tls_in_device_memory() -> Outcome {
+    let bench = Bench::new()?;
+    start_tls(&bench.connection.rx)?;
+    io::Write::write_all(&mut &bench.connection.tx, &RECORD)?;
+    bench.start_sending(192)?;
+    wait_received(&bench.connection.rx, 205);
+    expect_error(&bench.connection.rx, "all in device memory");
+    Ok(())
+}
+
+/// The head of the record can be read, what it is about cannot.
+fn tls_half_in_device_memory() -> Outcome {
+    let bench = Bench::new()?;
+    start_tls(&bench.connection.rx)?;
+    bench.steer(Bench::PLAIN_QUEUE)?;
+    io::Write::write_all(&mut &bench.connection.tx, &RECORD)?;
+    wait_received(&bench.connection.rx, 13);
+    bench.steer(Bench::QUEUE)?;
+    bench.start_sending(192)?;
+    wait_received(&bench.connection.rx, 205);
+    expect_error(&bench.connection.rx, "half in device memory");
+    Ok(())
+}
+
+fn sockmap() -> Outcome {
+    let bench = Bench::new()?;
+    let map = SockMap::new()?;
+    map.add(&bench.connection.rx)?;
+    bench.start_sending(500)?;
+    soon("the data to be acknowledged", || {
+        Ok(traffic::unacknowledged(&bench.connection.tx)? == 0)
+    });
+    expect_error(&bench.connection.rx, "sockmap");
+    drop(map);
+    Ok(())
+}
+
+/// An urgent byte in device memory cannot be taken out of the stream: it stays there.
+fn urgent_byte() -> Outcome {
+    const PORT: u16 = Bench::PORT + 1;
+    let bench = Bench::new()?;
+    bench.pair.steer(PORT, Bench::QUEUE)?;
+    let (peer, socket) = Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)?;
+    let mut probe = bench.probe_of(&socket);
+    let oob = Call::new(ALL).flags(libc::MSG_OOB | libc::MSG_DONTWAIT);
+    peer.send(Segment {
+        urgent: Some(50),
+        ..segment(0, 100)
+    })?;
+    wait_received(&socket, 100);
+    observe(format_args!("poll: {:#x}", sockopt::poll(&socket)?));
+    probe.call(&oob).assert_fails(libc::EINVAL);
+    probe.receive(&Call::new(ALL)).assert_frags(&[100]);
+    // Announced by a segment before the one that it is in.
+    peer.send(Segment {
+        urgent: Some(150),
+        ..segment(100, 100)
+    })?;
+    wait_received(&socket, 200);
+    probe.call(&oob).assert_fails(libc::EAGAIN);
+    peer.send(segment(200, 100))?;
+    wait_received(&socket, 300);
+    probe.call(&oob).assert_fails(libc::EINVAL);
+    while probe.position < 300 {
+        probe.receive(&Call::new(ALL));
+    }
+    probe.give_back();
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    ktap::run(&[
+        Test {
+            name: "splice_to_a_pipe",
+            run: splice_to_a_pipe,
+        },
+        Test {
+            name: "sendfile_from_the_socket",
+            run: sendfile_from_the_socket,
+        },
+        Test {
+            name: "zero_copy_receive",
+            run: zero_copy_receive,
+        },
+        Test {
+            name: "packet_capture",
+            run: packet_capture,
+        },
+        Test {
+            name: "socket_filter",
+            run: socket_filter,
+        },
+        Test {
+            name: "tls_in_device_memory",
+            run: tls_in_device_memory,
+        },
+        Test {
+            name: "tls_half_in_device_memory",
+            run: tls_half_in_device_memory,
+        },
+        Test {
+            name: "sockmap",
+            run: sockmap,
+        },
+        Test {
+            name: "urgent_byte",
+            run: urgent_byte,
+        },
+    ])
+}
