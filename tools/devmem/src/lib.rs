@@ -121,5 +121,6 @@ pub use recv::Receiver;
 pub use send::SendError;
 pub use send::Sender;
 pub use send::Source;
+pub use send::Transmit;
 pub use token::Token;
 pub use token::TokenBatch;

@@ -336,6 +336,25 @@ impl<'s, T: Source> Sender<'s, T> {
     }
 }
 
+/// What sends over a socket: the [`Sender`] here, and that of [`uring`](crate::uring).
+pub trait Transmit<T> {
+    /// Sends all of a source, which lies in the dma-buf of `binding`.
+    fn send(&mut self, binding: &TxBinding, source: T) -> Result<(), SendError<T>>;
+
+    /// Waits for a source whose memory is free again: `None` if there is nothing to wait for.
+    fn wait(&mut self) -> io::Result<Option<Sent<T>>>;
+}
+
+impl<T: Source> Transmit<T> for Sender<'_, T> {
+    fn send(&mut self, binding: &TxBinding, source: T) -> Result<(), SendError<T>> {
+        Sender::send(self, binding, source)
+    }
+
+    fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
+        Sender::wait(self)
+    }
+}
+
 impl<T> Drop for Sender<'_, T> {
     fn drop(&mut self) {
         self.flight.forget();
@@ -368,7 +387,7 @@ fn wait_for_error_queue(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> io
 }
 
 /// Takes `bytes` from the front of `extents`.
-fn advance(extents: &mut [Extent], mut bytes: u64) -> &mut [Extent] {
+pub(crate) fn advance(extents: &mut [Extent], mut bytes: u64) -> &mut [Extent] {
     let whole = extents
         .iter()
         .take_while(|extent| {

@@ -177,12 +177,15 @@ struct Collected {
     spare: Vec<Box<Ranges>>,
 }
 
+/// Calls for which there is room from the start.
+const SPARE: usize = 16;
+
 impl Collector {
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Collected {
             open: true,
-            calls: VecDeque::new(),
-            spare: Vec::new(),
+            calls: VecDeque::with_capacity(SPARE),
+            spare: (0..SPARE).map(|_| Box::new(Ranges::new())).collect(),
         }))
     }
 

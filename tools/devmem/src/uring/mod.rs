@@ -4,6 +4,7 @@
 //!
 //! [`Receiver`] receives as [`crate::Receiver`] does. Its tokens are cheap to drop: they are collected,
 //! and go back to the NIC with the same system call that receives the next data, both in flight at once.
+//! [`Sender`] sends as [`crate::Sender`] does.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,8 +33,10 @@
 //! freed before the kernel has completed the request. Dropping the object cancels its requests and waits
 //! for them. Should that fail the memory is leaked.
 
+mod memory;
 mod recv;
-mod region;
 mod ring;
+mod send;
 
 pub use recv::Receiver;
+pub use send::Sender;

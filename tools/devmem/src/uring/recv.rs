@@ -22,7 +22,7 @@ use io_uring::types::BufRingEntry;
 use io_uring::types::Fd;
 use io_uring::types::RecvMsgOut;
 
-use super::region::Region;
+use super::memory::Memory;
 use super::ring::Ring;
 use crate::cmsg;
 use crate::recv::MSG_SOCK_DEVMEM;
@@ -93,7 +93,7 @@ struct Returns {
 /// What receive requests write to.
 #[derive(Debug)]
 struct Buffers {
-    region: Region,
+    memory: Memory,
     layout: Layout,
     multishot: bool,
     /// Whether a receive request is in flight.
@@ -104,7 +104,7 @@ struct Buffers {
     tail: u16,
 }
 
-/// Where things are in the region. A receiver of single shots has one buffer, and no ring.
+/// Where things are in the memory. A receiver of single shots has one buffer, and no ring.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
     data: usize,
@@ -185,7 +185,7 @@ impl<'s> Receiver<'s> {
 
     fn with_layout(socket: BorrowedFd<'s>, layout: Layout, multishot: bool) -> io::Result<Self> {
         let mut buffers = Buffers {
-            region: Region::new(layout.size())?,
+            memory: Memory::new(layout.size())?,
             layout,
             multishot,
             armed: false,
@@ -434,8 +434,8 @@ impl Returns {
 impl Buffers {
     /// Tells the kernel of the ring of buffers, and gives it all.
     fn register(&mut self, ring: &Ring) -> io::Result<()> {
-        let at = self.region.at::<BufRingEntry>(BUF_RING, PAGE);
-        // SAFETY: The ring of buffers is in the region, which outlives the io_uring instance and is
+        let at = self.memory.at::<BufRingEntry>(BUF_RING, PAGE);
+        // SAFETY: The ring of buffers is in the memory, which outlives the io_uring instance and is
         // written only as the kernel expects it.
         unsafe {
             ring.submitter()
@@ -451,10 +451,10 @@ impl Buffers {
     fn give(&mut self, id: u16) {
         let layout = &self.layout;
         let index = usize::from(self.tail % layout.buffers);
-        let start = self.region.at::<u8>(layout.buffer(id), layout.stride);
-        let entries = self.region.at::<BufRingEntry>(BUF_RING, PAGE);
+        let start = self.memory.at::<u8>(layout.buffer(id), layout.stride);
+        let entries = self.memory.at::<BufRingEntry>(BUF_RING, PAGE);
         self.tail = self.tail.wrapping_add(1);
-        // SAFETY: The entry is in the region and the kernel does not read it before the tail moves on,
+        // SAFETY: The entry is in the memory and the kernel does not read it before the tail moves on,
         // which orders it. Nobody has a reference to the entries.
         unsafe {
             let entry = &mut *entries.add(index);
@@ -485,10 +485,10 @@ impl Buffers {
         msg.msg_controllen = self.layout.control;
         if !self.multishot {
             msg.msg_control = self
-                .region
+                .memory
                 .at::<u8>(self.layout.control(0), self.layout.control)
                 .cast();
-            msg.msg_iov = self.region.at(IOVEC, size_of::<libc::iovec>());
+            msg.msg_iov = self.memory.at(IOVEC, size_of::<libc::iovec>());
             msg.msg_iovlen = 1;
         }
         msg
@@ -497,14 +497,14 @@ impl Buffers {
     /// Adds a receive request.
     fn arm(&mut self, ring: &mut Ring, fd: RawFd, flags: i32) -> io::Result<()> {
         let iovec = libc::iovec {
-            iov_base: self.region.at(self.layout.data(0), self.layout.data),
+            iov_base: self.memory.at(self.layout.data(0), self.layout.data),
             iov_len: self.layout.data,
         };
-        let msg = self.region.at::<libc::msghdr>(MSGHDR, PAGE);
-        // SAFETY: Both are in the first page of the region, and no request that uses them is in flight.
+        let msg = self.memory.at::<libc::msghdr>(MSGHDR, PAGE);
+        // SAFETY: Both are in the first page of the memory, and no request that uses them is in flight.
         unsafe {
             ptr::write(msg, self.msghdr());
-            ptr::write(self.region.at(IOVEC, size_of_val(&iovec)), iovec);
+            ptr::write(self.memory.at(IOVEC, size_of_val(&iovec)), iovec);
         }
         let flags = (flags | MSG_SOCK_DEVMEM) as u32;
         let entry = match self.multishot {
@@ -513,8 +513,8 @@ impl Buffers {
                 .build(),
             false => opcode::RecvMsg::new(Fd(fd), msg).flags(flags).build(),
         };
-        // SAFETY: Message header and buffers are in the region, of which nothing is touched while the
-        // request is in flight, but buffers that the kernel has handed over. The region outlives it.
+        // SAFETY: Message header and buffers are in the memory, of which nothing is touched while the
+        // request is in flight, but buffers that the kernel has handed over. The memory outlives it.
         unsafe { ring.push(&entry.user_data(RECEIVE)) }?;
         self.armed = true;
         Ok(())
@@ -528,10 +528,10 @@ impl Buffers {
             // SAFETY: The request has completed, and there is no other before the receiver is used
             // again. It has written the message header.
             let (data, control, used) = unsafe {
-                let msg = ptr::read(self.region.at::<libc::msghdr>(MSGHDR, PAGE));
+                let msg = ptr::read(self.memory.at::<libc::msghdr>(MSGHDR, PAGE));
                 (
-                    self.region.bytes(layout.data(0), layout.data),
-                    self.region.bytes(layout.control(0), layout.control),
+                    self.memory.bytes(layout.data(0), layout.data),
+                    self.memory.bytes(layout.control(0), layout.control),
                     msg.msg_controllen,
                 )
             };
@@ -546,7 +546,7 @@ impl Buffers {
         self.lent = Some(id);
         // SAFETY: The kernel has handed this buffer over, and gets it back with `recycle()`, which
         // needs the receiver for itself.
-        let buffer = unsafe { self.region.bytes(layout.buffer(id), layout.buffer_size()) };
+        let buffer = unsafe { self.memory.bytes(layout.buffer(id), layout.buffer_size()) };
         let msg = self.msghdr();
         let out = RecvMsgOut::parse(buffer, &msg).map_err(|()| garbled())?;
         let (len, used) = (

@@ -17,15 +17,15 @@ use nix::sys::mman::munmap;
 ///
 /// They are always accessed by raw pointers, since requests in flight may write them.
 #[derive(Debug)]
-pub(super) struct Region {
+pub(super) struct Memory {
     start: NonNull<c_void>,
     len: usize,
 }
 
 // SAFETY: The pages belong to the process, not to a thread.
-unsafe impl Send for Region {}
+unsafe impl Send for Memory {}
 
-impl Region {
+impl Memory {
     pub(super) fn new(len: usize) -> io::Result<Self> {
         let size = NonZeroUsize::new(len).ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: A new mapping, placed by the kernel, changes no memory of this program.
@@ -46,7 +46,7 @@ impl Region {
         let end = offset.checked_add(size);
         assert!(
             end.is_some_and(|end| end <= self.len),
-            "outside of the region"
+            "outside of the memory"
         );
         assert_eq!(offset % align_of::<T>(), 0, "not aligned");
         // SAFETY: The offset was checked to lie in the mapping.
@@ -64,7 +64,7 @@ impl Region {
     }
 }
 
-impl Drop for Region {
+impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: The mapping is this struct's own; slices of it cannot outlive it.
         let _ = unsafe { munmap(self.start, self.len) };

@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sending: `IORING_OP_SENDMSG`, and completions from the error queue by `IORING_OP_RECVMSG`.
+
+use std::io;
+use std::mem;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::ptr;
+use std::thread;
+use std::time::Duration;
+
+use io_uring::opcode;
+use io_uring::types::Fd;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt;
+
+use super::memory::Memory;
+use super::ring::Ring;
+use crate::cmsg;
+use crate::completion;
+use crate::completion::InFlight;
+use crate::completion::Key;
+use crate::completion::Sent;
+use crate::dmabuf::Extent;
+use crate::netdev::TxBinding;
+use crate::send::MAX_EXTENTS;
+use crate::send::SendError;
+use crate::send::Source;
+use crate::send::Transmit;
+use crate::send::advance;
+use crate::send::enable_zerocopy;
+
+const ENTRIES: u32 = 8;
+/// `user_data` of requests to send.
+const SEND: u64 = 1;
+/// `user_data` of requests to read the error queue.
+const REAP: u64 = 2;
+/// How long to wait before another look at the error queue of a socket that is closed already.
+const CLOSED: Duration = Duration::from_millis(2);
+
+// Where things are in the memory that is shared with the kernel.
+const SEND_HEADER: usize = 0;
+const REAP_HEADER: usize = 256;
+const SEND_CONTROL: usize = 512;
+const REAP_CONTROL: usize = 1024;
+const CONTROL: usize = 256;
+const IOVECS: usize = 4096;
+const SIZE: usize = IOVECS + MAX_EXTENTS * size_of::<libc::iovec>();
+
+/// Sends from dma-bufs over a TCP socket by io_uring.
+///
+/// It does what [`crate::Sender`] does, and what is said there holds here.
+#[derive(Debug)]
+pub struct Sender<'s, T> {
+    socket: BorrowedFd<'s>,
+    flight: InFlight<T>,
+    /// `None` once it was leaked, or freed.
+    inner: Option<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    ring: Ring,
+    memory: Memory,
+    /// Whether a request that reads the error queue is in flight.
+    reaping: bool,
+    /// How the last request to send ended.
+    sent: Option<i32>,
+    /// How the last request that read the error queue ended.
+    reaped: Option<i32>,
+}
+
+impl<'s, T: Source> Sender<'s, T> {
+    /// Makes a socket ready for sending from dma-bufs.
+    pub fn new(socket: &'s impl AsFd) -> io::Result<Self> {
+        enable_zerocopy(socket)?;
+        Ok(Self {
+            socket: socket.as_fd(),
+            flight: InFlight::new(),
+            inner: Some(Inner {
+                ring: Ring::new(ENTRIES)?,
+                memory: Memory::new(SIZE)?,
+                reaping: false,
+                sent: None,
+                reaped: None,
+            }),
+        })
+    }
+
+    /// Sends all of a source, which lies in the dma-buf of `binding`.
+    ///
+    /// Waits for room in the socket, and if the kernel has no memory for more calls in flight
+    /// (`ENOBUFS`), for some to complete.
+    pub fn send(&mut self, binding: &TxBinding, source: T) -> Result<(), SendError<T>> {
+        self.send_flags(binding, source, 0)
+    }
+
+    /// Like [`send`](Self::send), with more flags of `sendmsg()`: `MSG_MORE`, `MSG_DONTWAIT`.
+    pub fn send_flags(
+        &mut self,
+        binding: &TxBinding,
+        source: T,
+        flags: i32,
+    ) -> Result<(), SendError<T>> {
+        let mut extents: Vec<_> = source.extents().filter(|extent| extent.len > 0).collect();
+        let key = self.flight.open(source);
+        let result = self.send_extents(key, binding.id(), &mut extents, flags);
+        let source = self.flight.close(key);
+        result.map_err(|(sent, error)| SendError {
+            error,
+            sent,
+            source,
+        })
+    }
+
+    /// Sends `extents`, which it shortens by what was sent.
+    fn send_extents(
+        &mut self,
+        key: Key,
+        dmabuf_id: u32,
+        extents: &mut [Extent],
+        flags: i32,
+    ) -> Result<(), (u64, io::Error)> {
+        let mut rest = extents;
+        let mut sent = 0;
+        while !rest.is_empty() {
+            let now = rest.len().min(MAX_EXTENTS);
+            let more = if now < rest.len() { libc::MSG_MORE } else { 0 };
+            let outcome = self.send_once(key, dmabuf_id, &rest[..now], flags | more);
+            let result = outcome.map_err(|error| (sent, error))?;
+            match u64::try_from(result) {
+                Ok(bytes) => {
+                    self.flight.add_call(key, bytes);
+                    sent += bytes;
+                    rest = advance(rest, bytes);
+                }
+                Err(_) => self
+                    .before_retry(io::Error::from_raw_os_error(-result), flags)
+                    .map_err(|error| (sent, error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes one request, and waits for its result.
+    fn send_once(
+        &mut self,
+        key: Key,
+        dmabuf_id: u32,
+        extents: &[Extent],
+        flags: i32,
+    ) -> io::Result<i32> {
+        let inner = self.inner.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        inner.request_send(self.socket, dmabuf_id, extents, flags)?;
+        loop {
+            if let Some(result) = inner.sent.take() {
+                return Ok(result);
+            }
+            if let Err(err) = inner.ring.enter(1, None) {
+                // Nobody knows whether the kernel will send this, so nobody gets it back.
+                self.flight.add_call(key, 0);
+                return Err(err);
+            }
+            inner.take_completions(&mut self.flight)?;
+        }
+    }
+
+    /// Waits until a request that failed is worth another try; fails if it never will be.
+    fn before_retry(&mut self, err: io::Error, flags: i32) -> io::Result<()> {
+        match err.raw_os_error() {
+            Some(libc::EINTR) => Ok(()),
+            // The limit is on calls that are not completed, or whose completion has not been read.
+            Some(libc::ENOBUFS) if self.reap(false)? => Ok(()),
+            Some(libc::ENOBUFS) if self.in_flight() > 0 && flags & libc::MSG_DONTWAIT == 0 => {
+                self.reap(true).map(drop)
+            }
+            _ => Err(err),
+        }
+    }
+
+    /// A source whose memory is free again, if there is one by now.
+    pub fn completed(&mut self) -> io::Result<Option<Sent<T>>> {
+        self.reap(false)?;
+        Ok(self.flight.take_done())
+    }
+
+    /// Waits for a source whose memory is free again: `None` if there is nothing to wait for.
+    ///
+    /// If the connection breaks, the error is told once. What is in flight completes nevertheless, so
+    /// go on waiting for it.
+    pub fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
+        loop {
+            if let Some(sent) = self.flight.take_done() {
+                return Ok(Some(sent));
+            }
+            if self.in_flight() == 0 {
+                return Ok(None);
+            }
+            self.reap(true)?;
+        }
+    }
+
+    /// Calls of `sendmsg()` that are not known to be completed.
+    pub fn in_flight(&self) -> usize {
+        self.flight.calls()
+    }
+
+    /// Takes what is on the error queue, and waits for something there if told to; says whether there
+    /// was something.
+    fn reap(&mut self, wait: bool) -> io::Result<bool> {
+        let inner = self.inner.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let mut found = false;
+        loop {
+            if !inner.reaping {
+                inner.request_reap(self.socket)?;
+            }
+            inner.ring.enter(usize::from(wait && !found), None)?;
+            inner.take_completions(&mut self.flight)?;
+            match inner.reaped.take() {
+                Some(result) if result >= 0 => found = true,
+                Some(result) => match -result {
+                    libc::EINTR => (),
+                    // Not the error queue, but the connection's own error, or its end.
+                    libc::EAGAIN => match getsockopt(&self.socket, sockopt::SocketError)? {
+                        0 if wait && !found => thread::sleep(CLOSED),
+                        0 => return Ok(found),
+                        errno => return Err(io::Error::from_raw_os_error(errno)),
+                    },
+                    errno => return Err(io::Error::from_raw_os_error(errno)),
+                },
+                None if found || !wait => return Ok(found),
+                None => (),
+            }
+        }
+    }
+}
+
+impl<T: Source> Transmit<T> for Sender<'_, T> {
+    fn send(&mut self, binding: &TxBinding, source: T) -> Result<(), SendError<T>> {
+        Sender::send(self, binding, source)
+    }
+
+    fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
+        Sender::wait(self)
+    }
+}
+
+impl Inner {
+    /// Adds a request to send.
+    fn request_send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        dmabuf_id: u32,
+        extents: &[Extent],
+        flags: i32,
+    ) -> io::Result<()> {
+        let control = cmsg::tx_control(dmabuf_id);
+        let header = self.memory.at::<libc::msghdr>(SEND_HEADER, REAP_HEADER);
+        let control_at = self.memory.at::<u8>(SEND_CONTROL, control.len());
+        let iovecs = self.memory.at::<libc::iovec>(IOVECS, size_of_val(extents));
+        // SAFETY: All of it is in the memory, where no request to send is in flight: there is one at a
+        // time, and it is waited for. There are no more extents than there is room for.
+        unsafe {
+            for (i, extent) in extents.iter().enumerate() {
+                iovecs.add(i).write(libc::iovec {
+                    // An offset, never dereferenced.
+                    iov_base: ptr::without_provenance_mut(extent.offset as usize),
+                    iov_len: extent.len as usize,
+                });
+            }
+            ptr::copy_nonoverlapping(control.as_ptr(), control_at, control.len());
+            let mut msg: libc::msghdr = mem::zeroed();
+            msg.msg_iov = iovecs;
+            msg.msg_iovlen = extents.len();
+            msg.msg_control = control_at.cast();
+            msg.msg_controllen = control.len();
+            header.write(msg);
+        }
+        let entry = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header)
+            .flags((flags | libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL) as u32)
+            .build()
+            .user_data(SEND);
+        // SAFETY: What it refers to is in the memory, which outlives the request. The iovecs are offsets:
+        // for these to be read as addresses the binding's number would have to be 0.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Adds a request to read the error queue.
+    fn request_reap(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let header = self.memory.at::<libc::msghdr>(REAP_HEADER, REAP_HEADER);
+        // SAFETY: Header and control buffer are in the memory, and no request that uses them is in
+        // flight.
+        unsafe {
+            let mut msg: libc::msghdr = mem::zeroed();
+            msg.msg_control = self.memory.at(REAP_CONTROL, CONTROL);
+            msg.msg_controllen = CONTROL;
+            header.write(msg);
+        }
+        let entry = opcode::RecvMsg::new(Fd(socket.as_raw_fd()), header)
+            .flags(libc::MSG_ERRQUEUE as u32)
+            .build()
+            .user_data(REAP);
+        // SAFETY: What it refers to is in the memory, of which that part is not touched before the
+        // request has completed, and which outlives it.
+        unsafe { self.ring.push(&entry) }?;
+        self.reaping = true;
+        Ok(())
+    }
+
+    fn take_completions<T>(&mut self, flight: &mut InFlight<T>) -> io::Result<()> {
+        while let Some(entry) = self.ring.next() {
+            match entry.user_data() {
+                SEND => self.sent = Some(entry.result()),
+                _ => {
+                    self.reaping = false;
+                    self.reaped = Some(entry.result());
+                    if entry.result() >= 0 {
+                        self.note_completions(flight)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what was read from the error queue.
+    fn note_completions<T>(&self, flight: &mut InFlight<T>) -> io::Result<()> {
+        // SAFETY: The request has completed, and there is no other before this returns. It has
+        // written the header.
+        let (control, used) = unsafe {
+            let header = self.memory.at::<libc::msghdr>(REAP_HEADER, REAP_HEADER);
+            (
+                self.memory.bytes(REAP_CONTROL, CONTROL),
+                ptr::read(header).msg_controllen,
+            )
+        };
+        for completion in completion::parse(control.get(..used).unwrap_or(control)) {
+            flight.complete(completion)?;
+        }
+        Ok(())
+    }
+}
+
+impl<T> Drop for Sender<'_, T> {
+    fn drop(&mut self) {
+        self.flight.forget();
+        let Some(mut inner) = self.inner.take() else {
+            return;
+        };
+        // Completions that come now have nobody to be told to. As long as there are requests in flight,
+        // their memory must not be freed.
+        let _ = inner.ring.cancel_all(drop);
+        if inner.ring.in_flight() > 0 {
+            mem::forget(inner);
+        }
+    }
+}
