@@ -93,6 +93,7 @@
 
 pub mod cmsg;
 pub mod completion;
+pub mod device;
 pub mod dmabuf;
 pub mod ethtool;
 pub mod netdev;

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The receiver's device: made ready for the demo, and put back as it was.
+//! A device made ready for device memory, and put back as it was: header split, and steering.
 
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use devmem::ethtool::Ethtool;
-use devmem::ethtool::Rings;
-use devmem::netns::Netns;
+use crate::ethtool::Ethtool;
+use crate::ethtool::Rings;
+use crate::netns::Netns;
 use nix::net::if_::if_nametoindex;
 
 /// A device with header split on, until this is dropped.
+#[derive(Debug)]
 pub struct Device<'n> {
     netns: &'n Netns,
     name: String,
@@ -45,7 +46,9 @@ impl<'n> Device<'n> {
         self.ifindex
     }
 
-    /// Has a queue receive the flows to an address, until the rule is dropped.
+    /// Has a queue receive the flows to the port of an address, until the rule is dropped.
+    ///
+    /// By the program `ethtool`, which chooses a place for the rule.
     pub fn steer(&self, to: SocketAddr, queue: u32) -> Result<Rule<'_>, Box<dyn Error>> {
         let flow = if to.is_ipv4() { "tcp4" } else { "tcp6" };
         let (port, queue) = (to.port().to_string(), queue.to_string());
@@ -60,7 +63,10 @@ impl<'n> Device<'n> {
     fn ethtool(&self, args: &[&str]) -> Result<String, Box<dyn Error>> {
         let mut command = Command::new("ethtool");
         command.arg("-N").arg(&self.name).args(args);
-        let output = self.netns.run(|| command.output())?;
+        let output = self
+            .netns
+            .run(|| command.output())
+            .map_err(|err| format!("starting ethtool: {err}"))?;
         // Some versions complain about a refused rule and still exit with 0.
         if !output.status.success() || !output.stderr.is_empty() {
             let stderr = String::from_utf8_lossy(&output.stderr);
@@ -75,12 +81,13 @@ impl Drop for Device<'_> {
         let restore =
             || -> io::Result<()> { Ok(Ethtool::open()?.set_rings(self.ifindex, self.before)?) };
         if let Err(err) = self.netns.run(restore) {
-            eprintln!("devmem-demo: restoring the rings of {}: {err}", self.name);
+            eprintln!("restoring the rings of {}: {err}", self.name);
         }
     }
 }
 
 /// A steering rule, until this is dropped.
+#[derive(Debug)]
 pub struct Rule<'d> {
     device: &'d Device<'d>,
     id: String,
@@ -89,7 +96,7 @@ pub struct Rule<'d> {
 impl Drop for Rule<'_> {
     fn drop(&mut self) {
         if let Err(err) = self.device.ethtool(&["delete", &self.id]) {
-            eprintln!("devmem-demo: {err}");
+            eprintln!("{err}");
         }
     }
 }

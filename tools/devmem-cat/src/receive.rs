@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Receiving: into a dma-buf, and from there to standard output or a file.
+
+use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::io::Write;
+
+use devmem::BindRx;
+use devmem::Piece;
+use devmem::Receive;
+use devmem::Receiver;
+use devmem::TokenBatch;
+use devmem::device::Device;
+use devmem::dmabuf::Mapping;
+use devmem::netns::Netns;
+use devmem::uring;
+
+use crate::Backend;
+use crate::ReceiveArgs;
+use crate::bind_error;
+use crate::check_interrupted;
+use crate::connection;
+use crate::context;
+use crate::stats::Stats;
+
+/// Where it goes.
+type Output = Option<Box<dyn Write>>;
+
+/// What a receiver has seen.
+struct Tally {
+    stats: Stats,
+    output: Output,
+    frags: u64,
+    copied: u64,
+}
+
+/// Receives one connection.
+pub fn run(args: &ReceiveArgs) -> Result<(), Box<dyn Error>> {
+    let common = &args.common;
+    let output: Output = match (&args.output, args.discard) {
+        (_, true) => None,
+        (Some(path), _) => Some(Box::new(
+            File::create(path).map_err(context(path.display().to_string()))?,
+        )),
+        (None, false) => Some(Box::new(io::stdout().lock())),
+    };
+    connection::end_by_signal()?;
+    let memory = common.dmabuf()?;
+    let mapping = memory.map()?;
+
+    let netns = Netns::current()?;
+    let device = Device::prepare(&netns, &common.interface)?;
+    let mut request = BindRx::new(device.ifindex());
+    for &queue in &args.queues {
+        request = request.queue(queue);
+    }
+    if let Some(size) = args.rx_page_size {
+        request = request.rx_page_size(size);
+    }
+    let binding = request
+        .bind(&memory)
+        .map_err(|err| bind_error("binding queues of", &common.interface, &err))?;
+
+    let steer = |addr| match args.queues.first() {
+        Some(&queue) if args.steer => device.steer(addr, queue).map(Some),
+        _ => Ok(None),
+    };
+    let listener = connection::listen(common)?;
+    // Before the connection there is, if possible, so that none of it goes another way.
+    let rule = match &listener {
+        Some(listener) => steer(listener.local_addr()?)?,
+        None => None,
+    };
+    let stream = connection::connect(common, listener)?;
+    let _rule = match rule {
+        None => steer(stream.local_addr()?)?,
+        some => some,
+    };
+
+    let mut tally = Tally {
+        stats: Stats::new(common),
+        output,
+        frags: 0,
+        copied: 0,
+    };
+    let mut batch = TokenBatch::new(&stream);
+    let returned = match common.backend {
+        Backend::Blocking => {
+            tally.receive(
+                &mut Receiver::new(&stream),
+                &mut batch,
+                &mapping,
+                binding.id(),
+            )?;
+            batch.returned()
+        }
+        Backend::Uring | Backend::UringMultishot => {
+            let mut rx = match common.backend {
+                Backend::UringMultishot => uring::Receiver::multishot(&stream)?,
+                _ => uring::Receiver::new(&stream)?,
+            };
+            tally.receive(&mut rx, &mut batch, &mapping, binding.id())?;
+            rx.finish()?;
+            rx.returned()
+        }
+    };
+    tally.finish(returned)?;
+    Ok(check_interrupted()?)
+}
+
+impl Tally {
+    /// Receives until the peer has sent everything.
+    fn receive<'s>(
+        &mut self,
+        rx: &mut impl Receive<'s>,
+        batch: &mut TokenBatch<'s>,
+        mapping: &Mapping,
+        id: u32,
+    ) -> Result<(), Box<dyn Error>> {
+        let mut gathered = Vec::new();
+        loop {
+            let received = rx.recv().map_err(context("receiving"))?;
+            if received.is_eof() {
+                return Ok(());
+            }
+            self.stats.bytes += received.total() as u64;
+            let wanted = self.output.is_some() || self.stats.wants_data();
+            let cpu = match wanted {
+                true => Some(mapping.begin_read()?),
+                false => None,
+            };
+            for piece in received {
+                match piece {
+                    Piece::Frag(frag) => {
+                        self.frags += 1;
+                        if frag.dmabuf_id != id {
+                            return Err(format!(
+                                "data came by binding {}, not by {id}: another program has the queue of this flow",
+                                frag.dmabuf_id
+                            )
+                            .into());
+                        }
+                        if let Some(cpu) = &cpu {
+                            gathered.resize(frag.size as usize, 0);
+                            cpu.copy_out(frag.offset, &mut gathered)?;
+                            self.put(&gathered)?;
+                        }
+                        batch.push(frag.token)?;
+                    }
+                    Piece::Linear(bytes) | Piece::Plain(bytes) => {
+                        self.copied += bytes.len() as u64;
+                        self.put(bytes)?;
+                    }
+                }
+            }
+            batch.flush()?;
+            self.stats.tick();
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Box<dyn Error>> {
+        self.stats.data(bytes);
+        if let Some(output) = &mut self.output {
+            output.write_all(bytes).map_err(context("writing"))?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self, returned: u64) -> Result<(), Box<dyn Error>> {
+        if let Some(output) = &mut self.output {
+            output.flush().map_err(context("writing"))?;
+        }
+        let all_copied = self.stats.bytes > 0 && self.frags == 0;
+        self.stats.finish(&format!(
+            "{} frags in device memory, {} bytes in host memory, {returned} tokens returned",
+            self.frags, self.copied
+        ));
+        if all_copied {
+            eprintln!(
+                "devmem-cat: nothing came in device memory: the flow is on another queue. See --steer, and ethtool -S."
+            );
+        }
+        Ok(())
+    }
+}
