@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # In the guest: a file goes from an ordinary TCP sender in one namespace into a
-# dma-buf in the other.
+# dma-buf in the other, then from one dma-buf into another, and last by devmem-cat.
 # Usage: demo.sh FILE
 set -euo pipefail
 
@@ -13,5 +13,26 @@ file=${1:?usage: $0 FILE}
 # could take it.
 copy=$(mktemp)
 cp "$file" "$copy"
-exec "$DEVMEM_BIN/devmem-demo" run --file "$copy" \
+"$DEVMEM_BIN/devmem-demo" run --file "$copy" \
 	--rx-netns rx --rx-if ethrx --tx-netns tx --addr 192.0.2.1 --port 5201 --queue 4
+
+echo
+printf '%-26s%14s%14s\n' 'dma-buf to dma-buf' blocking io_uring
+"$DEVMEM_BIN/devmem-demo" copy --file "$copy" --rx-netns rx --rx-if ethrx \
+	--tx-netns tx --tx-if ethtx --addr 192.0.2.1 --port 5203 --queue 4
+
+echo
+echo 'devmem-cat'
+received=$(mktemp)
+ip netns exec rx "$DEVMEM_BIN/devmem-cat" receive --listen 192.0.2.1:5204 -i ethrx \
+	-q 4 --steer --memory 16 -o "$received" &
+receiver=$!
+until ip netns exec rx ss -Hltn sport = :5204 | grep -q .; do
+	kill -0 "$receiver"
+	sleep 0.1
+done
+ip netns exec tx "$DEVMEM_BIN/devmem-cat" send --connect 192.0.2.1:5204 -i ethtx \
+	--memory 16 -f "$copy" --quiet
+wait "$receiver"
+cmp "$copy" "$received"
+echo 'the files are equal'

@@ -2,7 +2,7 @@
 
 //! Shows device-memory TCP at work: an ordinary sender's file arrives in a dma-buf and is checked.
 
-mod device;
+mod copy;
 mod report;
 mod sender;
 mod transfer;
@@ -21,10 +21,10 @@ use clap::Parser;
 use clap::Subcommand;
 use devmem::BindRx;
 use devmem::DmaBuf;
+use devmem::device::Device;
 use devmem::netns::Netns;
 use devmem::provider;
 
-use crate::device::Device;
 use crate::report::Report;
 use crate::sender::FileDigest;
 
@@ -42,6 +42,8 @@ struct Cli {
 enum Command {
     /// Receives a file in device memory, checks it, and compares with a plain recv()
     Run(RunArgs),
+    /// Sends a file from one dma-buf into another and checks it, by both backends of the library
+    Copy(CopyArgs),
     /// Lists the providers and the live bindings
     Bindings,
 }
@@ -77,9 +79,41 @@ struct RunArgs {
     memory: usize,
 }
 
+#[derive(Args)]
+struct CopyArgs {
+    /// The file to send
+    #[arg(long)]
+    file: PathBuf,
+    /// Network namespace of the receiver
+    #[arg(long, default_value = "rx")]
+    rx_netns: String,
+    /// The receiver's interface
+    #[arg(long)]
+    rx_if: String,
+    /// Network namespace of the sender
+    #[arg(long, default_value = "tx")]
+    tx_netns: String,
+    /// The sender's interface
+    #[arg(long)]
+    tx_if: String,
+    /// The receiver's address
+    #[arg(long, default_value = "192.0.2.1")]
+    addr: IpAddr,
+    /// The receiver's port
+    #[arg(long, default_value_t = 5203)]
+    port: u16,
+    /// The receiver's queue to bind to device memory
+    #[arg(long)]
+    queue: u32,
+    /// Size of each dma-buf in MiB
+    #[arg(long, default_value_t = 16)]
+    memory: usize,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(&args),
+        Command::Copy(args) => copy::run(&args),
         Command::Bindings => bindings(),
     };
     match result {

@@ -112,6 +112,77 @@ impl fmt::Display for Report {
     }
 }
 
+/// A transfer from one dma-buf into another.
+#[derive(Debug)]
+pub struct Copied {
+    /// How it went.
+    pub outcome: Outcome,
+    /// Whether what arrived is what was sent.
+    pub equal: bool,
+}
+
+/// What the demo found sending from one dma-buf into another.
+#[derive(Debug)]
+pub struct CopyReport {
+    /// Length of what was sent, each time.
+    pub bytes: u64,
+    /// By the blocking backend, and by io_uring.
+    pub copies: Vec<Copied>,
+    /// Buffers still in use at the end, unless the binding is gone.
+    pub in_use: Option<u64>,
+}
+
+impl CopyReport {
+    /// An error that names everything which is not as it should be.
+    pub fn verdict(&self) -> Result<(), Box<dyn Error>> {
+        let any = |wrong: &dyn Fn(&Copied) -> bool| self.copies.iter().any(wrong);
+        let wrong: Vec<&str> = [
+            (self.bytes == 0, "the file is empty"),
+            (
+                any(&|copy| copy.outcome.bytes != self.bytes),
+                "bytes received and sent differ",
+            ),
+            (any(&|copy| !copy.equal), "the content differs"),
+            (
+                any(&|copy| copy.outcome.copied != 0),
+                "bytes came in host memory",
+            ),
+            (
+                any(&|copy| copy.outcome.returned != copy.outcome.frags),
+                "tokens are missing",
+            ),
+            (self.in_use.is_some(), "the binding was not freed"),
+        ]
+        .into_iter()
+        .filter_map(|(is_wrong, what)| is_wrong.then_some(what))
+        .collect();
+        match wrong.is_empty() {
+            true => Ok(()),
+            false => Err(wrong.join("; ").into()),
+        }
+    }
+}
+
+impl fmt::Display for CopyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |name: &str, cell: &dyn Fn(&Copied) -> String, end: &str| {
+            write!(f, "{name:26}")?;
+            for copy in &self.copies {
+                write!(f, "{:>14}", cell(copy))?;
+            }
+            write!(f, "{end}")
+        };
+        row("bytes received", &|c| c.outcome.bytes.to_string(), "\n")?;
+        let content = |c: &Copied| match c.equal {
+            true => "equal".to_owned(),
+            false => "DIFFERS".to_owned(),
+        };
+        row("content", &content, "\n")?;
+        row("tokens returned", &|c| c.outcome.returned.to_string(), "\n")?;
+        row("rate, MiB/s", &|c| format!("{:.0}", rate(&c.outcome)), "")
+    }
+}
+
 fn rate(outcome: &Outcome) -> f64 {
     outcome.bytes as f64 / MIB / outcome.elapsed.as_secs_f64()
 }
@@ -166,6 +237,49 @@ mod tests {
         assert!(text.contains("equal to the sender's"), "{text}");
         assert!(text.contains("           512           512"), "{text}");
         assert!(text.contains("          1.00          1.00"), "{text}");
+    }
+
+    fn good_copy() -> CopyReport {
+        let copied = |outcome| Copied {
+            outcome,
+            equal: true,
+        };
+        let report = good();
+        CopyReport {
+            bytes: BYTES,
+            copies: vec![copied(report.checked), copied(report.timed)],
+            in_use: None,
+        }
+    }
+
+    #[test]
+    fn a_good_copy_passes() {
+        good_copy().verdict().unwrap();
+        let text = good_copy().to_string();
+        assert!(text.contains("         equal         equal"), "{text}");
+        assert!(text.contains("           512           512"), "{text}");
+    }
+
+    #[test]
+    fn every_defect_of_a_copy_is_named() {
+        type Spoil = fn(&mut CopyReport);
+        let cases: [(Spoil, &str); 6] = [
+            (|r| r.bytes = 0, "empty"),
+            (
+                |r| r.copies[0].outcome.bytes -= 1,
+                "received and sent differ",
+            ),
+            (|r| r.copies[1].equal = false, "content"),
+            (|r| r.copies[1].outcome.copied = 1, "host memory"),
+            (|r| r.copies[0].outcome.returned -= 1, "tokens"),
+            (|r| r.in_use = Some(0), "not freed"),
+        ];
+        for (spoil, words) in cases {
+            let mut report = good_copy();
+            spoil(&mut report);
+            let verdict = report.verdict().unwrap_err().to_string();
+            assert!(verdict.contains(words), "{verdict}");
+        }
     }
 
     #[test]

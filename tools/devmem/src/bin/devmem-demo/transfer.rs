@@ -14,6 +14,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use devmem::Piece;
+use devmem::Receive;
 use devmem::Receiver;
 use devmem::TokenBatch;
 use devmem::dmabuf::Mapping;
@@ -26,7 +27,7 @@ use sha2::Sha256;
 use crate::sender::Sender;
 
 /// Nothing that works takes longer, not even in an emulated guest.
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 const BUFFER: usize = 1 << 20;
 
 /// What a transfer came to.
@@ -80,39 +81,11 @@ pub fn accept(rx: &Netns, tx: &Netns, file: &Path, to: SocketAddr) -> io::Result
 impl Transfer {
     /// Receives into device memory; reads what arrives if there is a mapping to read it from.
     pub fn into_device_memory(self, mapping: Option<&Mapping>) -> io::Result<Outcome> {
-        let clock = Clock::start()?;
-        let mut outcome = Outcome::default();
-        let mut hasher = Sha256::new();
-        let mut gathered = vec![0; BUFFER];
-        let mut receiver = Receiver::new(&self.stream);
         let mut batch = TokenBatch::new(&self.stream);
-        loop {
-            let received = receiver.recv()?;
-            if received.is_eof() {
-                break;
-            }
-            outcome.bytes += received.total() as u64;
-            let cpu = mapping.map(Mapping::begin_read).transpose()?;
-            for piece in received {
-                match piece {
-                    Piece::Frag(frag) => {
-                        outcome.frags += 1;
-                        if let Some(cpu) = &cpu {
-                            let to = &mut gathered[..frag.size as usize];
-                            cpu.copy_out(frag.offset, to)?;
-                            hasher.update(to);
-                        }
-                        batch.push(frag.token)?;
-                    }
-                    Piece::Linear(bytes) | Piece::Plain(bytes) => {
-                        outcome.copied += bytes.len() as u64;
-                        hasher.update(bytes);
-                    }
-                }
-            }
-            batch.flush()?;
-        }
-        clock.stop(&mut outcome)?;
+        let mut hasher = Sha256::new();
+        let mut update = |bytes: &[u8]| hasher.update(bytes);
+        let check = mapping.map(|mapping| (mapping, &mut update as &mut dyn FnMut(&[u8])));
+        let mut outcome = receive(&mut Receiver::new(&self.stream), &mut batch, check)?;
         outcome.returned = batch.returned();
         outcome.sha256 = mapping.is_some().then(|| hasher.finalize().into());
         self.sender.wait()?;
@@ -135,6 +108,53 @@ impl Transfer {
         self.sender.wait()?;
         Ok(outcome)
     }
+}
+
+/// What reads the bytes that arrive, and the mapping to read them from.
+pub type Check<'c> = Option<(&'c Mapping, &'c mut dyn FnMut(&[u8]))>;
+
+/// Receives a stream into device memory, to its end.
+pub fn receive<'s>(
+    receiver: &mut impl Receive<'s>,
+    batch: &mut TokenBatch<'s>,
+    mut check: Check<'_>,
+) -> io::Result<Outcome> {
+    let clock = Clock::start()?;
+    let mut outcome = Outcome::default();
+    let mut gathered = vec![0; BUFFER];
+    loop {
+        let received = receiver.recv()?;
+        if received.is_eof() {
+            break;
+        }
+        outcome.bytes += received.total() as u64;
+        let mut cpu = match &mut check {
+            Some((mapping, check)) => Some((mapping.begin_read()?, check)),
+            None => None,
+        };
+        for piece in received {
+            match piece {
+                Piece::Frag(frag) => {
+                    outcome.frags += 1;
+                    if let Some((cpu, check)) = &mut cpu {
+                        let to = &mut gathered[..frag.size as usize];
+                        cpu.copy_out(frag.offset, to)?;
+                        check(to);
+                    }
+                    batch.push(frag.token)?;
+                }
+                Piece::Linear(bytes) | Piece::Plain(bytes) => {
+                    outcome.copied += bytes.len() as u64;
+                    if let Some((_, check)) = &mut cpu {
+                        check(bytes);
+                    }
+                }
+            }
+        }
+        batch.flush()?;
+    }
+    clock.stop(&mut outcome)?;
+    Ok(outcome)
 }
 
 /// Wall time, and CPU time of this thread.
