@@ -31,6 +31,7 @@ use devmem::cmsg::DevmemCmsg;
 use devmem::cmsg::DevmemCmsgs;
 use devmem::dmabuf::CpuRead;
 use devmem::dmabuf::Mapping;
+use devmem::recv::MSG_SOCK_DEVMEM;
 use devmem::send::enable_zerocopy;
 use devmem::token::MAX_RANGES;
 use devmem::uring;
@@ -516,6 +517,14 @@ fn flags() -> Outcome {
     let done = raw.complete(1)?;
     observe(format_args!("without MSG_SOCK_DEVMEM: {}", done[0].1));
     assert_eq!(done, [(2, -libc::EFAULT)]);
+
+    // No room for control messages, whatever the flags say.
+    for (flags, expected) in [(MSG_SOCK_DEVMEM, -ETOOSMALL), (0, -libc::EFAULT)] {
+        raw.request(raw::receive_data(socket, 3000, flags), 2)?;
+        let done = raw.complete(1)?;
+        observe(format_args!("RECV with flags {flags:#x}: {}", done[0].1));
+        assert_eq!(done, [(2, expected)]);
+    }
 
     // With control messages to be told, the kernel does not wait for the rest.
     let part = message();

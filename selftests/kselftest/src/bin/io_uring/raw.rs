@@ -124,6 +124,18 @@ pub fn receive_plain(socket: impl AsFd, message: *mut Message) -> squeue::Entry 
     receive_with(socket, message, 0)
 }
 
+/// A request to receive data without control messages.
+pub fn receive_data(socket: impl AsFd, len: usize, flags: i32) -> squeue::Entry {
+    let data = vec![0u8; len].leak();
+    opcode::Recv::new(
+        Fd(socket.as_fd().as_raw_fd()),
+        data.as_mut_ptr(),
+        len as u32,
+    )
+    .flags(flags)
+    .build()
+}
+
 fn receive_with(socket: impl AsFd, message: *mut Message, flags: i32) -> squeue::Entry {
     // SAFETY: The message is leaked, and only its address is taken.
     let header = unsafe { &raw mut (*message).header };
