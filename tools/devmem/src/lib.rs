@@ -87,8 +87,12 @@
 //!
 //! # Below and beside
 //!
-//! [`cmsg`], [`completion`] and [`send::send_dmabuf`] are what these are made of. [`netlink`] builds any request by hand, malformed ones too; [`netdev`] and [`ethtool`] are the two
-//! generic netlink families a receiver needs; [`provider`] tells which implementation serves
+//! [`uring`] has a receiver and a sender that do the same by io_uring; programs for either use the
+//! traits [`Receive`] and [`Transmit`].
+//!
+//! [`cmsg`], [`completion`] and [`send::send_dmabuf`] are what these are made of. [`netlink`] builds any
+//! request by hand, malformed ones too; [`netdev`] and [`ethtool`] are the two generic netlink families
+//! a receiver needs, and [`device`] makes a device ready; [`provider`] tells which implementation serves
 //! bindings; [`netns`] runs code in another network namespace.
 
 pub mod cmsg;

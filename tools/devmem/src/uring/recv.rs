@@ -39,7 +39,8 @@ const BUFFERS: u16 = 8;
 const GROUP: u16 = 0;
 
 const ENTRIES: u32 = 32;
-const PAGE: usize = 4096;
+/// As long as the pages of any architecture.
+const PAGE: usize = 64 << 10;
 /// Size of `struct io_uring_recvmsg_out`, with which a buffer of a multishot request begins.
 const HEADER: usize = 16;
 
