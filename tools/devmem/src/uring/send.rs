@@ -20,6 +20,7 @@ use super::memory::Memory;
 use super::ring::Ring;
 use crate::cmsg;
 use crate::completion;
+use crate::completion::Completion;
 use crate::completion::InFlight;
 use crate::completion::Key;
 use crate::completion::Sent;
@@ -39,6 +40,9 @@ const SEND: u64 = 1;
 const REAP: u64 = 2;
 /// How long to wait before another look at the error queue of a socket that is closed already.
 const CLOSED: Duration = Duration::from_millis(2);
+
+/// Messages of the error queue for which there is room from the start.
+const TOLD: usize = 64;
 
 // Where things are in the memory that is shared with the kernel.
 const SEND_HEADER: usize = 0;
@@ -70,6 +74,8 @@ struct Inner {
     sent: Option<i32>,
     /// How the last request that read the error queue ended.
     reaped: Option<i32>,
+    /// What the error queue told. A call may be completed there before its own request is.
+    told: Vec<Completion>,
 }
 
 impl<'s, T: Source> Sender<'s, T> {
@@ -85,6 +91,7 @@ impl<'s, T: Source> Sender<'s, T> {
                 reaping: false,
                 sent: None,
                 reaped: None,
+                told: Vec::with_capacity(TOLD),
             }),
         })
     }
@@ -163,7 +170,7 @@ impl<'s, T: Source> Sender<'s, T> {
                 self.flight.add_call(key, 0);
                 return Err(err);
             }
-            inner.take_completions(&mut self.flight)?;
+            inner.take_completions();
         }
     }
 
@@ -211,28 +218,31 @@ impl<'s, T: Source> Sender<'s, T> {
     /// was something.
     fn reap(&mut self, wait: bool) -> io::Result<bool> {
         let inner = self.inner.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        let mut found = false;
+        let (mut found, mut looked) = (false, false);
         loop {
+            // No request to send is in flight, so all calls are known.
+            for completion in inner.told.drain(..) {
+                self.flight.complete(completion)?;
+            }
+            let result = inner.reaped.take();
+            match result.map(i32::wrapping_neg) {
+                None if looked && (found || !wait) => return Ok(found),
+                None | Some(libc::EINTR) => (),
+                // Not the error queue, but the connection's own error, or its end.
+                Some(libc::EAGAIN) => match getsockopt(&self.socket, sockopt::SocketError)? {
+                    0 if wait && !found => thread::sleep(CLOSED),
+                    0 => return Ok(found),
+                    errno => return Err(io::Error::from_raw_os_error(errno)),
+                },
+                Some(errno) if errno > 0 => return Err(io::Error::from_raw_os_error(errno)),
+                Some(_) => found = true,
+            }
             if !inner.reaping {
                 inner.request_reap(self.socket)?;
             }
             inner.ring.enter(usize::from(wait && !found), None)?;
-            inner.take_completions(&mut self.flight)?;
-            match inner.reaped.take() {
-                Some(result) if result >= 0 => found = true,
-                Some(result) => match -result {
-                    libc::EINTR => (),
-                    // Not the error queue, but the connection's own error, or its end.
-                    libc::EAGAIN => match getsockopt(&self.socket, sockopt::SocketError)? {
-                        0 if wait && !found => thread::sleep(CLOSED),
-                        0 => return Ok(found),
-                        errno => return Err(io::Error::from_raw_os_error(errno)),
-                    },
-                    errno => return Err(io::Error::from_raw_os_error(errno)),
-                },
-                None if found || !wait => return Ok(found),
-                None => (),
-            }
+            inner.take_completions();
+            looked = true;
         }
     }
 }
@@ -309,7 +319,7 @@ impl Inner {
         Ok(())
     }
 
-    fn take_completions<T>(&mut self, flight: &mut InFlight<T>) -> io::Result<()> {
+    fn take_completions(&mut self) {
         while let Some(entry) = self.ring.next() {
             match entry.user_data() {
                 SEND => self.sent = Some(entry.result()),
@@ -317,16 +327,15 @@ impl Inner {
                     self.reaping = false;
                     self.reaped = Some(entry.result());
                     if entry.result() >= 0 {
-                        self.note_completions(flight)?;
+                        self.note_completions();
                     }
                 }
             }
         }
-        Ok(())
     }
 
     /// Notes what was read from the error queue.
-    fn note_completions<T>(&self, flight: &mut InFlight<T>) -> io::Result<()> {
+    fn note_completions(&mut self) {
         // SAFETY: The request has completed, and there is no other before this returns. It has
         // written the header.
         let (control, used) = unsafe {
@@ -336,10 +345,8 @@ impl Inner {
                 ptr::read(header).msg_controllen,
             )
         };
-        for completion in completion::parse(control.get(..used).unwrap_or(control)) {
-            flight.complete(completion)?;
-        }
-        Ok(())
+        let control = control.get(..used).unwrap_or(control);
+        self.told.extend(completion::parse(control));
     }
 }
 

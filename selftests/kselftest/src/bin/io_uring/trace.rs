@@ -25,6 +25,8 @@ const MARK: libc::c_long = libc::SYS_getppid;
 
 impl Section {
     pub fn begin(&self) {
+        // Whatever is allocated from here on, the allocator has it already. No more than it keeps.
+        drop((0..25).map(|_| vec![1_u8; 4000]).collect::<Vec<_>>());
         mark();
     }
 
