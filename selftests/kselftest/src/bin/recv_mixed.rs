@@ -295,8 +295,9 @@ fn merged_by_gro() -> Outcome {
     wait_received(&connection.rx, start + len as u64);
     let merged = merged_in_queues(&bench)? - before;
     ktap::diag(format_args!("merged in the receive queue: {merged}"));
+    // Now and then NAPI polls before all of them are there.
     assert!(
-        merged < 4,
+        merged < SEGMENTS as u64 / 3,
         "GRO left {merged} segments to the receive queue"
     );
     let sizes = |from: usize, to: usize| -> Vec<u32> {
