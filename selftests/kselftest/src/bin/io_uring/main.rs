@@ -56,6 +56,8 @@ const PORT: u16 = 5001;
 const QUEUE: u32 = 1;
 /// Internal to the kernel, but told to user space: no room for a control message.
 const ETOOSMALL: i32 = 525;
+/// Too long for anything that works.
+const LONG: Duration = Duration::from_secs(10);
 /// Long enough for a receive to be in flight.
 const SHORT: Duration = Duration::from_millis(100);
 
@@ -351,6 +353,15 @@ fn dropped_with_tokens_held() -> Outcome {
         batch.flush()?;
         // Tokens of a ring that is gone return themselves.
         assert_eq!(batch.returned(), 0, "of {count} tokens");
+
+        // Nobody receives any more: what is sent now is left for the next one, all of it.
+        let mut rx = Receiver::new(&bench.connection.rx)?;
+        bench.send(0, LEN)?;
+        let mut left = 0;
+        while left < LEN {
+            left += rx.recv_timeout(LONG)?.total();
+        }
+        drop(rx);
     }
     let id = bench.binding.id();
     drop(bench);
