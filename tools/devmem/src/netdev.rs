@@ -2,6 +2,7 @@
 
 //! The `netdev` generic netlink family: binding dma-bufs to queues, and asking what is bound.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 
@@ -9,6 +10,8 @@ use crate::netlink::Attrs;
 use crate::netlink::Error;
 use crate::netlink::GenericSocket;
 use crate::netlink::attributes;
+use crate::provider;
+use crate::provider::BindingInfo;
 
 /// Commands of the family.
 pub mod cmd {
@@ -255,6 +258,12 @@ impl Binding {
     pub fn id(&self) -> u32 {
         self.id
     }
+
+    /// Its provider, and how many of its buffers are in use. Errors as of
+    /// [`bindings`](crate::provider::bindings).
+    pub fn stats(&self) -> io::Result<BindingInfo> {
+        provider::binding(self.id)
+    }
 }
 
 /// A request to send from a dma-buf through a device.
@@ -301,5 +310,10 @@ impl TxBinding {
     /// Its number, which `sendmsg()` is told.
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// Its provider and its size. Errors as of [`bindings`](crate::provider::bindings).
+    pub fn stats(&self) -> io::Result<BindingInfo> {
+        provider::binding(self.id)
     }
 }

@@ -68,6 +68,14 @@ pub fn bindings() -> io::Result<Vec<BindingInfo>> {
     parse_bindings(&fs::read_to_string(BINDINGS)?)
 }
 
+/// The live binding of this number. `NotFound` also if there is none.
+pub fn binding(id: u32) -> io::Result<BindingInfo> {
+    bindings()?
+        .into_iter()
+        .find(|binding| binding.id == id)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no binding {id}")))
+}
+
 fn parse_bindings(text: &str) -> io::Result<Vec<BindingInfo>> {
     text.lines()
         .skip(1)

@@ -279,6 +279,7 @@ fn other_memory(memory: &DmaBuf, rx_page_size: Option<u32>) -> Outcome {
             (info.buffer_size, info.buffers),
             (size, memory.size() as u64 / size)
         );
+        assert_eq!(binding.stats()?.id, info.id);
     }
     pair.steer(PORT, 1)?;
     let map = memory.map()?;
