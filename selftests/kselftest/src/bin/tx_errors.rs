@@ -707,14 +707,19 @@ fn mixed_with_ordinary_data() -> Outcome {
     bench.goes_on()
 }
 
-/// With the option memory of a socket used up by calls that are not completed.
-fn no_memory_for_more_calls() -> Outcome {
-    let bench = Bench::new()?;
+/// Leaves sockets memory for some calls in flight.
+fn limit_option_memory(bench: &Bench) -> io::Result<()> {
     bench
         .pair
         .tx
         .ns
-        .run(|| fs::write("/proc/sys/net/core/optmem_max", "8192"))?;
+        .run(|| fs::write("/proc/sys/net/core/optmem_max", "8192"))
+}
+
+/// With the option memory of a socket used up by calls that are not completed.
+fn no_memory_for_more_calls() -> Outcome {
+    let bench = Bench::new()?;
+    limit_option_memory(&bench)?;
     let mut expected = Vec::new();
     // Host memory in between, so that each call needs a notification of its own.
     let mut refused = None;
@@ -741,11 +746,7 @@ fn no_memory_for_more_calls() -> Outcome {
 /// The library waits, and loses nothing.
 fn sender_without_memory_for_more_calls() -> Outcome {
     let bench = Bench::new()?;
-    bench
-        .pair
-        .tx
-        .ns
-        .run(|| fs::write("/proc/sys/net/core/optmem_max", "8192"))?;
+    limit_option_memory(&bench)?;
     let parts: Vec<_> = (0..200).map(|i| extent(i * 10, 10)).collect();
     thread::scope(|scope| -> Outcome {
         let rx = &bench.connection.rx;

@@ -66,6 +66,17 @@ struct Bench {
 }
 
 impl Bench {
+    /// Closes both, the binding first: it lives until the data is gone with the connection.
+    fn ends_with_data_in_flight(self) -> Outcome {
+        let id = self.binding.id();
+        drop(self.binding);
+        lives(id)?;
+        reset_on_close(&self.connection.tx)?;
+        drop(self.connection);
+        provider::all_buffers_back(id);
+        Ok(())
+    }
+
     fn new() -> Result<Self, ktap::Stop> {
         let memory = DmaBuf::udmabuf(MEMORY as usize)?;
         tx::fill(&memory)?;
@@ -243,13 +254,7 @@ fn peer_that_never_acknowledges() -> Outcome {
     let mut completions = Completions::default();
     completions.read(&bench.connection.tx)?;
     assert_eq!(completions.done, [], "not acknowledged, but completed");
-    let id = bench.binding.id();
-    drop(bench.binding);
-    lives(id)?;
-    reset_on_close(&bench.connection.tx)?;
-    drop(bench.connection);
-    provider::all_buffers_back(id);
-    Ok(())
+    bench.ends_with_data_in_flight()
 }
 
 /// The same, but the peer is back after the sender has gone.
@@ -460,12 +465,7 @@ fn device_deleted(in_queue: bool) -> Outcome {
     // Why depends on what the socket knows of its route by then.
     call.send(&bench.connection.tx)
         .expect_err("sent without a device");
-    drop(bench.binding);
-    lives(id)?;
-    reset_on_close(&bench.connection.tx)?;
-    drop(bench.connection);
-    provider::all_buffers_back(id);
-    Ok(())
+    bench.ends_with_data_in_flight()
 }
 
 fn device_deleted_with_data_queued() -> Outcome {
