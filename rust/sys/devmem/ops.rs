@@ -60,6 +60,7 @@ impl<P: Provider> DevmemOps<P> {
                 mp_ops: mp_ops.as_ptr(),
                 bind_rx: Some(Self::bind_rx),
                 bind_tx: Some(Self::bind_tx),
+                may_send: None,
                 recvmsg: Some(Self::recvmsg),
                 dontneed: Some(Self::dontneed),
                 fill_skb: Some(Self::fill_skb),
