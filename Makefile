@@ -7,7 +7,8 @@ MO ?=
 KSRC ?=
 FILE ?=
 TESTS ?=
-export KDIR MO KSRC FILE TESTS
+GUEST ?= fast
+export KDIR MO KSRC FILE TESTS GUEST
 
 PHONY := all
 all: ## build the module, against the cached guest kernel or KDIR=<built kernel tree>
@@ -21,15 +22,23 @@ demo: ## build everything, boot the guest and receive a file (FILE=) into a dma-
 	@scripts/demo
 
 PHONY += test
-test: ## all tests, on the host and in the guest (TESTS="program..." for some)
+test: ## all tests, on the host and in the guests (TESTS="program..." for some)
 	@scripts/test
 
 PHONY += test-upstream
 test-upstream: ## the kernel's own tests only (part of test; TESTS= as there)
 	@scripts/test upstream
 
+PHONY += test-debug
+test-debug: ## in the guest with KASAN, lockdep, kmemleak and others only (part of test)
+	@scripts/test debug
+
+PHONY += test-kcsan
+test-kcsan: ## in the guest that looks for data races (not part of test)
+	@scripts/test kcsan
+
 PHONY += guest
-guest: ## a shell in the booted guest, with the module and a netdevsim pair ready
+guest: ## a shell in the booted guest (GUEST=debug: that one), a netdevsim pair ready
 	@scripts/prepare
 	@scripts/guest -i selftests/guest/shell.sh
 

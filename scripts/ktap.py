@@ -8,9 +8,10 @@ with 1 if anything failed, or was skipped without being expected to be.
 Nothing passes by silence: a program that is missing, died, hung, printed no plan
 or broke it counts as a failed test, each.
 
-Programs run on several providers, each run is named PROVIDER/PROGRAM. A test has to
-end the same way on all of them, and to print the same "# saw:" lines. Where it does
-not, that is a failure too, unless the difference is intended.
+Programs run on several providers, each run is named PROVIDER/PROGRAM, or
+GUEST:PROVIDER/PROGRAM. A test has to end the same way on all providers of a guest, and
+to print the same "# saw:" lines. Where it does not, that is a failure too, unless the
+difference is intended.
 """
 
 import argparse
@@ -247,10 +248,11 @@ def compare(directory, runs, intended):
     programs = {}
     for run in runs:
         provider, _, program = run.partition("/")
+        guest, _, _ = provider.rpartition(":")
         if (directory / run).exists():
             text = (directory / run).read_text(errors="replace")
-            programs.setdefault(program, []).append((provider, observations(text)))
-    for program, seen in programs.items():
+            programs.setdefault((guest, program), []).append((provider, observations(text)))
+    for (_, program), seen in programs.items():
         (first, tests), *others = seen
         compared = set()
         for second, tests2 in others:

@@ -32,6 +32,11 @@ RUST_MIN=1.85.0
 VNG_VERSION=1.42
 LIBURING_VERSION=2.15-1
 
+# The guest, that is its kernel: fast, or one that looks for bugs. Each but the fast one
+# has a configuration of its own in selftests/guest/, on top of kernel.config.
+GUEST=${GUEST:-fast}
+export GUEST
+
 # What the user told our Makefile is not meant for the makes that the scripts run.
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
 
@@ -263,12 +268,19 @@ kernel_source()
 	echo "$CACHE/source/$(kernel_version)"
 }
 
+# The configuration of the guest's kernel.
+kernel_config()
+{
+	cat "$ROOT/selftests/guest/kernel.config"
+	[ "$GUEST" = fast ] || cat "$ROOT/selftests/guest/$GUEST.config"
+}
+
 kernel_obj()
 {
 	local key
 
 	key=$({
-		cat "$ROOT/selftests/guest/kernel.config"
+		kernel_config
 		clang"$LLVM" --version
 		ld.lld"$LLVM" --version
 		rustc --version --verbose

@@ -200,6 +200,17 @@ class Compare(unittest.TestCase):
         text = one_test(result="not ok 1 a")
         self.assertEqual(self.compare(text, text, {"prog/a": "because"}), ([], []))
 
+    def test_guests_are_not_compared(self):
+        with tempfile.TemporaryDirectory() as d:
+            d = pathlib.Path(d)
+            outputs = {"rust/prog": "x", "c/prog": "x", "debug:rust/prog": "y", "debug:c/prog": "z"}
+            write_runs(d, {run: one_test(saw) for run, saw in outputs.items()})
+            r, _ = ktap.compare(d, list(outputs), {})
+        ((name, reason),) = r.failed
+        self.assertEqual(name, "prog/a")
+        self.assertIn("debug:rust: y", reason)
+        self.assertIn("debug:c: z", reason)
+
     def test_one_provider_alone(self):
         with tempfile.TemporaryDirectory() as d:
             d = pathlib.Path(d)
