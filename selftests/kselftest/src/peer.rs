@@ -15,6 +15,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use etherparse::PacketBuilder;
+use etherparse::PacketBuilderStep;
 use etherparse::SlicedPacket;
 use etherparse::TcpHeader;
 use etherparse::TransportSlice;
@@ -25,6 +26,8 @@ use crate::traffic;
 
 /// The peer's address, which no device has: no kernel answers in its place.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+/// Another one, of a sender whose packets are forwarded to us.
+const SENDER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 4);
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 const PORT: u16 = 40_000;
 /// Sequence number of the SYN: the stream is past the wrap soon.
@@ -128,6 +131,34 @@ impl Peer {
         Ok(())
     }
 
+    /// Sends bytes to the receiver which it is to forward to us, at another port.
+    pub fn send_through(&self, port: u16, len: usize) -> io::Result<()> {
+        let header = TcpHeader {
+            destination_port: port,
+            ..self.header(0)
+        };
+        let builder = PacketBuilder::ethernet2(MAC, self.mac)
+            .ipv4(SENDER.octets(), ADDRESS.octets(), 64)
+            .tcp_header(header);
+        self.put_frame(builder, &traffic::bytes(0, len))
+    }
+
+    /// The payload of a frame for this port of ours that has come, if any.
+    pub fn came_through(&self, port: u16) -> Option<Vec<u8>> {
+        let mut buffer = [0; 2048];
+        while let Some(len) = self.frame(&mut buffer) {
+            let frame = &buffer[..len];
+            if let Ok(packet) = SlicedPacket::from_ethernet(frame)
+                && frame.starts_with(&MAC)
+                && let Some(TransportSlice::Tcp(tcp)) = packet.transport
+                && tcp.destination_port() == port
+            {
+                return Some(tcp.payload().to_vec());
+            }
+        }
+        None
+    }
+
     fn header(&self, position: u64) -> TcpHeader {
         TcpHeader {
             sequence_number: sequence(position),
@@ -147,6 +178,10 @@ impl Peer {
         let builder = PacketBuilder::ethernet2(MAC, self.mac)
             .ipv4(ADDRESS.octets(), self.to.ip().octets(), 64)
             .tcp_header(header);
+        self.put_frame(builder, payload)
+    }
+
+    fn put_frame(&self, builder: PacketBuilderStep<TcpHeader>, payload: &[u8]) -> io::Result<()> {
         let mut frame = Vec::with_capacity(builder.size(payload.len()));
         builder
             .write(&mut frame, payload)

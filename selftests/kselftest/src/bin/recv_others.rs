@@ -4,6 +4,7 @@
 //!
 //! It has to be refused, or to pass by; nothing may be read, and what was refused is still to be had.
 
+use std::fs;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
@@ -381,6 +382,54 @@ fn urgent_byte() -> Outcome {
     Ok(())
 }
 
+/// A device does not read what is mapped for it to write, when a packet leaves as it came.
+fn forwarded() -> Outcome {
+    const PORT: u16 = Bench::PORT + 2;
+    const LEN: usize = 500;
+    let bench = Bench::new()?;
+    let rx = &bench.pair.rx;
+    rx.ns
+        .run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"))?;
+    let (peer, _socket) = Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, Bench::PORT + 1)?)?;
+    let seen = || rx.ns.run(forwarded_packets);
+
+    bench.pair.steer(PORT, Bench::PLAIN_QUEUE)?;
+    peer.send_through(PORT, LEN)?;
+    soon("the packet to come through", || {
+        Ok(peer
+            .came_through(PORT)
+            .is_some_and(|b| b == traffic::bytes(0, LEN)))
+    });
+
+    bench.pair.steer_again(PORT, Bench::QUEUE)?;
+    let before = seen()?;
+    peer.send_through(PORT, LEN)?;
+    soon("the packet to be forwarded", || Ok(seen()? > before));
+    // What is behind it on the same way has come: it does not come any more.
+    bench.pair.steer_again(PORT, Bench::PLAIN_QUEUE)?;
+    peer.send_through(PORT, LEN + 1)?;
+    let mut came = Vec::new();
+    soon("the next packet to come through", || {
+        came.extend(peer.came_through(PORT));
+        Ok(came.iter().any(|bytes| bytes.len() == LEN + 1))
+    });
+    assert_eq!(came.len(), 1, "packets that came through");
+    Ok(())
+}
+
+/// Packets that this namespace forwarded, or tried to.
+fn forwarded_packets() -> io::Result<u64> {
+    let snmp = fs::read_to_string("/proc/thread-self/net/snmp")?;
+    let mut ip = snmp.lines().filter(|line| line.starts_with("Ip: "));
+    let (names, values) = (ip.next().unwrap_or(""), ip.next().unwrap_or(""));
+    names
+        .split(' ')
+        .zip(values.split(' '))
+        .find(|(name, _)| *name == "ForwDatagrams")
+        .and_then(|(_, value)| value.parse().ok())
+        .ok_or_else(|| io::Error::other("no ForwDatagrams in snmp"))
+}
+
 fn main() -> ExitCode {
     ktap::run(&[
         Test {
@@ -398,6 +447,10 @@ fn main() -> ExitCode {
         Test {
             name: "packet_capture",
             run: packet_capture,
+        },
+        Test {
+            name: "forwarded",
+            run: forwarded,
         },
         Test {
             name: "socket_filter",
