@@ -48,7 +48,8 @@ use crate::{
             new_spinlock_bh,
             SpinLockBh, //
         },
-    }, //
+    },
+    user::Owner, //
 };
 
 /// A dma-buf bound to receive queues.
@@ -137,16 +138,18 @@ impl Receive for RxBinding {
 pub(crate) struct TxBinding {
     extents: ExtentMap<KVVec<u64>>,
     area: NetIovArea,
+    owner: Owner,
     /// Unmapped when the binding is freed: when no frag is left, no device can read it any more.
     _mapping: Mapping,
 }
 
 impl TxBinding {
-    /// A binding of `count` extents, as [`extent::count`] counts those of `mapping`.
+    /// A binding that `owner` made, of `count` extents, as [`extent::count`] counts those of
+    /// `mapping`.
     ///
     /// `ENOMEM` if there is no memory for 72 bytes for each extent, charged to the current task's
     /// memory cgroup.
-    pub(crate) fn new(mapping: Mapping, count: usize) -> Result<Self> {
+    pub(crate) fn new(owner: Owner, mapping: Mapping, count: usize) -> Result<Self> {
         let mut ends = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         let mut end = 0;
         for extent in extent::extents(mapping.segments()).take(count) {
@@ -158,6 +161,7 @@ impl TxBinding {
         Ok(Self {
             area: NetIovArea::new(count, addresses)?,
             extents: ExtentMap::new(ends, mapping.size()).ok_or(EINVAL)?,
+            owner,
             _mapping: mapping,
         })
     }
@@ -191,6 +195,10 @@ impl Data for TxBinding {
 }
 
 impl Transmit for TxBinding {
+    fn may_send(&self) -> bool {
+        self.owner.is_current()
+    }
+
     fn fill(&self, skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>, len: usize) -> Result {
         skb_frag::fill(skb, ranges, len, self)
     }

@@ -6,7 +6,8 @@
 //!
 //! - [`netlink`]: bind-rx and bind-tx requests,
 //! - [`binding`]: a dma-buf bound to a device, and its page pools,
-//! - [`skb_frag`]: what user space receives, gives back, and sends.
+//! - [`skb_frag`]: what user space receives, gives back, and sends,
+//! - [`user`]: who may send from a binding, and how many bindings a user may have.
 //!
 //! Beneath these is plain logic that also compiles without a kernel, for its tests: [`area`],
 //! [`extent`], [`free_list`], [`token`], [`window`]. All that is unsafe is in [`sys`], which wraps the C side
@@ -55,6 +56,7 @@ mod skb_frag;
 #[expect(unsafe_code)]
 mod sys;
 mod token;
+mod user;
 mod window;
 
 module! {
@@ -64,6 +66,12 @@ module! {
     description: "Device memory provider for device-memory TCP",
     license: "GPL",
     imports_ns: ["DMA_BUF", "NETDEV_INTERNAL"],
+    params: {
+        max_tx_bindings: u32 {
+            default: 1024,
+            description: "Most transmit bindings of a user without CAP_NET_ADMIN (1024)",
+        },
+    },
 }
 
 static MEMORY_PROVIDER_OPS: MemoryProviderOps<RxBinding> =
@@ -111,7 +119,11 @@ impl Provider for DevmemProvider {
 }
 
 impl kernel::Module for DevmemProvider {
+    #[expect(unsafe_code)]
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: Nobody else does it, and a module is initialised once.
+        unsafe { user::COUNTS.init() };
+
         Ok(Self {
             _registration: Registration::new()?,
         })

@@ -28,6 +28,7 @@ use crate::{
         TxBinding, //
     },
     extent,
+    module_parameters,
     sys::{
         devmem::{
             Bound,
@@ -52,6 +53,7 @@ use crate::{
             TxDevice, //
         },
     },
+    user::Owner,
     DevmemProvider, //
 };
 
@@ -81,11 +83,12 @@ pub(crate) fn bind_tx(request: &BindRequest<'_>) -> Result<Bound<TxBinding>> {
     let dev = device(request)?;
     let tx_dev = tx_device(request, &dev)?;
     let dma_dev = tx_dev.dma_device().ok_or_else(|| refuse_dma(request))?;
+    let owner = owner(request)?;
     let mapping = mapping(request, dma_dev, Direction::ToDevice)?;
     let extents =
         extent::count(mapping.segments()).map_err(|error| refuse_layout(request, error, 0))?;
 
-    let data = TxBinding::new(mapping, extents)?;
+    let data = TxBinding::new(owner, mapping, extents)?;
     Draft::transmit::<DevmemProvider>(&tx_dev, dma_dev, data)?.publish(request)
 }
 
@@ -136,6 +139,23 @@ fn tx_device<'a>(request: &BindRequest<'_>, dev: &'a LockedNetDevice<'_>) -> Res
     }
     dev.tx_device()
         .ok_or_else(|| refuse(fmt!("No DMA-capable device found for netmem TX")))
+}
+
+/// The current task, unless its user has too many transmit bindings.
+fn owner(request: &BindRequest<'_>) -> Result<Owner> {
+    let limit = module_parameters::max_tx_bindings.value();
+
+    Owner::current(limit).map_err(|error| {
+        if error == ENOSPC {
+            request.refuse(
+                error,
+                None,
+                fmt!("user has {limit} transmit bindings already"),
+            )
+        } else {
+            error
+        }
+    })
 }
 
 fn refuse_dma(request: &BindRequest<'_>) -> Error {
