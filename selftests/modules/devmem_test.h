@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef DEVMEM_TEST_H
+#define DEVMEM_TEST_H
+
+#include <linux/err.h>
+#include <linux/types.h>
+
+#include "uapi.h"
+
+struct devmem_test_injection;
+struct seq_file;
+
+int devmem_test_make_dmabuf(const struct devmem_test_dmabuf *spec);
+
+#if defined(CONFIG_X86_64) && defined(CONFIG_KRETPROBES)
+struct devmem_test_injection *
+devmem_test_inject(const struct devmem_test_fault *spec);
+struct devmem_test_injection *devmem_test_watch(u32 tid);
+void devmem_test_show(struct seq_file *seq,
+		      const struct devmem_test_injection *injection);
+void devmem_test_stop(struct devmem_test_injection *injection);
+#else
+static inline struct devmem_test_injection *
+devmem_test_inject(const struct devmem_test_fault *spec)
+{
+	return ERR_PTR(-EOPNOTSUPP);
+}
+
+static inline struct devmem_test_injection *devmem_test_watch(u32 tid)
+{
+	return ERR_PTR(-EOPNOTSUPP);
+}
+
+static inline void
+devmem_test_show(struct seq_file *seq,
+		 const struct devmem_test_injection *injection)
+{
+}
+
+static inline void devmem_test_stop(struct devmem_test_injection *injection)
+{
+}
+#endif
+
+#endif /* DEVMEM_TEST_H */

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Calls that fail on demand, and where faults struck
+ *
+ * As kernel/fail_function.c does it, but for any function that kprobes can
+ * probe: who asks for it has to know what may return what.
+ */
+
+#include <linux/atomic.h>
+#include <linux/kprobes.h>
+#include <linux/preempt.h>
+#include <linux/sched.h>
+#include <linux/seq_file.h>
+#include <linux/slab.h>
+#include <linux/stacktrace.h>
+#include <linux/string.h>
+
+#include "devmem_test.h"
+
+#define MAX_FAILURES	256
+#define MAX_DEPTH	48
+
+struct failure {
+	/* 0 until @stack is complete. */
+	unsigned int depth;
+	unsigned long stack[MAX_DEPTH];
+};
+
+struct devmem_test_injection {
+	struct devmem_test_fault spec;
+	/* One of the two is registered. */
+	struct kprobe fault;
+	struct kretprobe watch;
+	atomic_t calls;
+	atomic_t failures;
+	/* Each is written once, by who got its index from @failures: handlers
+	 * may interrupt anything, and take no locks.
+	 */
+	struct failure log[MAX_FAILURES];
+};
+
+static bool concerns(const struct devmem_test_injection *injection)
+{
+	if (!injection->spec.tid)
+		return true;
+	/* What kprobes interrupt a task for counts as that task's own. */
+	return !in_serving_softirq() && !in_hardirq() &&
+	       task_pid_nr(current) == injection->spec.tid;
+}
+NOKPROBE_SYMBOL(concerns);
+
+static void note_failure(struct devmem_test_injection *injection)
+{
+	unsigned int index = atomic_inc_return(&injection->failures) - 1;
+	struct failure *failure;
+	unsigned int depth;
+
+	if (index >= MAX_FAILURES)
+		return;
+	failure = &injection->log[index];
+	depth = stack_trace_save(failure->stack, MAX_DEPTH, 1);
+	/* Pairs with devmem_test_show(): the stack is complete. */
+	smp_store_release(&failure->depth, depth);
+}
+NOKPROBE_SYMBOL(note_failure);
+
+static int fault_handler(struct kprobe *probe, struct pt_regs *regs)
+{
+	struct devmem_test_injection *injection =
+		container_of(probe, struct devmem_test_injection, fault);
+
+	if (!concerns(injection) ||
+	    atomic_inc_return(&injection->calls) != injection->spec.nth)
+		return 0;
+
+	note_failure(injection);
+	/* Return to the caller: nothing but its address is on the stack yet. */
+	regs_set_return_value(regs, injection->spec.ret);
+	instruction_pointer_set(regs, regs_get_kernel_stack_nth(regs, 0));
+	regs->sp += sizeof(unsigned long);
+	return 1;
+}
+NOKPROBE_SYMBOL(fault_handler);
+
+/* Probes with such a handler are not optimised to a jump, from which there is no
+ * way to return elsewhere.
+ */
+static void fault_post_handler(struct kprobe *probe, struct pt_regs *regs,
+			       unsigned long flags)
+{
+}
+
+static int watch_entry_handler(struct kretprobe_instance *instance,
+			       struct pt_regs *regs)
+{
+	struct devmem_test_injection *injection =
+		container_of(get_kretprobe(instance),
+			     struct devmem_test_injection, watch);
+
+	if (!concerns(injection))
+		return 1;
+	atomic_inc(&injection->calls);
+	return 0;
+}
+NOKPROBE_SYMBOL(watch_entry_handler);
+
+static int watch_handler(struct kretprobe_instance *instance,
+			 struct pt_regs *regs)
+{
+	if ((bool)(u8)regs_return_value(regs))
+		note_failure(container_of(get_kretprobe(instance),
+					  struct devmem_test_injection, watch));
+	return 0;
+}
+NOKPROBE_SYMBOL(watch_handler);
+
+static struct devmem_test_injection *
+injection_new(const struct devmem_test_fault *spec)
+{
+	struct devmem_test_injection *injection = kvzalloc_obj(*injection);
+
+	if (injection)
+		injection->spec = *spec;
+	return injection;
+}
+
+struct devmem_test_injection *
+devmem_test_inject(const struct devmem_test_fault *spec)
+{
+	struct devmem_test_injection *injection = injection_new(spec);
+	int err;
+
+	if (!injection)
+		return ERR_PTR(-ENOMEM);
+
+	injection->fault.symbol_name = injection->spec.function;
+	injection->fault.pre_handler = fault_handler;
+	injection->fault.post_handler = fault_post_handler;
+	err = register_kprobe(&injection->fault);
+	if (err) {
+		kvfree(injection);
+		return ERR_PTR(err);
+	}
+	return injection;
+}
+
+struct devmem_test_injection *devmem_test_watch(u32 tid)
+{
+	const struct devmem_test_fault spec = { .tid = tid };
+	struct devmem_test_injection *injection = injection_new(&spec);
+	int err;
+
+	if (!injection)
+		return ERR_PTR(-ENOMEM);
+
+	injection->watch.kp.symbol_name = "should_fail_ex";
+	injection->watch.entry_handler = watch_entry_handler;
+	injection->watch.handler = watch_handler;
+	err = register_kretprobe(&injection->watch);
+	if (err) {
+		kvfree(injection);
+		return ERR_PTR(err);
+	}
+	return injection;
+}
+
+/* Symbols of the callers, the innermost first, one a line. An empty line ends
+ * each failure.
+ */
+void devmem_test_show(struct seq_file *seq,
+		      const struct devmem_test_injection *injection)
+{
+	unsigned int i, j, depth;
+
+	seq_printf(seq, "%d %d\n", atomic_read(&injection->calls),
+		   atomic_read(&injection->failures));
+	for (i = 0; i < MAX_FAILURES; i++) {
+		/* Pairs with note_failure(). */
+		depth = smp_load_acquire(&injection->log[i].depth);
+		if (!depth)
+			break;
+		for (j = 0; j < depth; j++)
+			seq_printf(seq, "%ps\n",
+				   (void *)injection->log[i].stack[j]);
+		seq_putc(seq, '\n');
+	}
+}
+
+void devmem_test_stop(struct devmem_test_injection *injection)
+{
+	if (injection->watch.handler)
+		unregister_kretprobe(&injection->watch);
+	else
+		unregister_kprobe(&injection->fault);
+	kvfree(injection);
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What user space asks of /dev/devmem_test
+ */
+#ifndef DEVMEM_TEST_UAPI_H
+#define DEVMEM_TEST_UAPI_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+/* An entry of a scatterlist. */
+struct devmem_test_segment {
+	/* With memory: where it begins in its first page; without: its DMA
+	 * address.
+	 */
+	__u64 addr;
+	__u64 len;
+};
+
+/* Segments are memory, filled with the bytes at @data. */
+#define DEVMEM_TEST_MEMORY	1
+
+struct devmem_test_dmabuf {
+	/* What the dma-buf says that its size is. */
+	__u64 size;
+	/* Address of an array of struct devmem_test_segment. */
+	__u64 segments;
+	__u32 num_segments;
+	__u32 flags;
+	/* Address of the bytes of all segments, one after the other. */
+	__u64 data;
+	/* Errno with which attaching, or mapping, fails; or 0. */
+	__s32 attach_error;
+	__s32 map_error;
+};
+
+/* Makes a dma-buf, and returns its file descriptor. */
+#define DEVMEM_TEST_IOC_DMABUF	_IOW('D', 0x40, struct devmem_test_dmabuf)
+
+struct devmem_test_fault {
+	char function[64];
+	/* What it returns instead of doing anything: an errno, or 0 for NULL. */
+	__s64 ret;
+	/* Which call does so, counted from 1. */
+	__u32 nth;
+	/* The thread whose calls count, or 0 for all. */
+	__u32 tid;
+};
+
+/* Has a call of a function fail, until the file is closed. Reading the file then
+ * gives "<calls> <failures>", and of each failure where it was called from.
+ */
+#define DEVMEM_TEST_IOC_FAULT	_IOW('D', 0x41, struct devmem_test_fault)
+
+/* As above for what the kernel's own fault injection does. The argument is the
+ * thread, or 0 for all.
+ */
+#define DEVMEM_TEST_IOC_WATCH	_IOW('D', 0x42, __u32)
+
+#endif /* DEVMEM_TEST_UAPI_H */
