@@ -10,7 +10,10 @@ use core::{
 };
 
 use kernel::{
-    alloc::flags::GFP_KERNEL_ACCOUNT,
+    alloc::flags::{
+        __GFP_NOWARN,
+        GFP_KERNEL_ACCOUNT, //
+    },
     prelude::*,
     types::Opaque, //
 };
@@ -62,7 +65,8 @@ impl NetIovArea {
     /// `EFAULT` if the stack has no room for one of the addresses.
     pub(crate) fn new(count: usize, addresses: impl Iterator<Item = u64>) -> Result<Self> {
         let area = KBox::new(Opaque::zeroed(), GFP_KERNEL_ACCOUNT)?;
-        let mut niovs = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        // How many there are is up to an exporter. That there may be too many is no bug in here.
+        let mut niovs = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
 
         for addr in addresses.take(count) {
             let niov = Opaque::new(bindings::net_iov {
