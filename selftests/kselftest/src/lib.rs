@@ -9,6 +9,7 @@
 pub mod bpf;
 mod ifctl;
 pub mod ktap;
+pub mod odd;
 pub mod pair;
 pub mod peer;
 pub mod probe;
