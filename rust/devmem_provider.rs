@@ -71,6 +71,10 @@ module! {
             default: 1024,
             description: "Most transmit bindings of a user without CAP_NET_ADMIN (1024)",
         },
+        max_tokens: u32 {
+            default: 0,
+            description: "Most tokens of a socket, 0 for no limit (0)",
+        },
     },
 }
 

@@ -13,6 +13,7 @@ use kernel::prelude::*;
 
 use crate::{
     binding::TxBinding,
+    module_parameters,
     sys::{
         iov_iter::OffsetRanges,
         netmem::{
@@ -48,6 +49,7 @@ const RETURN_BATCH: usize = 16;
 /// - `EFAULT`: the reader's memory is not there.
 /// - `ENODEV`: the frags are readable, or not of device memory.
 /// - `ENOMEM`: no memory for tokens.
+/// - `ENOBUFS`: the socket has as many tokens as `max_tokens` allows.
 ///
 /// The frags may be of any binding and provider. Called with the socket locked. Can sleep.
 ///
@@ -132,7 +134,11 @@ impl<'a> Walk<'a, '_> {
     fn token(&mut self, frags: &[Frag]) -> Result<u32> {
         if self.tokens.peek().is_none() {
             let want = self.window.count(frags.iter().map(Frag::size));
-            self.tokens.refill(&mut self.sk.tokens(), want)?;
+            let mut table = self.sk.tokens();
+            if let limit @ 1.. = module_parameters::max_tokens.value() {
+                table.limit_to(limit);
+            }
+            self.tokens.refill(&mut table, want)?;
         }
         self.tokens.peek().ok_or(ENOMEM)
     }

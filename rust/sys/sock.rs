@@ -26,6 +26,9 @@ use crate::{
     token::Table, //
 };
 
+/// The greatest token, as for the kernel's own provider.
+const MAX_TOKEN: u32 = i32::MAX as u32;
+
 /// A TCP socket in a system call on it.
 ///
 /// # Invariants
@@ -52,6 +55,7 @@ impl Sock<'_> {
         // INVARIANT: Locked right above.
         Tokens {
             xa,
+            last: MAX_TOKEN,
             _sock: PhantomData,
             _not_send: NotThreadSafe,
         }
@@ -70,11 +74,20 @@ impl Sock<'_> {
 /// a reference to it.
 pub(crate) struct Tokens<'a> {
     xa: *mut bindings::xarray,
+    /// The last one that may be reserved.
+    last: u32,
     _sock: PhantomData<&'a ()>,
     _not_send: NotThreadSafe,
 }
 
 impl Tokens<'_> {
+    /// Reserves tokens only as long as the socket has less than `limit`, which is not 0.
+    ///
+    /// Counts nothing: the lowest free token is reserved, and the lowest of all is 1.
+    pub(crate) fn limit_to(&mut self, limit: u32) {
+        self.last = limit.min(MAX_TOKEN);
+    }
+
     /// Takes a token back, with the reference that it stands for. None if there is no such token,
     /// or if it is only reserved, which it stays.
     pub(crate) fn take(&mut self, token: u32) -> Option<CountedIov> {
@@ -96,24 +109,29 @@ impl Tokens<'_> {
 impl Table<DevmemIov<'_>> for Tokens<'_> {
     type Error = Error;
 
+    /// `ENOBUFS` if the socket has as many as it may, `ENOMEM` if there is no memory.
     fn reserve(&mut self) -> Result<u32> {
         let mut token = 0;
 
         // SAFETY: By the type invariants the xarray is valid and its lock held. The allocation does
         // not sleep. NULL makes it a zero entry.
-        to_result(unsafe {
+        let result = to_result(unsafe {
             bindings::__xa_alloc(
                 self.xa,
                 &mut token,
                 core::ptr::null_mut(),
                 bindings::xa_limit {
-                    max: i32::MAX as u32,
+                    max: self.last,
                     min: 0,
                 },
                 bindings::GFP_ATOMIC,
             )
-        })?;
-        Ok(token)
+        });
+        match result {
+            Ok(()) => Ok(token),
+            Err(EBUSY) => Err(ENOBUFS),
+            Err(error) => Err(error),
+        }
     }
 
     fn commit(&mut self, token: u32, iov: DevmemIov<'_>) {
