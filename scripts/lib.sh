@@ -312,6 +312,12 @@ module_dir()
 	echo "$OUT/module-$(realpath "$1" | sha256sum | cut -c1-12)"
 }
 
+# test_module_dir KDIR: the same for the tests' own module.
+test_module_dir()
+{
+	echo "$(module_dir "$1")-test"
+}
+
 # touched PATCH...: every file that the patches create, change, rename or delete.
 touched()
 {
