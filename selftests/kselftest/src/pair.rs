@@ -30,7 +30,11 @@ use devmem::netdev::Netdev;
 use devmem::netdev::Queue;
 use devmem::netns::Netns;
 use nix::ifaddrs::getifaddrs;
+use nix::mount::MsFlags;
+use nix::mount::mount;
 use nix::net::if_::if_nameindex;
+use nix::sched::CloneFlags;
+use nix::sched::unshare;
 
 use crate::ifctl::Flow;
 use crate::ifctl::Interface;
@@ -151,6 +155,19 @@ impl End {
     /// Switches segmentation by the device; that by the stack stays on.
     pub fn set_tso(&self, on: bool) -> io::Result<()> {
         self.interface(|interface| interface.set_tso(on))
+    }
+
+    /// Has GRO wait for more segments, for so many nanoseconds.
+    pub fn set_gro_flush_timeout(&self, timeout: u64) -> io::Result<()> {
+        const NONE: Option<&str> = None;
+        // A sysfs shows the devices of the namespace that mounts it.
+        self.ns.run(|| {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
+            mount(NONE, "/sys", Some("sysfs"), MsFlags::empty(), NONE)?;
+            let attribute = format!("/sys/class/net/{}/gro_flush_timeout", self.ifname);
+            fs::write(attribute, timeout.to_string())
+        })
     }
 
     /// The address of the device.
