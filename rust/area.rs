@@ -47,7 +47,7 @@ impl Layout {
         segments: impl Iterator<Item = Segment>,
         shift: u32,
     ) -> Result<Self, LayoutError> {
-        let mut niovs = 0u32;
+        let mut niovs: u32 = 0;
         for segment in segments {
             let count = Self::niovs_in(segment, shift)?;
             niovs = u32::try_from(count)
@@ -64,7 +64,7 @@ impl Layout {
     }
 
     fn niovs_in(segment: Segment, shift: u32) -> Result<u64, LayoutError> {
-        let mask = (1u64 << shift) - 1;
+        let mask: u64 = (1 << shift) - 1;
 
         if (segment.addr | segment.len) & mask != 0 {
             return Err(LayoutError::Misaligned(segment));

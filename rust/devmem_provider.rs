@@ -10,8 +10,8 @@
 //! - [`user`]: who may send from a binding, and how many bindings a user may have.
 //!
 //! Beneath these is plain logic that also compiles without a kernel, for its tests: [`area`],
-//! [`extent`], [`free_list`], [`token`], [`window`]. All that is unsafe is in [`sys`], which wraps the C side
-//! in [`bindings`]. The compiler sees to that.
+//! [`cmsg`], [`extent`], [`free_list`], [`token`], [`window`]. All that is unsafe is in [`sys`], which
+//! wraps the C side in [`bindings`]. The compiler sees to that.
 //!
 //! C header: [`include/net/devmem.h`](srctree/include/net/devmem.h)
 
@@ -49,6 +49,7 @@ mod area;
 mod binding;
 #[expect(unsafe_code)]
 mod bindings;
+mod cmsg;
 mod extent;
 mod free_list;
 mod netlink;

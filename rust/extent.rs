@@ -32,7 +32,8 @@ const MAX_BYTES: u64 = 1 << 50;
 ///
 /// Segments without bytes are left out.
 pub(crate) fn extents(segments: impl Iterator<Item = Segment>) -> impl Iterator<Item = Segment> {
-    let mut segments = segments.filter(|segment| segment.len != 0);
+    // Asked again after its end, and `count` stops where a segment is not sound.
+    let mut segments = segments.filter(|segment| segment.len != 0).fuse();
     let mut rest = None;
 
     core::iter::from_fn(move || {

@@ -81,7 +81,8 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
     /// Net_iovs that nobody had yet are handed out in ascending order.
     pub(crate) fn full(mut slots: S) -> Self {
         let free = slots.len();
-        for (index, slot) in (0..).zip(slots.iter_mut().rev()) {
+        // In this order no index is made that there is no slot for.
+        for (slot, index) in slots.iter_mut().rev().zip(0..) {
             *slot = index;
         }
         // INVARIANT: `slots` are the indices from 0 to its length, each once.

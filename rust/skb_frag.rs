@@ -13,6 +13,7 @@ use kernel::prelude::*;
 
 use crate::{
     binding::TxBinding,
+    cmsg,
     module_parameters,
     sys::{
         iov_iter::OffsetRanges,
@@ -27,18 +28,16 @@ use crate::{
         },
         sock::{
             Message,
-            Sock, //
+            Sock,
+            Tokens, //
         },
     },
     token::{
-        Range,
-        Reserved, //
+        self,
+        Range, //
     },
     window::Window, //
 };
-
-/// How many returned frags wait for the token table's lock to be dropped.
-const RETURN_BATCH: usize = 16;
 
 /// Passes up to `len` bytes of `skb`, starting at `offset`, to the reader of `msg`.
 ///
@@ -61,93 +60,63 @@ pub(crate) fn recvmsg(
     msg: &mut Message<'_>,
     len: usize,
 ) -> Result<usize> {
-    let mut walk = Walk {
-        sk,
-        msg,
-        window: Window::new(offset, len),
-        tokens: Reserved::new(),
-        passed: 0,
-    };
-    let result = walk.skb(skb);
+    let parts = skb.parts().map(|part| cmsg::Part {
+        readable: part.has_readable_frags(),
+        linear: part.linear(),
+        frags: part.frags(),
+    });
 
-    match walk.finish() {
-        0 => result.map(|()| 0),
-        passed => Ok(passed),
+    cmsg::pass(parts, Window::new(offset, len), msg, || {
+        let mut table = sk.tokens();
+        if let limit @ 1.. = module_parameters::max_tokens.value() {
+            table.limit_to(limit);
+        }
+        table
+    })
+}
+
+impl cmsg::Frag for Frag {
+    type Iov<'a> = DevmemIov<'a>;
+
+    fn size(&self) -> usize {
+        Frag::size(self)
+    }
+
+    fn place(&self) -> Option<cmsg::Place<DevmemIov<'_>>> {
+        let iov = self.devmem_iov()?;
+        let (dmabuf_id, base) = iov.location();
+
+        Some(cmsg::Place {
+            iov,
+            dmabuf_id,
+            offset: base + self.offset(),
+        })
     }
 }
 
-struct Walk<'a, 'm> {
-    sk: &'a Sock<'a>,
-    msg: &'a mut Message<'m>,
-    window: Window,
-    tokens: Reserved<DevmemIov<'a>>,
-    passed: usize,
+impl cmsg::Reader for Message<'_> {
+    type Error = Error;
+
+    fn copy(&mut self, data: &[u8]) -> Result {
+        Message::copy(self, data)
+    }
+
+    fn put_linear(&mut self, len: usize) -> Result {
+        Message::put_linear(self, len)
+    }
+
+    fn put_frag(&mut self, dmabuf_id: u32, offset: u64, len: usize, token: u32) -> Result {
+        Message::put_frag(self, dmabuf_id, offset, len, token)
+    }
 }
 
-impl<'a> Walk<'a, '_> {
-    fn skb(&mut self, skb: &'a SkBuff) -> Result {
-        for part in skb.parts() {
-            if part.has_readable_frags() {
-                return Err(ENODEV);
-            }
-            self.linear(part.linear())?;
-            self.frags(part.frags())?;
-            if self.window.is_empty() {
-                return Ok(());
-            }
+impl From<cmsg::Stop> for Error {
+    fn from(stop: cmsg::Stop) -> Self {
+        match stop {
+            cmsg::Stop::NotDeviceMemory => ENODEV,
+            cmsg::Stop::EndOfPacket => EFAULT,
+            cmsg::Stop::NoToken => ENOMEM,
         }
-        Err(EFAULT)
-    }
-
-    fn linear(&mut self, linear: &[u8]) -> Result {
-        if let Some(part) = self.window.part(linear.len()) {
-            self.msg.copy(&linear[part.offset..][..part.len])?;
-            self.msg.put_linear(part.len)?;
-            self.passed += part.len;
-        }
-        self.window.advance(linear.len());
-        Ok(())
-    }
-
-    fn frags(&mut self, mut frags: &'a [Frag]) -> Result {
-        while let Some((frag, rest)) = frags.split_first() {
-            if self.window.is_empty() {
-                break;
-            }
-            if let Some(part) = self.window.part(frag.size()) {
-                let iov = frag.devmem_iov().ok_or(ENODEV)?;
-                let (dmabuf_id, base) = iov.location();
-                let offset = base + frag.offset() + part.offset as u64;
-                let token = self.token(frags)?;
-
-                self.msg.put_frag(dmabuf_id, offset, part.len, token)?;
-                self.tokens.bind(iov);
-                self.passed += part.len;
-            }
-            self.window.advance(frag.size());
-            frags = rest;
-        }
-        Ok(())
-    }
-
-    /// A reserved token. If there is none left, reserves as many as the coming `frags` take.
-    fn token(&mut self, frags: &[Frag]) -> Result<u32> {
-        if self.tokens.peek().is_none() {
-            let want = self.window.count(frags.iter().map(Frag::size));
-            let mut table = self.sk.tokens();
-            if let limit @ 1.. = module_parameters::max_tokens.value() {
-                table.limit_to(limit);
-            }
-            self.tokens.refill(&mut table, want)?;
-        }
-        self.tokens.peek().ok_or(ENOMEM)
-    }
-
-    fn finish(mut self) -> usize {
-        if !self.tokens.is_empty() {
-            self.tokens.settle(&mut self.sk.tokens());
-        }
-        self.passed
     }
 }
 
@@ -168,22 +137,14 @@ pub(crate) fn dontneed(
         return Err(EINVAL);
     }
 
-    let mut tokens = Range::tokens(ranges);
-    let mut returned = 0;
-    loop {
-        // Frags go back to their page pools when this is dropped, after the lock.
-        let mut batch: [Option<CountedIov>; RETURN_BATCH] = [const { None }; RETURN_BATCH];
-        let mut table = sk.tokens();
-        let mut found = tokens.by_ref().filter_map(|token| table.take(token));
-        let count = batch
-            .iter_mut()
-            .map_while(|slot| Some(slot.insert(found.next()?)))
-            .count();
+    Ok(token::take_back(Range::tokens(ranges), || sk.tokens()))
+}
 
-        returned += count;
-        if count < RETURN_BATCH {
-            return Ok(returned);
-        }
+impl token::Take for Tokens<'_> {
+    type Counted = CountedIov;
+
+    fn take(&mut self, token: u32) -> Option<CountedIov> {
+        Tokens::take(self, token)
     }
 }
 

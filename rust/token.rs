@@ -16,6 +16,9 @@ pub(crate) const BATCH: usize = 17;
 /// Most frags that one `SO_DEVMEM_DONTNEED` looks up.
 pub(crate) const MAX_DONTNEED_FRAGS: u32 = 1024;
 
+/// How many returned frags wait for the table's lock to be dropped.
+const RETURN_BATCH: usize = 16;
+
 /// The tokens of a socket, locked, to which those of frags `F` can be added.
 pub(crate) trait Table<F> {
     /// Why there is no token to be had.
@@ -32,6 +35,42 @@ pub(crate) trait Table<F> {
 
     /// Gives a reserved token up.
     fn cancel(&mut self, token: u32);
+}
+
+/// The tokens of a socket, locked, from which they are taken back.
+pub(crate) trait Take {
+    /// The reference that a token stands for.
+    type Counted;
+
+    /// Takes a token back, with its reference. None if there is no such token, or if it is only
+    /// reserved, which it stays.
+    fn take(&mut self, token: u32) -> Option<Self::Counted>;
+}
+
+/// Takes `tokens` back, and gives up their references. Returns how many there were.
+///
+/// What [`Take::Counted`] does when it is dropped it does without the lock that `lock` takes.
+pub(crate) fn take_back<T: Take>(
+    mut tokens: impl Iterator<Item = u32>,
+    lock: impl Fn() -> T,
+) -> usize {
+    let mut returned = 0;
+
+    loop {
+        // Dropped last, after the lock.
+        let mut batch: [Option<T::Counted>; RETURN_BATCH] = [const { None }; RETURN_BATCH];
+        let mut table = lock();
+        let mut found = tokens.by_ref().filter_map(|token| table.take(token));
+        let count = batch
+            .iter_mut()
+            .map_while(|slot| Some(slot.insert(found.next()?)))
+            .count();
+
+        returned += count;
+        if count < RETURN_BATCH {
+            return returned;
+        }
+    }
 }
 
 /// Tokens of one `recvmsg()`, between their reservation and their commit.

@@ -2,7 +2,10 @@
 
 use proptest::{collection::vec, prelude::*};
 
-use crate::area::{Layout, LayoutError, Segment};
+use crate::{
+    area::{Layout, LayoutError, Segment},
+    sequences::{bound, each},
+};
 
 const PAGE: u64 = 4096;
 const SHIFT: u32 = 12;
@@ -95,7 +98,120 @@ fn more_than_an_index_can_tell() {
     );
 }
 
+/// What is wrong with `segments`, or how many net_iovs they make; in numbers that do not overflow.
+fn expected(segments: &[Segment], shift: u32) -> Result<usize, LayoutError> {
+    let mut niovs = 0;
+    for &segment in segments {
+        let (addr, len, size) = (
+            u128::from(segment.addr),
+            u128::from(segment.len),
+            1 << shift,
+        );
+        if addr % size != 0 || len % size != 0 {
+            return Err(LayoutError::Misaligned(segment));
+        }
+        if len != 0 && addr + len > 1 << 64 {
+            return Err(LayoutError::Wraps(segment));
+        }
+        niovs += len / size;
+        if niovs > u128::from(u32::MAX) {
+            return Err(LayoutError::TooMany);
+        }
+    }
+    match niovs {
+        0 => Err(LayoutError::Empty),
+        niovs => Ok(niovs as usize),
+    }
+}
+
+/// Whatever the number of net_iovs: the first are where they should be.
+fn check(segments: &[Segment], shift: u32) {
+    let layout = Layout::of(segments.iter().copied(), shift);
+    assert_eq!(
+        layout.map(|layout| layout.niovs()),
+        expected(segments, shift),
+        "{segments:x?} by {shift}"
+    );
+
+    let Ok(layout) = layout else { return };
+    let first = segments.iter().find(|segment| segment.len != 0).unwrap();
+    let within = (first.len >> shift).min(5) as usize;
+    let addresses: Vec<u64> = layout
+        .addresses(segments.iter().copied())
+        .take(within)
+        .collect();
+    let expected: Vec<u64> = (0..within as u64)
+        .map(|i| first.addr + (i << shift))
+        .collect();
+    assert_eq!(addresses, expected);
+}
+
+#[test]
+fn all_short_scatterlists() {
+    for shift in [0, 12, 16, 31, 32, 63] {
+        let size = 1u64 << shift;
+        let last = size.wrapping_neg();
+        let most = u64::from(u32::MAX).checked_mul(size).unwrap_or(last);
+        let values = [
+            (0, 0),
+            (0, size),
+            (size, 1),
+            (1, size),
+            (last, size),
+            (last, 0),
+            (last, last),
+            (0, last),
+            (0, most),
+            (size, most.wrapping_sub(size)),
+            (0, most.wrapping_add(size)),
+            (u64::MAX, u64::MAX),
+        ];
+        let segments = values.map(|(addr, len)| segment(addr, len));
+        each(&segments, bound(4, 2), |segments| check(segments, shift));
+    }
+}
+
+/// 1 PiB, in buffers of all sizes that can count as much. Index, offset and address name the same.
+#[test]
+fn a_pebibyte() {
+    for shift in 19..=32 {
+        let half = 1u64 << 49;
+        let segments = [segment(half, half), segment(0, half)];
+        let layout = Layout::of(segments.into_iter(), shift).unwrap();
+
+        assert_eq!(layout.niovs() as u64, (1 << 50) >> shift);
+        for index in [0, 1, 2, 100] {
+            let address = layout.addresses(segments.into_iter()).nth(index);
+            assert_eq!(address, Some(half + ((index as u64) << shift)));
+        }
+    }
+    assert_eq!(
+        Layout::of([segment(0, 1 << 50)].into_iter(), 18),
+        Err(LayoutError::TooMany)
+    );
+}
+
 proptest! {
+    /// Up to four of whatever an exporter comes up with, more often than not nearly sound.
+    #[test]
+    fn any_scatterlist(
+        shift in 0u32..64,
+        parts in vec((any::<u64>(), any::<u64>(), any::<bool>(), 0u32..64), 0..5),
+    ) {
+        let segments: Vec<_> = parts
+            .into_iter()
+            .map(|(addr, len, aligned, short)| {
+                let (addr, len) = (addr, len >> short);
+                if aligned {
+                    segment(addr >> shift << shift, len >> shift << shift)
+                } else {
+                    segment(addr, len)
+                }
+            })
+            .collect();
+        check(&segments, shift);
+    }
+
     /// The net_iovs cover each segment without gap or overlap, in order.
     #[test]
     fn covers_segments(shift in 12u32..17, pages in vec((0u64..1 << 20, 0u64..40), 1..20)) {

@@ -5,6 +5,7 @@ use proptest::{collection::vec, prelude::*};
 use crate::{
     area::{LayoutError, Segment},
     extent::{count, extents, ExtentMap, Place},
+    sequences::{bound, each},
 };
 
 const GIB: u64 = 1 << 30;
@@ -85,6 +86,24 @@ fn unsound_segments_are_refused() {
 }
 
 #[test]
+fn the_first_unsound_segment_is_told() {
+    let wraps = segment(u64::MAX - 9, 11);
+    let endless = segment(0, u64::MAX);
+    let other = segment(u64::MAX, 2);
+
+    let told = |segments: [Segment; 4]| count(segments.into_iter());
+    let sound = segment(0, 1);
+    assert_eq!(
+        told([sound, wraps, other, endless]),
+        Err(LayoutError::Wraps(wraps))
+    );
+    assert_eq!(
+        told([sound, endless, wraps, sound]),
+        Err(LayoutError::TooMany)
+    );
+}
+
+#[test]
 fn offsets_from_the_size_on_are_not_there() {
     let map = map(&[segment(0x1000, 0x2000)], 0x1801);
     let last = Place {
@@ -114,6 +133,130 @@ fn bad_ends_make_no_map() {
     }
 }
 
+/// Runs of bytes that follow each other, as long as they get, where they begin and end.
+fn runs(segments: &[Segment]) -> Vec<(u128, u128)> {
+    let mut runs: Vec<(u128, u128)> = Vec::new();
+    for segment in segments.iter().filter(|segment| segment.len != 0) {
+        let start = u128::from(segment.addr);
+        let end = start + u128::from(segment.len);
+        match runs.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => runs.push((start, end)),
+        }
+    }
+    runs
+}
+
+/// What is wrong with the first segment that is not sound.
+fn fault(segments: &[Segment]) -> Option<LayoutError> {
+    let mut bytes = 0;
+    for &segment in segments {
+        let (addr, len) = (u128::from(segment.addr), u128::from(segment.len));
+        if len != 0 && addr + len > 1 << 64 {
+            return Some(LayoutError::Wraps(segment));
+        }
+        bytes += len;
+        if bytes > 1 << 50 {
+            return Some(LayoutError::TooMany);
+        }
+    }
+    (bytes == 0).then_some(LayoutError::Empty)
+}
+
+fn check(segments: &[Segment]) {
+    let counted = count(segments.iter().copied());
+    if let Some(fault) = fault(segments) {
+        assert_eq!(counted, Err(fault), "{segments:x?}");
+        return;
+    }
+
+    // The same bytes, in as few extents as their longest allows: all but the last of a run are
+    // that long.
+    let joined = join(segments);
+    let few: u128 = runs(segments)
+        .iter()
+        .map(|(start, end)| (end - start).div_ceil(2 * u128::from(GIB)))
+        .sum();
+    assert_eq!(runs(&joined), runs(segments), "{segments:x?}");
+    assert!(joined
+        .iter()
+        .all(|extent| (1..=2 * GIB).contains(&extent.len)));
+    assert_eq!(joined.len() as u128, few);
+    assert_eq!(counted, Ok(joined.len()));
+}
+
+#[test]
+fn all_short_scatterlists() {
+    let values = [
+        (0, 0),
+        (0, 1),
+        (1, 2 * GIB - 1),
+        (1, 2 * GIB),
+        (2 * GIB, 2 * GIB),
+        (2 * GIB, 2 * GIB + 1),
+        (4 * GIB, 1),
+        (4 * GIB + 1, 6 * GIB),
+        (u64::MAX, 0),
+        (u64::MAX, 1),
+        (u64::MAX, 2),
+        (u64::MAX - 2 * GIB, 2 * GIB),
+        (u64::MAX - 2 * GIB, 2 * GIB + 1),
+        (u64::MAX - 2 * GIB, 2 * GIB + 2),
+        (0, u64::MAX),
+        (0, (1 << 50) + 1),
+    ];
+    let segments = values.map(|(addr, len)| segment(addr, len));
+    each(&segments, bound(4, 2), check);
+}
+
+#[test]
+fn a_pebibyte() {
+    let pebibyte = [segment(7, 1 << 49), segment(7 + (1 << 49), 1 << 49)];
+    if !cfg!(miri) {
+        check(&pebibyte);
+        check(&[pebibyte[1], pebibyte[0]]);
+    }
+
+    let extents = 1 << 19;
+    let ends: Vec<u64> = (1..=extents).map(|i| i << 31).collect();
+    let map = ExtentMap::new(ends, u64::MAX).unwrap();
+    assert_eq!(map.size(), 1 << 50);
+    for offset in [0, (1 << 31) - 1, 1 << 31, (1 << 49) + 5, (1 << 50) - 1] {
+        for hint in [0, 1, extents as u32 - 1, extents as u32, u32::MAX] {
+            let expected = Place {
+                extent: (offset >> 31) as u32,
+                offset: (offset % (1 << 31)) as u32,
+                left: (2 * GIB - offset % (1 << 31)) as usize,
+            };
+            assert_eq!(map.locate(offset, hint), Some(expected));
+        }
+    }
+    assert_eq!(map.locate(1 << 50, 0), None);
+}
+
+/// All ends up to 10, all sizes, all offsets, all hints.
+#[test]
+fn all_small_maps() {
+    for set in (1u32..1 << bound(10, 4)).step_by(bound(1, 3)) {
+        let ends: Vec<u64> = (1..=10).filter(|end| set & (1 << (end - 1)) != 0).collect();
+        let end = *ends.last().unwrap();
+
+        for size in 0..=end + 1 {
+            let map = ExtentMap::new(&*ends, size).unwrap();
+            assert_eq!(map.size(), size.min(end));
+            for (offset, hint) in (0..=end + 1).flat_map(|o| (0..12).map(move |h| (o, h))) {
+                let index = ends.partition_point(|&end| end <= offset);
+                let expected = (offset < size.min(end)).then(|| Place {
+                    extent: index as u32,
+                    offset: (offset - if index == 0 { 0 } else { ends[index - 1] }) as u32,
+                    left: (ends[index].min(size) - offset) as usize,
+                });
+                assert_eq!(map.locate(offset, hint), expected, "{ends:?} {size} {hint}");
+            }
+        }
+    }
+}
+
 /// Segments of all lengths, next to each other now and then.
 fn segments() -> impl Strategy<Value = Vec<Segment>> {
     vec((any::<bool>(), 0..5000u64, 1..1000u64), 1..40).prop_map(|parts| {
@@ -137,7 +280,32 @@ fn bytes(segments: &[Segment]) -> Vec<u64> {
         .collect()
 }
 
+/// Segments of all sizes anywhere, now and then where the last one ends or would have to wrap.
+fn wild_segments() -> impl Strategy<Value = Vec<Segment>> {
+    vec((any::<u64>(), any::<u64>(), 16u32..64, 0..4u8), 0..12).prop_map(|parts| {
+        let mut next = 0u64;
+        parts
+            .into_iter()
+            .map(|(addr, len, shift, kind)| {
+                let len = len >> shift;
+                let addr = match kind {
+                    0 => addr,
+                    1 => len.wrapping_neg(),
+                    _ => next,
+                };
+                next = addr.wrapping_add(len);
+                segment(addr, len)
+            })
+            .collect()
+    })
+}
+
 proptest! {
+    #[test]
+    fn any_scatterlist(segments in wild_segments()) {
+        check(&segments);
+    }
+
     #[test]
     fn extents_are_the_same_bytes(segments in segments()) {
         let joined = join(&segments);

@@ -2,7 +2,10 @@
 
 use proptest::{collection::vec, prelude::*};
 
-use crate::free_list::{Batch, FreeList, NiovId, BATCH};
+use crate::{
+    free_list::{Batch, FreeList, NiovId, BATCH},
+    sequences::{bound, each},
+};
 
 fn list(size: usize) -> FreeList<Vec<u32>> {
     // What is in the storage does not matter.
@@ -57,6 +60,77 @@ fn takes_no_more_than_asked_for() {
     assert_eq!(take(&mut list(1024), 4).len(), 4);
     assert_eq!(take(&mut list(1024), usize::MAX).len(), BATCH);
     assert!(take(&mut list(1024), 0).is_empty());
+}
+
+/// What a page pool may get of `free` net_iovs if it asks for `most`.
+fn share(free: usize, most: usize) -> usize {
+    free.div_ceil(8).min(most).min(64)
+}
+
+#[test]
+fn a_share_of_what_is_left() {
+    for size in 0..700 {
+        for most in [0, 1, 4, 63, 64, 65, usize::MAX] {
+            let mut list = list(size);
+
+            assert_eq!(take(&mut list, most).len(), share(size, most));
+            assert_eq!(list.in_use(), share(size, most));
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Take(usize),
+    PutFirst,
+    PutLast,
+}
+
+/// A stack of indices, and those that somebody has, in the order in which they were given out.
+fn check_steps(size: usize, steps: &[Step]) {
+    let mut list = list(size);
+    let mut free: Vec<u32> = (0..size as u32).rev().collect();
+    let mut held: Vec<u32> = Vec::new();
+
+    for &step in steps {
+        let returned = match step {
+            Step::Take(most) => {
+                let count = share(free.len(), most);
+                let expected: Vec<u32> = free.drain(free.len() - count..).rev().collect();
+                let got: Vec<u32> = take(&mut list, most)
+                    .into_iter()
+                    .map(NiovId::into_raw)
+                    .collect();
+                assert_eq!(got, expected, "{steps:?}");
+                held.extend(got);
+                None
+            }
+            Step::PutFirst if held.is_empty() => None,
+            Step::PutFirst => Some(held.remove(0)),
+            Step::PutLast => held.pop(),
+        };
+        if let Some(index) = returned {
+            list.put(NiovId::from_raw(index));
+            free.push(index);
+        }
+        assert_eq!(list.in_use(), held.len(), "{steps:?}");
+        assert_eq!(list.capacity(), size);
+    }
+}
+
+#[test]
+fn all_short_sequences() {
+    let steps = [
+        Step::Take(0),
+        Step::Take(1),
+        Step::Take(2),
+        Step::Take(usize::MAX),
+        Step::PutFirst,
+        Step::PutLast,
+    ];
+    for size in [0, 1, 2, 3, 9, 17] {
+        each(&steps, bound(7, 3), |steps| check_steps(size, steps));
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -5,29 +5,34 @@
 //! The files are those of the kernel module, none of which needs a kernel. They are compiled in the
 //! edition that the kernel uses, and tested by the modules beside them.
 
-#[cfg(test)]
+// Not `cfg(test)`: mutation testing would pass over what is there for tests only.
+#![cfg_attr(not(test), allow(dead_code))]
+
 #[path = "../../../rust/area.rs"]
 mod area;
-#[cfg(test)]
+#[path = "../../../rust/cmsg.rs"]
+mod cmsg;
 #[path = "../../../rust/extent.rs"]
 mod extent;
-#[cfg(test)]
 #[path = "../../../rust/free_list.rs"]
-#[expect(dead_code, reason = "ids are put together again by the wrappers only")]
 mod free_list;
-#[cfg(test)]
 #[path = "../../../rust/token.rs"]
 mod token;
-#[cfg(test)]
 #[path = "../../../rust/window.rs"]
 mod window;
 
 #[cfg(test)]
 mod area_tests;
 #[cfg(test)]
+mod cmsg_tests;
+#[cfg(test)]
 mod extent_tests;
 #[cfg(test)]
 mod free_list_tests;
+#[cfg(test)]
+mod narrow_tests;
+#[cfg(test)]
+mod sequences;
 #[cfg(test)]
 mod token_tests;
 #[cfg(test)]

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::{collection::vec, prelude::*};
 
-use crate::token::{Range, Reserved, Table, BATCH, MAX_DONTNEED_FRAGS};
+use crate::{
+    sequences::{bound, each},
+    token::{Range, Reserved, Table, BATCH, MAX_DONTNEED_FRAGS},
+};
 
 /// The token table of a socket as the kernel has it: the lowest free number, from 1.
 #[derive(Default)]
@@ -192,7 +195,117 @@ fn ranges_end_at_the_limit() {
     assert_eq!(tokens.last(), Some(&5023));
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Refill(usize),
+    Bind,
+    Settle,
+    /// User space gives a token back that it was told, or that it guesses.
+    Take(u32),
+    /// A new `recvmsg()`, after the last one has settled.
+    Call,
+}
+
+/// What the table has to hold: tokens that were bound are told, and stand for their frag once they
+/// are settled.
+fn check_steps(limit: usize, steps: &[Step]) {
+    let mut table = Model::with_room_for(limit);
+    let mut reserved = Reserved::new();
+    let mut bound: Vec<(u32, u64)> = Vec::new();
+    let mut committed = BTreeMap::new();
+    let mut frag = 0;
+
+    for &step in steps {
+        match step {
+            Step::Refill(want) => {
+                committed.extend(bound.drain(..));
+                let room = limit - committed.len();
+                let result = reserved.refill(&mut table, want);
+                // No token is reserved that was not asked for, nor refused if there is one.
+                assert_eq!(result.is_err(), want != 0 && room == 0, "{steps:?}");
+                let count = want.min(BATCH).min(room);
+                assert_eq!(table.entries.len(), committed.len() + count, "{steps:?}");
+                assert_eq!(reserved.is_empty(), count == 0);
+            }
+            Step::Bind => {
+                let token = reserved.peek();
+                reserved.bind(frag);
+                bound.extend(token.map(|token| (token, frag)));
+                frag += 1;
+            }
+            Step::Settle | Step::Call => {
+                reserved.settle(&mut table);
+                committed.extend(bound.drain(..));
+                assert!(reserved.is_empty());
+                assert_eq!(table.entries.len(), committed.len(), "{steps:?}");
+                if matches!(step, Step::Call) {
+                    reserved = Reserved::new();
+                }
+            }
+            Step::Take(token) => assert_eq!(table.take(token), committed.remove(&token)),
+        }
+        assert!(table
+            .committed()
+            .into_iter()
+            .eq(committed.iter().map(|(&t, &f)| (t, f))));
+    }
+    reserved.settle(&mut table);
+}
+
+#[test]
+fn all_short_sequences() {
+    let steps = [
+        Step::Refill(1),
+        Step::Refill(3),
+        Step::Bind,
+        Step::Settle,
+        Step::Take(1),
+        Step::Take(2),
+        Step::Call,
+    ];
+    for limit in [0, 1, 2, 5] {
+        each(&steps, bound(6, 3), |steps| check_steps(limit, steps));
+    }
+}
+
+/// A batch can be used to its end, and not further.
+#[test]
+fn all_of_a_batch() {
+    for used in 0..=BATCH + 2 {
+        let mut table = Model::with_room_for(100);
+        let mut reserved = Reserved::new();
+
+        reserved.refill(&mut table, usize::MAX).unwrap();
+        for frag in 0..used as u64 {
+            assert_eq!(reserved.peek().is_some(), frag < BATCH as u64);
+            reserved.bind(frag);
+        }
+        reserved.settle(&mut table);
+        assert_eq!(table.committed().len(), used.min(BATCH));
+        assert_eq!(table.entries.len(), used.min(BATCH));
+    }
+}
+
 proptest! {
+    #[test]
+    fn any_ranges(ranges in vec((any::<u32>(), any::<u32>(), 0u32..32), 0..10)) {
+        let ranges: Vec<_> = ranges
+            .into_iter()
+            .map(|(start, count, shift)| Range { start, count: count >> shift })
+            .collect();
+        for range in &ranges {
+            let past = u64::from(range.start) + u64::from(range.count);
+            prop_assert_eq!(range.wraps(), past > 1 << 32);
+        }
+
+        let sound: Vec<_> = ranges.into_iter().filter(|range| !range.wraps()).collect();
+        let expected = sound
+            .iter()
+            .flat_map(|range| (0..range.count).map(move |i| range.start.wrapping_add(i)))
+            .take(1024);
+        prop_assert!(Range::tokens(sound.iter().copied()).eq(expected));
+    }
+
     /// Readers that fail anywhere leave exactly the tokens whose cmsgs they got, with a reference
     /// each.
     #[test]

@@ -2,7 +2,10 @@
 
 use proptest::{collection::vec, prelude::*};
 
-use crate::window::{Part, Window};
+use crate::{
+    sequences::{bound, each},
+    window::{Part, Window},
+};
 
 #[test]
 fn parts_of_one_piece() {
@@ -17,7 +20,64 @@ fn parts_of_one_piece() {
     assert_eq!(part(0, 1, 0), None);
 }
 
+/// Where pieces and window meet, in numbers that do not overflow.
+fn check(skip: usize, len: usize, sizes: &[usize]) {
+    let mut window = Window::new(skip, len);
+    let (from, to) = (skip as u128, skip as u128 + len as u128);
+    let mut base = 0;
+    let mut parts = 0;
+
+    assert_eq!(window.is_empty(), len == 0);
+    for &size in sizes {
+        let end = base + size as u128;
+        let (start, stop) = (from.max(base), to.min(end));
+        let expected = (start < stop).then(|| Part {
+            offset: (start - base) as usize,
+            len: (stop - start) as usize,
+        });
+
+        assert_eq!(window.part(size), expected, "{skip} {len} {sizes:?}");
+        window.advance(size);
+        parts += usize::from(expected.is_some());
+        base = end;
+        assert_eq!(window.is_empty(), from == to || base >= to);
+    }
+    assert_eq!(Window::new(skip, len).count(sizes.iter().copied()), parts);
+}
+
+#[test]
+fn all_small_windows() {
+    let limits = [usize::MAX, usize::MAX - 1];
+    each(&[0, 1, 2, 5, limits[0], limits[1]], bound(5, 2), |sizes| {
+        for skip in (0..8).chain(limits) {
+            for len in (0..8).chain(limits) {
+                check(skip, len, sizes);
+            }
+        }
+    });
+}
+
+/// A reader that has got all does not look at the pieces that are left.
+#[test]
+fn counting_ends_with_the_window() {
+    let endless = std::iter::repeat(3);
+
+    assert_eq!(Window::new(1, 5).count(endless.clone()), 2);
+    assert_eq!(Window::new(1, 0).count(endless), 0);
+}
+
 proptest! {
+    #[test]
+    fn any_window(
+        skip: usize,
+        len: usize,
+        sizes in vec((any::<usize>(), 0u32..64), 0..6),
+        shift in 0u32..64,
+    ) {
+        let sizes: Vec<_> = sizes.into_iter().map(|(size, shift)| size >> shift).collect();
+        check(skip >> shift, len >> shift, &sizes);
+    }
+
     /// The parts of all pieces, one after the other, are the bytes of the window.
     #[test]
     fn parts_make_up_the_window(

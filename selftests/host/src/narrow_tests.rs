@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All inputs, or nearly: the same code with `u16` for `u64` and `u8` for `u32`, see `build.rs`.
+//!
+//! Overflow checks are on, so each of these also shows that nothing overflows.
+
+use crate::sequences::{bound, each};
+
+#[expect(
+    dead_code,
+    reason = "tokens themselves do not depend on how wide numbers are"
+)]
+mod token {
+    include!(concat!(env!("OUT_DIR"), "/token.rs"));
+}
+mod area {
+    include!(concat!(env!("OUT_DIR"), "/area.rs"));
+}
+mod extent {
+    include!(concat!(env!("OUT_DIR"), "/extent.rs"));
+}
+mod free_list {
+    include!(concat!(env!("OUT_DIR"), "/free_list.rs"));
+}
+
+use area::{Layout, LayoutError, Segment};
+
+/// Numbers next to where bits change, of `u16`.
+fn boundaries() -> Vec<u16> {
+    let mut values: Vec<u16> = (0..16u32)
+        .flat_map(|bit| {
+            let power = 1u16 << bit;
+            [power - 1, power, power + 1, power.wrapping_neg(), !power]
+        })
+        .chain([3 << 7, 3 << 8, 3 << 14, (255 << 7) + 1, u16::MAX])
+        .collect();
+    values.sort_unstable();
+    values.dedup();
+    values
+}
+
+/// Some of all values, for Miri.
+fn all() -> impl Iterator<Item = u16> {
+    (0..=u16::MAX).step_by(bound(1, 1021))
+}
+
+/// Why `segments` do not make net_iovs, or how many they make, in the order in which it shows.
+fn expected_layout(segments: &[Segment], shift: u8) -> Result<usize, LayoutError> {
+    let mut niovs = 0;
+    for &segment in segments {
+        let (addr, len, size) = (
+            u64::from(segment.addr),
+            u64::from(segment.len),
+            1u64 << shift,
+        );
+        if addr % size != 0 || len % size != 0 {
+            return Err(LayoutError::Misaligned(segment));
+        }
+        if len != 0 && addr + len > 1 << 16 {
+            return Err(LayoutError::Wraps(segment));
+        }
+        niovs += len / size;
+        if niovs > 255 {
+            return Err(LayoutError::TooMany);
+        }
+    }
+    match niovs {
+        0 => Err(LayoutError::Empty),
+        niovs => Ok(niovs as usize),
+    }
+}
+
+fn check_layout(segments: &[Segment], shift: u8) {
+    let layout = Layout::of(segments.iter().copied(), shift);
+    let expected = expected_layout(segments, shift);
+
+    assert_eq!(
+        layout.as_ref().map(Layout::niovs).map_err(|&e| e),
+        expected,
+        "{segments:?} by {shift}"
+    );
+    let Ok(layout) = layout else { return };
+
+    let mut addresses = layout.addresses(segments.iter().copied());
+    for segment in segments {
+        for offset in (0..segment.len).step_by(1 << shift) {
+            assert_eq!(addresses.next(), Some(segment.addr + offset));
+        }
+    }
+    assert_eq!(addresses.next(), None);
+}
+
+#[test]
+fn layout_of_any_segment() {
+    let lens = boundaries();
+    for shift in 0..16 {
+        for addr in all() {
+            for &len in &lens {
+                check_layout(&[Segment { addr, len }], shift);
+            }
+        }
+        for len in all() {
+            for addr in [0, 1 << shift, (1 << shift) ^ u16::MAX, 1 << 15] {
+                check_layout(&[Segment { addr, len }], shift);
+            }
+        }
+    }
+}
+
+#[test]
+fn layout_of_boundary_segments() {
+    for shift in [0, 1, 7, 8, 15] {
+        let size = 1u16 << shift;
+        let values = [0, size, size.wrapping_neg(), 127 << shift, 255 << shift, 1];
+        let segments: Vec<_> = values
+            .iter()
+            .flat_map(|&addr| values.map(|len| Segment { addr, len }))
+            .collect();
+        each(&segments, bound(3, 1), |segments| {
+            check_layout(segments, shift)
+        });
+    }
+}
+
+/// Extents of sound segments, by a byte at a time.
+fn expected_extents(segments: &[Segment]) -> Vec<Segment> {
+    let mut extents: Vec<Segment> = Vec::new();
+    for segment in segments {
+        for addr in segment.addr..=segment.addr + (segment.len.max(1) - 1) {
+            if segment.len == 0 {
+                break;
+            }
+            match extents.last_mut() {
+                Some(last) if last.len < 128 && last.addr.checked_add(last.len) == Some(addr) => {
+                    last.len += 1;
+                }
+                _ => extents.push(Segment { addr, len: 1 }),
+            }
+        }
+    }
+    extents
+}
+
+fn check_extents(segments: &[Segment]) {
+    let counted = extent::count(segments.iter().copied());
+    let mut bytes = 0;
+    for &segment in segments {
+        if segment.len != 0 && u64::from(segment.addr) + u64::from(segment.len) > 1 << 16 {
+            assert_eq!(counted, Err(LayoutError::Wraps(segment)));
+            return;
+        }
+        bytes += u64::from(segment.len);
+        if bytes > 1 << 12 {
+            assert_eq!(counted, Err(LayoutError::TooMany));
+            return;
+        }
+    }
+    if bytes == 0 {
+        assert_eq!(counted, Err(LayoutError::Empty));
+        return;
+    }
+
+    let expected = expected_extents(segments);
+    let extents: Vec<_> = extent::extents(segments.iter().copied()).collect();
+    assert_eq!(extents, expected, "{segments:?}");
+    assert_eq!(counted, Ok(expected.len()));
+}
+
+#[test]
+fn extents_of_any_segment() {
+    let lens: Vec<u16> = boundaries()
+        .into_iter()
+        .filter(|&len| len <= 4097 || len > 60000)
+        .collect();
+    for addr in (0..=u16::MAX).step_by(bound(7, 4091)) {
+        for &len in &lens {
+            check_extents(&[Segment { addr, len }]);
+        }
+    }
+}
+
+#[test]
+fn extents_of_boundary_segments() {
+    let addrs = [0, 1, 127, 128, 129, 65408, u16::MAX];
+    let lens = [0, 1, 127, 128, 129, 3968, u16::MAX];
+    let segments: Vec<_> = addrs
+        .iter()
+        .flat_map(|&addr| lens.map(|len| Segment { addr, len }))
+        .collect();
+    each(&segments, bound(3, 1), check_extents);
+}
+
+fn check_map(ends: &[u16], size: u16) {
+    let sound = !ends.is_empty()
+        && ends
+            .iter()
+            .zip([0].iter().chain(ends))
+            .all(|(end, start)| end > start && end - start <= 128);
+    let Some(map) = extent::ExtentMap::new(ends, size) else {
+        assert!(!sound, "{ends:?}");
+        return;
+    };
+    assert!(sound, "{ends:?}");
+    let size = size.min(*ends.last().unwrap());
+    assert_eq!(map.size(), size);
+
+    for offset in 0..=size {
+        let index = ends.iter().filter(|&&end| end <= offset).count();
+        let start = if index == 0 { 0 } else { ends[index - 1] };
+        let expected = (offset < size).then(|| extent::Place {
+            extent: index as u8,
+            offset: (offset - start) as u8,
+            left: usize::from(ends[index].min(size) - offset),
+        });
+        for hint in [0, 1, 2, 3, 255] {
+            assert_eq!(map.locate(offset, hint), expected, "{ends:?} {size}");
+        }
+    }
+    assert_eq!(map.locate(u16::MAX, 0), None);
+}
+
+#[test]
+fn extent_map_of_boundary_ends() {
+    let ends = [0, 1, 2, 127, 128, 129, 255, 256, 257, 384];
+    each(&ends, bound(4, 2), |ends| {
+        for size in [0, 1, 128, 250, u16::MAX] {
+            check_map(ends, size);
+        }
+    });
+}
+
+#[test]
+fn extent_map_to_the_last_number() {
+    let ends: Vec<u16> = (1..=512u32).map(|i| (i * 128 - 1) as u16).collect();
+    let map = extent::ExtentMap::new(ends, u16::MAX).unwrap();
+
+    // There may not be as many extents as that: `count` sees to it.
+    assert_eq!(map.size(), u16::MAX);
+    assert_eq!(map.locate(u16::MAX - 1, 0).map(|place| place.left), Some(1));
+}
+
+/// More extents than a `u8` can count, though not too many bytes.
+#[test]
+fn extents_that_an_index_cannot_tell_apart() {
+    let apart = |count: u16| {
+        (0..count).map(|i| Segment {
+            addr: 2 * i,
+            len: 1,
+        })
+    };
+
+    assert_eq!(extent::count(apart(255)), Ok(255));
+    assert_eq!(extent::count(apart(256)), Err(LayoutError::TooMany));
+}
+
+#[test]
+fn free_list_as_long_as_an_index_goes() {
+    for size in 0..=usize::from(u8::MAX) {
+        let mut list = free_list::FreeList::full(vec![0; size]);
+        let mut seen = vec![false; size];
+
+        while list.in_use() < size {
+            let mut batch = free_list::Batch::new();
+            list.take(&mut batch, usize::MAX);
+            for id in batch {
+                assert!(!std::mem::replace(
+                    &mut seen[usize::from(id.into_raw())],
+                    true
+                ));
+            }
+        }
+        for index in 0..size {
+            list.put(free_list::NiovId::from_raw(index as u8));
+        }
+        assert_eq!((list.capacity(), list.in_use()), (size, 0));
+    }
+}
+
+#[test]
+fn token_ranges() {
+    for start in 0..=u8::MAX {
+        for count in (0..=u8::MAX).step_by(bound(1, 51)) {
+            let range = token::Range { start, count };
+            let past = u32::from(start) + u32::from(count);
+
+            assert_eq!(range.wraps(), past > 256);
+            if !range.wraps() {
+                let expected = (u32::from(start)..past).take(200).map(|token| token as u8);
+                assert!(token::Range::tokens([range].into_iter()).eq(expected));
+            }
+        }
+    }
+}
