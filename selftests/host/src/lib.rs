@@ -29,6 +29,11 @@ mod cmsg_tests;
 mod extent_tests;
 #[cfg(test)]
 mod free_list_tests;
+// loom switches stacks, which Miri cannot follow.
+#[cfg(all(test, not(miri)))]
+mod loom_models;
+#[cfg(all(test, not(miri)))]
+mod loom_tests;
 #[cfg(test)]
 mod narrow_tests;
 #[cfg(test)]
