@@ -34,7 +34,8 @@ mod free_list_tests;
 mod loom_models;
 #[cfg(all(test, not(miri)))]
 mod loom_tests;
-#[cfg(test)]
+// The same code, and too much of it for Miri.
+#[cfg(all(test, not(miri)))]
 mod narrow_tests;
 #[cfg(test)]
 mod sequences;
