@@ -267,9 +267,14 @@ impl Pair {
 
     /// Has another queue receive the port that [`steer`](Self::steer) was first called for.
     pub fn steer_again(&self, port: u16, queue: u32) -> io::Result<()> {
+        self.steer_nth(0, port, queue)
+    }
+
+    /// Has a queue receive a port by the rules of this number, which replaces those there.
+    pub fn steer_nth(&self, number: u32, port: u16, queue: u32) -> io::Result<()> {
         self.rx.interface(|interface| {
-            interface.steer_at(0, Flow::Tcp4, port, queue)?;
-            interface.steer_at(1, Flow::Tcp6, port, queue)
+            interface.steer_at(2 * number, Flow::Tcp4, port, queue)?;
+            interface.steer_at(2 * number + 1, Flow::Tcp6, port, queue)
         })
     }
 

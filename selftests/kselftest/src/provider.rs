@@ -72,7 +72,7 @@ pub fn path_from_env(name: &str) -> io::Result<std::path::PathBuf> {
 }
 
 /// Loads what is missing, and makes the provider under test serve new bindings.
-pub(crate) fn prepare() -> io::Result<Provider> {
+pub fn prepare() -> io::Result<Provider> {
     if !Path::new("/sys/kernel/debug/sched").exists() {
         mount(
             Some("debugfs"),

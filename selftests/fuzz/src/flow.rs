@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A connection, and what is known of it: its stream, and the tokens that are held.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use devmem_kselftest::sockopt;
+use devmem_kselftest::traffic;
+
+/// How long what should take no time at all may take.
+const SOON: Duration = Duration::from_secs(5);
+/// `TCP_CLOSE`.
+const CLOSED: u8 = 7;
+/// States with the peer's FIN: `TCP_TIME_WAIT`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`, `TCP_LAST_ACK`,
+/// `TCP_CLOSING`.
+const ENDED: [u8; 5] = [6, CLOSED, 8, 9, 11];
+
+/// A piece of the stream in device memory, for which there is a token.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    /// Which of the bindings.
+    pub binding: usize,
+    /// Where in its memory.
+    pub offset: u64,
+    /// How many bytes.
+    pub size: u32,
+    /// Where in the stream.
+    pub position: u64,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Flow {
+    /// The receiver's socket.
+    pub rx: TcpStream,
+    /// The peer's, unless it is closed.
+    pub tx: Option<TcpStream>,
+    /// The tokens that are held.
+    pub held: BTreeMap<u32, Held>,
+    /// Tokens that were held.
+    pub returned: Vec<u32>,
+    /// Bytes that have been received.
+    pub read: u64,
+    /// Bytes that have been sent.
+    pub sent: u64,
+    /// Buffers that are in the receive queue, at the most.
+    pub queued: u32,
+    /// Whether the receive buffer has been made smaller.
+    pub small: bool,
+    /// Calls that sent from a dma-buf.
+    pub calls: u32,
+    /// Of these, the ones that are completed.
+    pub completed: u32,
+    /// Where in the stream parts begin, and where each is in [`traffic`].
+    parts: Vec<(u64, u64)>,
+}
+
+impl Flow {
+    /// A new connection.
+    pub fn new(rx: TcpStream, tx: TcpStream) -> io::Result<Self> {
+        // As short as the kernel can: a call that waits in vain is part of the game.
+        rx.set_read_timeout(Some(Duration::from_millis(1)))?;
+        tx.set_nodelay(true)?;
+        sockopt::set(&tx, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)?;
+        Ok(Self {
+            rx,
+            tx: Some(tx),
+            held: BTreeMap::new(),
+            returned: Vec::new(),
+            read: 0,
+            sent: 0,
+            queued: 0,
+            small: false,
+            calls: 0,
+            completed: 0,
+            parts: Vec::new(),
+        })
+    }
+
+    /// Notes that so many bytes were sent, which are in [`traffic`] from `pattern` on.
+    pub fn add(&mut self, bytes: u64, pattern: u64) {
+        self.parts.push((self.sent, pattern));
+        self.sent += bytes;
+    }
+
+    /// Tells whether these bytes are those of the stream at a position.
+    pub fn matches(&self, mut position: u64, mut bytes: &[u8]) -> bool {
+        if !bytes.is_empty() && position + bytes.len() as u64 > self.sent {
+            return false;
+        }
+        while !bytes.is_empty() {
+            let next = self.parts.partition_point(|part| part.0 <= position);
+            let (start, pattern) = self.parts[next - 1];
+            let end = self.parts.get(next).map_or(self.sent, |part| part.0);
+            let (now, rest) = bytes.split_at(bytes.len().min((end - position) as usize));
+            if now != traffic::bytes(pattern + position - start, now.len()) {
+                return false;
+            }
+            position += now.len() as u64;
+            bytes = rest;
+        }
+        true
+    }
+
+    /// Waits until what was sent has arrived, or both ends know that the receiver wants no more. False if
+    /// it does neither.
+    pub fn wait_arrival(&self) -> io::Result<bool> {
+        soon(|| {
+            let (state, received) = info(&self.rx)?;
+            Ok(received >= self.sent || state == CLOSED && self.peer_state()? == CLOSED)
+        })
+    }
+
+    /// Waits until the receiver knows that the stream has ended. False if it does not get to know.
+    pub fn wait_end(&self) -> io::Result<bool> {
+        soon(|| Ok(ENDED.contains(&info(&self.rx)?.0)))
+    }
+
+    /// Waits until the receiver knows that the connection is gone. False if it does not get to know.
+    pub fn wait_reset(&self) -> io::Result<bool> {
+        soon(|| Ok(info(&self.rx)?.0 == CLOSED))
+    }
+
+    fn peer_state(&self) -> io::Result<u8> {
+        match &self.tx {
+            Some(tx) => Ok(info(tx)?.0),
+            None => Ok(CLOSED),
+        }
+    }
+
+    /// Has the peer's socket reset the connection when it is closed.
+    pub fn reset_at_close(&self) -> io::Result<()> {
+        let linger = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        match &self.tx {
+            Some(tx) => sockopt::set(tx, libc::SOL_SOCKET, libc::SO_LINGER, linger),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Waits for a condition; false if it does not come true.
+pub fn soon(mut condition: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    let start = Instant::now();
+    while !condition()? {
+        if start.elapsed() > SOON {
+            return Ok(false);
+        }
+        thread::yield_now();
+    }
+    Ok(true)
+}
+
+/// The state of a TCP socket, and how many bytes it has received.
+fn info(socket: &impl AsFd) -> io::Result<(u8, u64)> {
+    /// Where `struct tcp_info` has `tcpi_bytes_received`.
+    const BYTES_RECEIVED: usize = 128;
+    let mut info = [0_u8; BYTES_RECEIVED + 8];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: `info` is writable for `len` bytes.
+    let ret = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &mut len,
+        )
+    };
+    match (ret, info.last_chunk()) {
+        (0, Some(bytes)) => Ok((info[0], u64::from_ne_bytes(*bytes))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
