@@ -23,6 +23,8 @@ const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSTATS: u32 = 0x1d;
 const ETHTOOL_STSO: u32 = 0x1f;
 const ETHTOOL_SGSO: u32 = 0x24;
+const ETHTOOL_GCHANNELS: u32 = 0x3c;
+const ETHTOOL_SCHANNELS: u32 = 0x3d;
 const ETHTOOL_SRXCLSRLINS: u32 = 0x32;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETH_SS_STATS: u32 = 1;
@@ -192,6 +194,17 @@ impl Interface {
     pub(crate) fn set_offload(&self, on: bool) -> io::Result<()> {
         self.set_tso(on)?;
         self.ethtool(&mut [ETHTOOL_SGSO, on.into()])
+    }
+
+    /// Sets the number of queues, which receive and transmit.
+    pub(crate) fn set_channels(&self, count: u32) -> io::Result<()> {
+        // struct ethtool_channels: the command, four limits, and four counts, the last of which is this.
+        let mut channels = [0; 9];
+        channels[0] = ETHTOOL_GCHANNELS;
+        self.ethtool(&mut channels)?;
+        channels[0] = ETHTOOL_SCHANNELS;
+        channels[8] = count;
+        self.ethtool(&mut channels)
     }
 
     /// Switches segmentation by the device.

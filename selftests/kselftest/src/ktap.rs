@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::pair;
 use crate::provider;
 use crate::provider::Provider;
+use crate::storm;
 
 /// How long a test may take. The guest is emulated, some thirty times slower than its host.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -72,6 +73,11 @@ pub fn observe(what: impl fmt::Display) {
 
 /// Runs the tests of a program, in order.
 pub fn run(tests: &[Test]) -> ExitCode {
+    run_within(TIMEOUT, tests)
+}
+
+/// Like [`run`], each of which may take so long.
+pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
     println!("KTAP version 1");
     println!("1..{}", tests.len());
     panic::set_hook(Box::new(|info| diag(info)));
@@ -88,16 +94,18 @@ pub fn run(tests: &[Test]) -> ExitCode {
     let mut failed = 0;
     for (index, test) in tests.iter().enumerate() {
         let number = index + 1;
-        match run_one(test) {
+        match run_one(test, timeout) {
             Verdict::Ok => println!("ok {number} {}", test.name),
             Verdict::Skip(reason) => println!("ok {number} {} # SKIP {reason}", test.name),
             Verdict::Failed => {
                 failed += 1;
+                storm::tell();
                 println!("not ok {number} {}", test.name);
             }
             Verdict::Hung => {
+                storm::tell();
                 println!("not ok {number} {}", test.name);
-                println!("Bail out! {} did not end within {TIMEOUT:?}", test.name);
+                println!("Bail out! {} did not end within {timeout:?}", test.name);
                 pair::delete_all();
                 return ExitCode::FAILURE;
             }
@@ -118,7 +126,7 @@ enum Verdict {
 }
 
 /// Runs a test in a thread of its own, and then has a look whether everything came back.
-fn run_one(test: &Test) -> Verdict {
+fn run_one(test: &Test, timeout: Duration) -> Verdict {
     let test = *test;
     let (sender, receiver) = mpsc::channel();
     let thread = thread::spawn(move || {
@@ -126,7 +134,7 @@ fn run_one(test: &Test) -> Verdict {
         // Nobody listens any more after a timeout.
         let _ = sender.send(outcome);
     });
-    match receiver.recv_timeout(TIMEOUT) {
+    match receiver.recv_timeout(timeout) {
         Ok(verdict) => {
             // The outcome is known; how the thread ended adds nothing to it.
             let _ = thread.join();

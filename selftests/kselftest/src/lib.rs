@@ -6,6 +6,7 @@
 //! environment variable `DEVMEM_PROVIDER` names: `devmem_provider` (the default) or `builtin`, the
 //! kernel's own. Each test makes what it needs, its [`Pair`] of devices too, and leaves nothing.
 
+pub mod aftermath;
 pub mod bpf;
 mod ifctl;
 pub mod ktap;
@@ -14,7 +15,10 @@ pub mod pair;
 pub mod peer;
 pub mod probe;
 pub mod provider;
+pub mod pump;
 pub mod sockopt;
+pub mod storm;
+pub mod taker;
 pub mod traffic;
 pub mod tx;
 pub mod xdp;

@@ -92,7 +92,7 @@ impl End {
     /// A device beside those that a namespace has already.
     fn in_namespace(ns: Netns, host: u8) -> io::Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        const PER_PROCESS: u32 = 256;
+        const PER_PROCESS: u32 = 1 << 14;
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         assert!(count < PER_PROCESS, "too many devices");
         let id = (process::id() * PER_PROCESS + count) & i32::MAX as u32;
@@ -137,6 +137,11 @@ impl End {
         self.ns.run(|| f(&Interface::new(&self.ifname)?))
     }
 
+    /// How the bus calls it.
+    fn on_bus(&self) -> String {
+        format!("{}:{}", self.ns.as_fd().as_raw_fd(), self.ifindex)
+    }
+
     /// A counter of the device, as `ethtool -S` shows it.
     pub fn counter(&self, name: &str) -> io::Result<u64> {
         self.interface(|interface| interface.counter(name))
@@ -145,6 +150,22 @@ impl End {
     /// Switches the interface on or off.
     pub fn set_up(&self, up: bool) -> io::Result<()> {
         self.interface(|interface| interface.set_up(up))
+    }
+
+    /// Sets the MTU.
+    pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
+        self.interface(|interface| interface.set_mtu(mtu))
+    }
+
+    /// Sets the number of queues, of which there were 8 at first.
+    pub fn set_channels(&self, count: u32) -> io::Result<()> {
+        self.interface(|interface| interface.set_channels(count))
+    }
+
+    /// Restarts a receive queue, in one of netdevsim's ways to do that (0 to 3).
+    pub fn reset_queue(&self, queue: u32, mode: u32) -> io::Result<()> {
+        let dir = format!("/sys/kernel/debug/netdevsim/netdevsim{}/ports/0", self.id);
+        fs::write(format!("{dir}/queue_reset"), format!("{queue} {mode}"))
     }
 
     /// Switches segmentation offload.
@@ -236,25 +257,25 @@ impl Pair {
     fn of(rx: End, tx: End) -> io::Result<Self> {
         let pair = Self { rx, tx };
         pair.rx.set_rings(Rings::DEVMEM)?;
-        bus(
-            "link_device",
-            &format!(
-                "{}:{} {}:{}",
-                pair.rx.ns.as_fd().as_raw_fd(),
-                pair.rx.ifindex,
-                pair.tx.ns.as_fd().as_raw_fd(),
-                pair.tx.ifindex
-            ),
-        )?;
+        pair.plug()?;
         Ok(pair)
+    }
+
+    /// Plugs the cable in.
+    pub fn plug(&self) -> io::Result<()> {
+        let (rx, tx) = (self.rx.on_bus(), self.tx.on_bus());
+        bus("link_device", &format!("{rx} {tx}"))
+    }
+
+    /// Pulls the cable out.
+    pub fn unplug(&self) -> io::Result<()> {
+        bus("unlink_device", &self.rx.on_bus())
     }
 
     /// Sets the MTU of both ends.
     pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
-        for end in [&self.rx, &self.tx] {
-            end.interface(|interface| interface.set_mtu(mtu))?;
-        }
-        Ok(())
+        self.rx.set_mtu(mtu)?;
+        self.tx.set_mtu(mtu)
     }
 
     /// Has flows to this TCP port received by this queue.

@@ -71,6 +71,14 @@ pub fn path_from_env(name: &str) -> io::Result<std::path::PathBuf> {
         .ok_or_else(|| io::Error::new(ErrorKind::NotFound, format!("{name} is not set")))
 }
 
+/// Loads netdevsim, and what it needs.
+pub fn load_netdevsim() -> io::Result<()> {
+    let dir = path_from_env("NETDEVSIM_DIR")?;
+    ["psample.ko", "ptp_mock.ko", "netdevsim.ko"]
+        .iter()
+        .try_for_each(|module| load(&dir.join(module)))
+}
+
 /// Loads what is missing, and makes the provider under test serve new bindings.
 pub fn prepare() -> io::Result<Provider> {
     if !Path::new("/sys/kernel/debug/sched").exists() {
@@ -83,10 +91,7 @@ pub fn prepare() -> io::Result<Provider> {
         )?;
     }
     if !Path::new("/sys/bus/netdevsim").exists() {
-        let dir = path_from_env("NETDEVSIM_DIR")?;
-        for module in ["psample.ko", "ptp_mock.ko", "netdevsim.ko"] {
-            load(&dir.join(module))?;
-        }
+        load_netdevsim()?;
     }
 
     let wanted = under_test();

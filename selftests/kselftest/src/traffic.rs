@@ -15,8 +15,9 @@ use devmem::Receiver;
 use devmem::TokenBatch;
 use devmem::dmabuf::Mapping;
 
-/// A prime, so that no power of two of bytes looks like the next.
-const PERIOD: usize = 65_521;
+/// After so many bytes the stream repeats itself. A prime, so that no power of two of bytes looks like the
+/// next.
+pub const PERIOD: usize = 65_521;
 
 /// The stream from every one of its first positions on, for a megabyte.
 static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {

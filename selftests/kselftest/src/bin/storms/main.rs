@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Storms on bindings, sockets, processes, devices and modules: after each of them nothing is left, and
+//! the next transfer is right.
+
+mod devices;
+mod flows;
+mod processes;
+mod sockets;
+
+use std::env;
+use std::process::ExitCode;
+
+use devmem_kselftest::Test;
+use devmem_kselftest::ktap;
+use devmem_kselftest::storm;
+
+fn main() -> ExitCode {
+    if processes::victim() {
+        return ExitCode::FAILURE;
+    }
+    macro_rules! tests {
+        ($($file:ident::$test:ident),* $(,)?) => {
+            &[$(Test { name: stringify!($test), run: $file::$test }),*]
+        };
+    }
+    let all = tests![
+        sockets::closed_in_any_order,
+        sockets::bound_and_unbound,
+        processes::receivers_killed,
+        processes::senders_killed,
+        devices::disturbed,
+        devices::taken_away,
+    ];
+    // By hand, some of them will do.
+    let names: Vec<String> = env::args().skip(1).collect();
+    let chosen = |test: &&Test| names.is_empty() || names.iter().any(|name| name == test.name);
+    let chosen: Vec<Test> = all.iter().filter(chosen).copied().collect();
+    ktap::run_within(storm::timeout(), &chosen)
+}
