@@ -3,8 +3,11 @@
 //! Storms on bindings, sockets, processes, devices and modules: after each of them nothing is left, and
 //! the next transfer is right.
 
+mod crowd;
 mod devices;
 mod flows;
+mod modules;
+mod pressure;
 mod processes;
 mod sockets;
 
@@ -31,6 +34,11 @@ fn main() -> ExitCode {
         processes::senders_killed,
         devices::disturbed,
         devices::taken_away,
+        modules::unloaded_and_loaded,
+        pressure::short_of_memory,
+        pressure::cpu_unplugged,
+        crowd::many_bindings,
+        crowd::many_connections,
     ];
     // By hand, some of them will do.
     let names: Vec<String> = env::args().skip(1).collect();

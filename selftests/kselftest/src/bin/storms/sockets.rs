@@ -47,13 +47,14 @@ impl Closing {
         match self {
             Self::Reader(mut taker) => {
                 taker.check()?;
-                Ok(taker.give_back(&mut Rng::with_seed(returned as u64), returned)?)
+                taker.give_back(&mut Rng::with_seed(returned as u64), returned)?;
             }
-            Self::Binding(binding) => Ok(drop(binding)),
-            Self::TxBinding(binding) => Ok(drop(binding)),
-            Self::Memory(memory) => Ok(drop(memory)),
-            Self::Socket(socket) => Ok(drop(socket)),
+            Self::Binding(binding) => drop(binding),
+            Self::TxBinding(binding) => drop(binding),
+            Self::Memory(memory) => drop(memory),
+            Self::Socket(socket) => drop(socket),
         }
+        Ok(())
     }
 }
 

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The module is unloaded, and loaded again, whenever that is possible: in the middle of a bind request,
+//! between two packets, and while the stack still holds packets in memory of the module's.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use devmem::DmaBuf;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Pair;
+use devmem_kselftest::Provider;
+use devmem_kselftest::aftermath;
+use devmem_kselftest::ktap;
+use devmem_kselftest::pair::Ip;
+use devmem_kselftest::provider;
+use devmem_kselftest::storm;
+use devmem_kselftest::storm::Storm;
+use devmem_kselftest::taker::Taker;
+use devmem_kselftest::traffic;
+use fastrand::Rng;
+use nix::errno::Errno;
+use nix::kmod::DeleteModuleFlags;
+use nix::kmod::delete_module;
+
+use crate::flows::Flows;
+use crate::flows::From;
+
+const MEMORY: usize = 4 << 20;
+const PORT: u16 = 5000;
+const QUEUE: u32 = 1;
+/// The queue of a binding that is there all the time.
+const STEADY: u32 = 2;
+
+/// Loads the module, and has the provider under test serve.
+fn load() -> io::Result<()> {
+    provider::load(&provider::path_from_env("DEVMEM_MODULE")?)?;
+    devmem::provider::select(ktap::provider().name())
+}
+
+/// One who unloads the module as often as possible.
+#[derive(Default)]
+struct Unloader {
+    over: AtomicBool,
+    unloaded: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Unloader {
+    fn run(&self, mut rng: Rng) -> io::Result<()> {
+        while !self.over.load(Ordering::Relaxed) {
+            match delete_module(c"devmem_provider", DeleteModuleFlags::O_NONBLOCK) {
+                Ok(()) => {
+                    self.unloaded.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_micros(rng.u64(0..5000)));
+                    load()?;
+                }
+                Err(Errno::EAGAIN) => {
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(err) => return Err(err.into()),
+            }
+            thread::sleep(Duration::from_micros(rng.u64(0..5000)));
+        }
+        Ok(())
+    }
+}
+
+/// What is done with a binding.
+#[derive(Debug)]
+struct Plan {
+    sent: u64,
+    /// How much is taken, and its tokens held, before the unbinding. The rest waits in the socket.
+    taken: u64,
+    bound: Duration,
+    unbound: Duration,
+}
+
+impl Plan {
+    fn draw(storm: &mut Storm) -> Self {
+        let sent = storm.rng.u64(1..=60_000);
+        Self {
+            sent,
+            taken: storm.rng.u64(0..=sent),
+            bound: storm.instant(10),
+            unbound: storm.instant(20),
+        }
+    }
+
+    fn run(&self, pair: &Pair) -> Outcome {
+        let memory = DmaBuf::udmabuf(MEMORY)?;
+        let map = Arc::new(memory.map()?);
+        // Whoever serves just now.
+        let binding = pair
+            .rx
+            .ns
+            .run(|| Ok(pair.request(&[QUEUE]).bind(&memory)))??;
+        let id = binding.id();
+        let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
+        traffic::send(&connection.tx, 0, self.sent, self.sent as usize)?;
+        let mut taker = Taker::new(connection.rx, &[(id, map)]);
+        taker.take_until(self.taken)?;
+        thread::sleep(self.bound);
+        drop(binding);
+        thread::sleep(self.unbound);
+        if taker.held() > 0 {
+            is_served(id)?;
+        }
+        taker.take_until(self.sent)?;
+        is_served(id)?;
+        Ok(taker.check()?)
+    }
+}
+
+/// Checks that a binding lives, and with it the module, if that serves it.
+#[track_caller]
+fn is_served(id: u32) -> Outcome {
+    let info = provider::binding(id)?.expect("the binding lives while there are tokens");
+    let loaded = Path::new("/sys/module/devmem_provider").exists();
+    assert!(
+        loaded || info.provider == Provider::Builtin.name(),
+        "unloaded: {info:?}"
+    );
+    Ok(())
+}
+
+pub fn unloaded_and_loaded() -> Outcome {
+    storm::run(|storm| {
+        const STEPS: u32 = 60;
+        let pair = Pair::new()?;
+        pair.steer(PORT, QUEUE)?;
+        let memory = DmaBuf::udmabuf(MEMORY)?;
+        devmem::provider::select(Provider::Builtin.name())?;
+        let steady = pair
+            .rx
+            .ns
+            .run(|| Ok(pair.request(&[STEADY]).bind(&memory)))??;
+        load()?;
+        let memories = [(steady.id(), Arc::new(memory.map()?))];
+        let mut flows = Flows::new();
+        let connection = pair.connect_to_queue(Ip::V4, PORT + 1, STEADY)?;
+        flows.start(connection, From::Host, &memories, storm.rng.u64(..))?;
+
+        let unloader = Unloader::default();
+        let rng = storm.rng.fork();
+        thread::scope(|scope| -> Outcome {
+            let thread = scope.spawn(|| unloader.run(rng));
+            let mut steps = || -> Outcome {
+                for _ in 0..storm.steps(STEPS) {
+                    let plan = Plan::draw(storm);
+                    storm.step(&plan);
+                    plan.run(&pair)?;
+                }
+                Ok(())
+            };
+            let outcome = steps();
+            unloader.over.store(true, Ordering::Relaxed);
+            thread.join().expect("the thread that unloads")?;
+            outcome
+        })?;
+        load()?;
+        storm.count("bytes of a flow meanwhile", flows.finish()?);
+        let (unloaded, refused) = (
+            unloader.unloaded.into_inner(),
+            unloader.refused.into_inner(),
+        );
+        storm.count("times unloaded", unloaded);
+        storm.count("times refused", refused);
+        assert!(unloaded > 0, "the module was never unloaded");
+        if ktap::provider() == Provider::Module {
+            assert!(refused > 0, "the module was never in use");
+        }
+        drop((steady, memories, memory));
+        aftermath::on(&pair, QUEUE)
+    })
+}
