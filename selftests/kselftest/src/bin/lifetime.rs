@@ -200,6 +200,23 @@ fn dmabuf_closed_right_after_bind() -> Outcome {
     })
 }
 
+/// A socket that is closed cannot say so to a peer that is gone, but its tokens come back all the same.
+fn peer_gone_with_tokens_held() -> Outcome {
+    const LEN: u64 = 20_000;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[QUEUE], &memory)?;
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    for frag in take(&connection, 0, LEN)? {
+        frag.token.into_id();
+    }
+    pair.tx.delete()?;
+    let id = binding.id();
+    drop((connection, binding));
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
 fn device_deleted_after_unbind() -> Outcome {
     device_deleted_with_tokens_held(|_binding| None)
 }
@@ -419,6 +436,10 @@ fn main() -> ExitCode {
         Test {
             name: "reader_killed",
             run: reader_killed,
+        },
+        Test {
+            name: "peer_gone_with_tokens_held",
+            run: peer_gone_with_tokens_held,
         },
         Test {
             name: "device_deleted_after_unbind",
