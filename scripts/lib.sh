@@ -251,6 +251,12 @@ rustc_version()
 	rustc --version 2>/dev/null | awk '{ print $2 }'
 }
 
+# The LLVM that rustc is made with: its major version.
+rustc_llvm_version()
+{
+	rustc --version --verbose | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p'
+}
+
 bindgen_version()
 {
 	bindgen --version 2>/dev/null | awk '{ print $2 }'
