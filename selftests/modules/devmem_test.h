@@ -18,6 +18,7 @@ devmem_test_inject(const struct devmem_test_fault *spec);
 struct devmem_test_injection *devmem_test_watch(u32 tid);
 void devmem_test_show(struct seq_file *seq,
 		      const struct devmem_test_injection *injection);
+void devmem_test_forget(struct devmem_test_injection *injection);
 void devmem_test_stop(struct devmem_test_injection *injection);
 #else
 static inline struct devmem_test_injection *
@@ -34,6 +35,10 @@ static inline struct devmem_test_injection *devmem_test_watch(u32 tid)
 static inline void
 devmem_test_show(struct seq_file *seq,
 		 const struct devmem_test_injection *injection)
+{
+}
+
+static inline void devmem_test_forget(struct devmem_test_injection *injection)
 {
 }
 

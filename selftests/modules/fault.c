@@ -43,8 +43,10 @@ static bool concerns(const struct devmem_test_injection *injection)
 {
 	if (!injection->spec.tid)
 		return true;
-	/* What kprobes interrupt a task for counts as that task's own. */
-	return !in_serving_softirq() && !in_hardirq() &&
+	/* The breakpoint itself counts as a hard interrupt, so do not ask for
+	 * those: what tests have fail is not called there.
+	 */
+	return !in_serving_softirq() &&
 	       task_pid_nr(current) == injection->spec.tid;
 }
 NOKPROBE_SYMBOL(concerns);
@@ -184,6 +186,17 @@ void devmem_test_show(struct seq_file *seq,
 				   (void *)injection->log[i].stack[j]);
 		seq_putc(seq, '\n');
 	}
+}
+
+/* A failure that happens meanwhile may be lost. */
+void devmem_test_forget(struct devmem_test_injection *injection)
+{
+	unsigned int i;
+
+	for (i = 0; i < MAX_FAILURES; i++)
+		injection->log[i].depth = 0;
+	atomic_set(&injection->calls, 0);
+	atomic_set(&injection->failures, 0);
 }
 
 void devmem_test_stop(struct devmem_test_injection *injection)

@@ -112,6 +112,12 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 		ret = devmem_test_start(test, cmd, (void __user *)arg);
 		mutex_unlock(&test->lock);
 		return ret;
+	case DEVMEM_TEST_IOC_FORGET:
+		mutex_lock(&test->lock);
+		if (test->injection)
+			devmem_test_forget(test->injection);
+		mutex_unlock(&test->lock);
+		return 0;
 	default:
 		return -ENOTTY;
 	}

@@ -57,4 +57,7 @@ struct devmem_test_fault {
  */
 #define DEVMEM_TEST_IOC_WATCH	_IOW('D', 0x42, __u32)
 
+/* Starts the counts of what the file tells anew. */
+#define DEVMEM_TEST_IOC_FORGET	_IO('D', 0x43)
+
 #endif /* DEVMEM_TEST_UAPI_H */
