@@ -8,6 +8,7 @@
 
 pub mod aftermath;
 pub mod bpf;
+pub mod faults;
 mod ifctl;
 pub mod ktap;
 pub mod odd;

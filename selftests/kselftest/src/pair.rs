@@ -212,6 +212,11 @@ impl End {
             .run(|| Ok(Ethtool::open()?.set_rings(self.ifindex, rings)?))
     }
 
+    /// Deletes the device, whether or not that was tried before.
+    pub fn delete_again(&self) -> io::Result<()> {
+        bus("del_device", &self.id.to_string())
+    }
+
     /// Deletes the device.
     pub fn delete(&self) -> io::Result<()> {
         let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Every allocation, every copy from and to user space, and every call that binding, receiving, sending
+//! and the end of it all need, fails once.
+//!
+//! The kernel's fault injection goes through the points of a system call, one after the other
+//! ([`walk`]), and calls that have more to go wrong than memory are made to fail by name ([`calls`]).
+//! After each: the errno was the right one, everything is as before, and bytes arrive.
+
+use std::env;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use devmem_kselftest::Test;
+use devmem_kselftest::ktap;
+
+mod bind;
+mod calls;
+mod rig;
+mod softirq;
+mod stream;
+mod teardown;
+mod walk;
+
+/// The debug kernel takes its time.
+const LIMIT: Duration = Duration::from_secs(280);
+
+macro_rules! tests {
+    ($($file:ident::$name:ident),* $(,)?) => {
+        [$(Test { name: stringify!($name), run: $file::$name }),*]
+    };
+}
+
+fn main() -> ExitCode {
+    let all = tests![
+        bind::bind_rx,
+        bind::bind_tx,
+        bind::unbind,
+        stream::receive,
+        stream::give_back,
+        stream::send,
+        stream::close,
+        calls::calls_of_bind_rx,
+        calls::calls_of_open_queues,
+        calls::calls_of_bind_tx,
+        calls::calls_of_receive,
+        calls::calls_of_send,
+        teardown::delete_device,
+        softirq::traffic,
+        softirq::leaks,
+    ];
+    // By hand, some of them will do.
+    let names: Vec<String> = env::args().skip(1).collect();
+    let chosen = |test: &&Test| names.is_empty() || names.iter().any(|name| name == test.name);
+    let chosen: Vec<Test> = all.iter().filter(chosen).copied().collect();
+    ktap::run_within(LIMIT, &chosen)
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What faults are tried on, and whether it is as before afterwards.
+
+use std::fs;
+use std::io;
+
+use devmem::BindTx;
+use devmem::DmaBuf;
+use devmem::Receiver;
+use devmem::dmabuf::Mapping;
+use devmem::netlink::Attrs;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Pair;
+use devmem_kselftest::pair::Connection;
+use devmem_kselftest::pair::Ip;
+use devmem_kselftest::provider;
+use devmem_kselftest::sockopt;
+use devmem_kselftest::tx;
+use devmem_kselftest::tx::Completions;
+
+/// Bytes that a transfer moves.
+const TRANSFER: u64 = 32 << 10;
+const MEMORY: usize = 1 << 18;
+
+/// A pair of devices, a connection between them, and memory to receive to and to send from.
+pub struct Rig {
+    pub pair: Pair,
+    pub connection: Connection,
+    pub rx_memory: DmaBuf,
+    pub rx_map: Mapping,
+    pub tx_memory: DmaBuf,
+    completions: Completions,
+    calls: u32,
+}
+
+impl Rig {
+    pub const QUEUE: u32 = 1;
+    const PORT: u16 = 5001;
+
+    pub fn new() -> io::Result<Self> {
+        let pair = Pair::new()?;
+        let connection = pair.connect_to_queue(Ip::V4, Self::PORT, Self::QUEUE)?;
+        sockopt::set(&connection.tx, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1_i32)?;
+        let rx_memory = DmaBuf::udmabuf(MEMORY)?;
+        let tx_memory = DmaBuf::udmabuf(MEMORY)?;
+        tx::fill(&tx_memory)?;
+        Ok(Self {
+            pair,
+            connection,
+            rx_map: rx_memory.map()?,
+            rx_memory,
+            tx_memory,
+            completions: Completions::default(),
+            calls: 0,
+        })
+    }
+
+    /// The requests to bind the memory.
+    pub fn rx_attrs(&self) -> Attrs {
+        self.pair.request(&[Self::QUEUE, 2]).attrs(&self.rx_memory)
+    }
+
+    pub fn tx_attrs(&self) -> Attrs {
+        BindTx::new(self.pair.tx.ifindex).attrs(&self.tx_memory)
+    }
+
+    /// Has the queues of [`rx_attrs`](Self::rx_attrs) start anew.
+    pub fn restart_queues(&self) -> io::Result<()> {
+        let memory = DmaBuf::udmabuf(16 << 12)?;
+        drop(self.pair.bind(&[Self::QUEUE, 2], &memory)?);
+        Ok(())
+    }
+
+    /// Bound queues, bindings, attached devices and the module's references.
+    pub fn state(&self) -> io::Result<impl PartialEq + use<>> {
+        Ok((
+            self.pair.queues()?,
+            provider::bindings()?
+                .map(|list| list.into_iter().map(|info| info.id).collect::<Vec<_>>()),
+            provider::attachments()?,
+            fs::read_to_string("/sys/module/devmem_provider/refcnt").ok(),
+        ))
+    }
+
+    /// Binds both ends, sends from the one memory into the other, and compares every byte.
+    #[track_caller]
+    pub fn transfer(&mut self) -> Outcome {
+        let rx = self.pair.bind(&[Self::QUEUE, 2], &self.rx_memory)?;
+        let tx = self.pair.tx.bind_tx(&self.tx_memory)?;
+        let part = tx::extent(u64::from(self.calls % 8) * TRANSFER, TRANSFER);
+        let sent = tx::Call::new(tx.id(), &[part]).send(&self.connection.tx);
+        assert_eq!(tx::outcome(&sent), TRANSFER.to_string());
+        let mut receiver = Receiver::new(&self.connection.rx);
+        let copied = tx::expect_in_device_memory(&mut receiver, &self.rx_map, &[part])?;
+        assert_eq!(copied, 0, "bytes in host memory");
+        self.calls += 1;
+        self.completions.wait(&self.connection.tx, self.calls)?;
+        let ids = [rx.id(), tx.id()];
+        drop((rx, tx));
+        ids.into_iter().for_each(provider::all_buffers_back);
+        Ok(())
+    }
+}

@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Allocations that fail in softirqs, under traffic; and what is lost in all of this.
+
+use std::fs;
+use std::io::Read;
+
+use devmem_kselftest::Outcome;
+use devmem_kselftest::faults::Scarcity;
+use devmem_kselftest::faults::Watch;
+use devmem_kselftest::ktap;
+
+use crate::rig::Rig;
+use crate::stream::Stream;
+
+/// Every so-manieth atomic allocation fails while bytes come in. Packets get lost and are sent again; a
+/// reader for whom there is no token is told so, and asks again.
+pub fn traffic() -> Outcome {
+    const ROUNDS: u32 = 8;
+    let mut rig = Rig::new()?;
+    let mut stream = Stream::new(&rig)?;
+    for interval in [101, 31, 13] {
+        let watch = Watch::new()?;
+        let scarcity = Scarcity::every(interval)?;
+        let mut refused = 0;
+        for _ in 0..ROUNDS {
+            stream.fill()?;
+            refused += stream.drain_with_patience()?;
+        }
+        drop(scarcity);
+        let sites = watch.take()?;
+        let count = |part: &str| sites.iter().filter(|site| site.is_in(part)).count();
+        ktap::diag(format_args!(
+            "every {interval}th: {} failed, {} in TCP, {} in the device, {refused} calls had no memory",
+            sites.len(),
+            count("tcp_"),
+            count("nsim_")
+        ));
+        assert!(count("tcp_") + count("nsim_") > 0, "nothing failed");
+    }
+    drop(stream);
+    rig.transfer()
+}
+
+/// kmemleak finds nothing that the tests before left.
+pub fn leaks() -> Outcome {
+    const KMEMLEAK: &str = "/sys/kernel/debug/kmemleak";
+    // What was freed a moment ago may still be found once.
+    for _ in 0..2 {
+        fs::write(KMEMLEAK, "scan")?;
+    }
+    let mut report = String::new();
+    fs::File::open(KMEMLEAK)?.read_to_string(&mut report)?;
+    assert!(report.is_empty(), "{report}");
+    ktap::observe("nothing leaked");
+    Ok(())
+}

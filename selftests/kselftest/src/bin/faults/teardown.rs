@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Faults while devices go away that are bound, with buffers out.
+
+use std::io;
+
+use devmem::netdev::Netdev;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Pair;
+use devmem_kselftest::faults::Watch;
+use devmem_kselftest::provider;
+
+use crate::rig::Rig;
+use crate::walk::Walk;
+
+/// The device is deleted with both kinds of binding, and its owners learn it later.
+pub fn delete_device() -> Outcome {
+    let walk = Walk {
+        name: "del_device",
+        reach: &["unregister_netdevice", "nsim_"],
+        // There are many points, of which few have to do with device memory.
+        stride: 5,
+        tells: false,
+    };
+    let mut rig = Rig::new()?;
+    walk.run(&mut rig, |rig, watch, nth| {
+        let pair = Pair::new()?;
+        let site = delete(rig, &pair, watch, nth)?;
+        Ok((Ok(()), site))
+    })
+}
+
+fn delete(
+    rig: &Rig,
+    pair: &Pair,
+    watch: &Watch,
+    nth: u32,
+) -> io::Result<Option<devmem_kselftest::faults::Site>> {
+    let (rx, tx) = pair.rx.ns.run(|| {
+        let mut netdev = Netdev::open()?;
+        let rx = netdev.bind_rx(&pair.request(&[1, 2]).attrs(&rig.rx_memory))?;
+        let attrs = devmem::BindTx::new(pair.rx.ifindex).attrs(&rig.tx_memory);
+        let tx = netdev.bind_tx(&attrs)?;
+        Ok(((netdev, rx), tx))
+    })?;
+    let (deleted, site) = watch.nth_fails(nth, || pair.rx.delete())?;
+    if let Err(err) = deleted {
+        // Its writer was not understood: it is still there.
+        assert!(site.is_some(), "{err}");
+        pair.rx.delete_again()?;
+    }
+    let (owner, id) = rx;
+    drop(owner);
+    [id, tx].into_iter().for_each(provider::all_buffers_back);
+    Ok(site)
+}
