@@ -142,7 +142,7 @@ impl Disturbance {
 /// All that was sent arrives in the end, and as it was.
 pub fn disturbed() -> Outcome {
     storm::run(|storm| {
-        const STEPS: u32 = 100;
+        const STEPS: u32 = 60;
         let (Bench { pair, rx, tx }, flows) = Bench::new(storm)?;
         for _ in 0..storm.steps(STEPS) {
             let disturbance = Disturbance::draw(storm);
@@ -255,7 +255,7 @@ fn unloaded(pair: &Pair, bindings: Option<(Binding, TxBinding)>, flows: Option<F
 
 pub fn taken_away() -> Outcome {
     storm::run(|storm| {
-        const STEPS: u32 = 24;
+        const STEPS: u32 = 16;
         for _ in 0..storm.steps(STEPS) {
             let plan = Plan::draw(storm);
             storm.step(&plan);

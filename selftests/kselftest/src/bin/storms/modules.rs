@@ -132,7 +132,7 @@ fn is_served(id: u32) -> Outcome {
 
 pub fn unloaded_and_loaded() -> Outcome {
     storm::run(|storm| {
-        const STEPS: u32 = 60;
+        const STEPS: u32 = 40;
         let pair = Pair::new()?;
         pair.steer(PORT, QUEUE)?;
         let memory = DmaBuf::udmabuf(MEMORY)?;

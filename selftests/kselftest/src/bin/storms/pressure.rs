@@ -133,7 +133,7 @@ impl Shortage {
 
 pub fn short_of_memory() -> Outcome {
     storm::run(|storm| {
-        const STEPS: u32 = 6;
+        const STEPS: u32 = 4;
         let tcp_mem = Setting::new("/proc/sys/net/ipv4/tcp_mem")?;
         let pair = Pair::new()?;
         steer(&pair)?;

@@ -291,7 +291,7 @@ fn life_of_a_receiver(pair: &Pair, fate: &Fate) -> Outcome {
 
 pub fn receivers_killed() -> Outcome {
     storm::run(|storm| {
-        const STEPS: u32 = 20;
+        const STEPS: u32 = 15;
         let pair = Pair::new()?;
         (1..=QUEUES).try_for_each(|queue| pair.steer(PORT + queue as u16, queue))?;
         for _ in 0..storm.steps(STEPS) {
@@ -335,7 +335,7 @@ fn life_of_a_sender(pair: &Pair, fate: &Fate) -> Outcome {
 
 pub fn senders_killed() -> Outcome {
     storm::run(|storm| {
-        const STEPS: u32 = 20;
+        const STEPS: u32 = 15;
         let pair = Pair::new()?;
         for _ in 0..storm.steps(STEPS) {
             let fates = draw(storm);

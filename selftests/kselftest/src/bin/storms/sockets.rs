@@ -147,7 +147,7 @@ fn steer(pair: &Pair) -> io::Result<()> {
 /// Netlink sockets before, with and after TCP sockets, with tokens outstanding and data queued.
 pub fn closed_in_any_order() -> Outcome {
     storm::run(|storm| {
-        const STEPS: u32 = 120;
+        const STEPS: u32 = 60;
         let pair = Pair::new()?;
         steer(&pair)?;
         for _ in 0..storm.steps(STEPS) {
@@ -234,7 +234,7 @@ pub fn bound_and_unbound() -> Outcome {
     const PAIRS: usize = 4;
     /// Before the first look at the kernel's memory: by then its caches have what they keep.
     const WARM: u32 = 25;
-    const STEPS: u32 = 200;
+    const STEPS: u32 = 150;
     /// Far less than what even the smallest structure of a binding would take, were it lost each time.
     const GROWTH: u64 = 4 << 20;
     storm::run(|storm| {
