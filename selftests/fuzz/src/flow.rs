@@ -16,6 +16,9 @@ use devmem_kselftest::traffic;
 
 /// How long what should take no time at all may take.
 const SOON: Duration = Duration::from_secs(5);
+/// How long to wait before another look. netdevsim passes packets on by a timer: waiting lets that have
+/// the CPU, which an emulated machine may have only one of.
+const LOOK: Duration = Duration::from_micros(10);
 /// `TCP_CLOSE`.
 const CLOSED: u8 = 7;
 /// States with the peer's FIN: `TCP_TIME_WAIT`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`, `TCP_LAST_ACK`,
@@ -155,7 +158,7 @@ pub fn soon(mut condition: impl FnMut() -> io::Result<bool>) -> io::Result<bool>
         if start.elapsed() > SOON {
             return Ok(false);
         }
-        thread::yield_now();
+        thread::sleep(LOOK);
     }
     Ok(true)
 }

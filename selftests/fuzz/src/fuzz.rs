@@ -27,7 +27,7 @@ use crate::stats::Stats;
 use crate::world::World;
 
 /// How long shrinking may take.
-const SHRINKING: Duration = Duration::from_secs(40);
+const SHRINKING: Duration = Duration::from_secs(60);
 
 /// How long a block is.
 #[derive(Clone, Copy, Debug)]

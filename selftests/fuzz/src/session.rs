@@ -145,7 +145,7 @@ pub fn run(
 
 /// Waits until no binding is left; tells which are.
 pub fn wait_no_bindings() -> io::Result<Result<(), String>> {
-    wait_back(|| Ok(provider::bindings()?))
+    wait_back(provider::bindings)
 }
 
 /// Waits until a list is empty.
