@@ -18,6 +18,7 @@ use crate::corpus;
 use crate::corpus::Case;
 use crate::generate::Source;
 use crate::generate::sequence;
+use crate::leftovers::Leftovers;
 use crate::op::Op;
 use crate::receive::Arenas;
 use crate::saw::Transcript;
@@ -28,6 +29,11 @@ use crate::world::World;
 
 /// How long shrinking may take.
 const SHRINKING: Duration = Duration::from_secs(60);
+
+/// How long buffers and bindings may take to come back.
+const BACK: Duration = Duration::from_secs(5);
+/// The same while shrinking, where what is lost has to be waited for again and again.
+const BACK_SMALL: Duration = Duration::from_millis(300);
 
 /// How long a block is.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +49,7 @@ pub enum Extent {
 pub struct Fuzzer {
     world: World,
     arenas: Arenas,
+    leftovers: Leftovers,
     save: Option<PathBuf>,
     /// What it has done.
     pub stats: Stats,
@@ -54,6 +61,7 @@ impl Fuzzer {
         Ok(Self {
             world: World::new()?,
             arenas: Arenas::new()?,
+            leftovers: Leftovers::new(BACK),
             save,
             stats: Stats::new(),
         })
@@ -116,8 +124,15 @@ impl Fuzzer {
     }
 
     fn both(&mut self, ops: &[Op]) -> io::Result<(Verdict, Transcript, Transcript)> {
-        let [c, rust] = [Provider::Builtin, Provider::Module]
-            .map(|provider| session::run(&self.world, &mut self.arenas, provider.name(), ops));
+        let [c, rust] = [Provider::Builtin, Provider::Module].map(|provider| {
+            session::run(
+                &self.world,
+                &mut self.arenas,
+                &mut self.leftovers,
+                provider.name(),
+                ops,
+            )
+        });
         let (c, rust) = (c?, rust?);
         let verdict = compare(ops, &c, &rust);
         self.stats.add(ops, &c, &verdict);
@@ -125,12 +140,12 @@ impl Fuzzer {
     }
 
     /// Checks that every binding is gone.
-    fn all_back(&self) -> io::Result<bool> {
-        let left = session::wait_no_bindings()?;
-        if let Err(left) = &left {
+    fn all_back(&mut self) -> io::Result<bool> {
+        let left = self.leftovers.wait_no_bindings()?;
+        if let Some(left) = &left {
             diag(left);
         }
-        Ok(left.is_ok())
+        Ok(left.is_none())
     }
 
     /// Shrinks what was found, tells it, and saves it.
@@ -142,6 +157,7 @@ impl Fuzzer {
             found.what
         ));
         let start = Instant::now();
+        self.leftovers.patience = BACK_SMALL;
         let mut last = None;
         let mut error = Ok(());
         let mut fails = |fuzzer: &mut Self, ops: &[Op]| {
@@ -166,6 +182,7 @@ impl Fuzzer {
             _ => ops,
         };
         let small = shrink(begin, |ops| fails(self, ops));
+        self.leftovers.patience = BACK;
         error?;
         let what = last.unwrap_or_else(|| {
             diag("it does not fail again");

@@ -13,6 +13,7 @@ mod flow;
 mod fuzz;
 mod generate;
 mod intended;
+mod leftovers;
 mod op;
 mod receive;
 mod saw;

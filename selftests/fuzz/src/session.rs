@@ -13,8 +13,6 @@ use std::net::Shutdown;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::thread;
-use std::time::Duration;
 use std::time::Instant;
 
 use devmem::Error;
@@ -41,6 +39,7 @@ use nix::unistd::fork;
 
 use crate::flow::Flow;
 use crate::flow::soon;
+use crate::leftovers::Leftovers;
 use crate::op::BindingRef;
 use crate::op::Choice;
 use crate::op::Device;
@@ -67,8 +66,6 @@ const BUFFERS: u32 = 180;
 const UNREAD: u64 = 48 << 10;
 /// The same, and for a segment, when the receive buffer has been made smaller.
 const UNREAD_SMALL: u64 = 4000;
-/// How long buffers may take to come back.
-const BACK: Duration = Duration::from_secs(5);
 const PAGE: u32 = 4096;
 const TCP_INQ: i32 = 36;
 
@@ -111,6 +108,7 @@ pub struct Session<'w> {
 pub fn run(
     world: &World,
     arenas: &mut Arenas,
+    leftovers: &mut Leftovers,
     provider: &str,
     ops: &[Op],
 ) -> io::Result<Transcript> {
@@ -136,33 +134,11 @@ pub fn run(
         transcript.faults.extend(faults);
     }
     let start = Instant::now();
-    let faults = session.end()?;
+    let faults = session.end(leftovers)?;
     transcript.spent.push(start.elapsed());
     let faults = faults.into_iter().map(|fault| (ops.len(), fault));
     transcript.faults.extend(faults);
     Ok(transcript)
-}
-
-/// Waits until no binding is left; tells which are.
-pub fn wait_no_bindings() -> io::Result<Result<(), String>> {
-    wait_back(provider::bindings)
-}
-
-/// Waits until a list is empty.
-fn wait_back<T: std::fmt::Debug>(
-    left: impl Fn() -> io::Result<Vec<T>>,
-) -> io::Result<Result<(), String>> {
-    let start = Instant::now();
-    loop {
-        let list = left()?;
-        if list.is_empty() {
-            return Ok(Ok(()));
-        }
-        if start.elapsed() > BACK {
-            return Ok(Err(format!("left after {BACK:?}: {list:?}")));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn call<T: Into<u64>>(result: io::Result<T>) -> Saw {
@@ -660,7 +636,7 @@ impl Session<'_> {
     }
 
     /// Puts everything back as it was before, and tells what must not be.
-    fn end(mut self) -> io::Result<Vec<String>> {
+    fn end(mut self, leftovers: &mut Leftovers) -> io::Result<Vec<String>> {
         self.kill()?;
         for flow in mem::replace(&mut self.flows, array::from_fn(|_| None))
             .iter()
@@ -670,15 +646,7 @@ impl Session<'_> {
             flow.reset_at_close()?;
         }
         self.owners = array::from_fn(|_| Owner::default());
-        // A binding that had buffers out is gone only when its page pools have had a look, which may be
-        // long after the buffers are back.
-        let left = wait_back(|| {
-            Ok(provider::bindings()?
-                .into_iter()
-                .filter(|binding| binding.in_use != 0)
-                .collect())
-        })?;
-        if let Err(left) = left {
+        if let Some(left) = leftovers.wait_no_buffers()? {
             self.fault(left);
         }
         Ok(self.faults)

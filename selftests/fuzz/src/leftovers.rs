@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bindings that are left when they should be gone.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use devmem::provider;
+use devmem::provider::BindingInfo;
+
+/// How often to look.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Knows which bindings are lost, so that each is told of once.
+#[derive(Debug)]
+pub struct Leftovers {
+    lost: BTreeSet<u32>,
+    /// How long buffers and bindings may take to come back.
+    pub patience: Duration,
+}
+
+impl Leftovers {
+    /// Nothing is lost yet.
+    pub fn new(patience: Duration) -> Self {
+        Self {
+            lost: BTreeSet::new(),
+            patience,
+        }
+    }
+
+    /// Waits until no buffer is in use; tells of what is left.
+    ///
+    /// A binding that had buffers out is gone only when its page pools have had a look, which may be
+    /// long after they are back.
+    pub fn wait_no_buffers(&mut self) -> io::Result<Option<String>> {
+        self.wait(|binding| binding.in_use != 0)
+    }
+
+    /// Waits until there is no binding; tells of what is left.
+    pub fn wait_no_bindings(&mut self) -> io::Result<Option<String>> {
+        self.wait(|_| true)
+    }
+
+    fn wait(&mut self, counts: impl Fn(&BindingInfo) -> bool) -> io::Result<Option<String>> {
+        let start = Instant::now();
+        loop {
+            let mut left = provider::bindings()?;
+            left.retain(|binding| counts(binding) && !self.lost.contains(&binding.id));
+            if left.is_empty() {
+                return Ok(None);
+            }
+            if start.elapsed() > self.patience {
+                self.lost.extend(left.iter().map(|binding| binding.id));
+                return Ok(Some(format!("left after {:?}: {left:?}", self.patience)));
+            }
+            thread::sleep(LOOK);
+        }
+    }
+}
