@@ -28,6 +28,7 @@ fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
 
 /// Where all panics end.
 #[no_mangle]
+#[inline(never)]
 pub extern "C" fn property_panics() -> ! {
     #[allow(clippy::empty_loop, reason = "nobody runs it")]
     loop {}
@@ -137,7 +138,7 @@ pub extern "C" fn unsound(addr0: u64, len0: u64, addr1: u64, len1: u64) -> bool 
         return true;
     } else if wraps(segments[1]) {
         LayoutError::Wraps(segments[1])
-    } else if len0 + len1 > 1 << 50 {
+    } else if u128::from(len0) + u128::from(len1) > 1 << 50 {
         LayoutError::TooMany
     } else {
         return true;
