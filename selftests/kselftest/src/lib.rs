@@ -8,6 +8,8 @@
 
 pub mod aftermath;
 pub mod bpf;
+pub mod cgroup;
+pub mod child;
 pub mod faults;
 mod ifctl;
 pub mod ktap;

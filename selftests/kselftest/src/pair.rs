@@ -252,6 +252,11 @@ impl Pair {
         Self::of(End::new(1)?, End::new(2)?)
     }
 
+    /// Makes a pair whose receiving end is in this namespace.
+    pub fn into_namespace(rx: Netns) -> io::Result<Self> {
+        Self::of(End::in_namespace(rx, 1)?, End::new(2)?)
+    }
+
     /// Makes another pair between the namespaces of this one; its ends have addresses of their own,
     /// in the same network.
     pub fn beside(&self) -> io::Result<Self> {

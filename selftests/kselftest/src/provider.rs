@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::env;
+use std::ffi::CStr;
 use std::fs;
 use std::fs::File;
 use std::io;
@@ -16,7 +17,9 @@ use std::time::Instant;
 
 use devmem::provider;
 use devmem::provider::BindingInfo;
+use nix::kmod::DeleteModuleFlags;
 use nix::kmod::ModuleInitFlags;
+use nix::kmod::delete_module;
 use nix::kmod::finit_module;
 use nix::mount::MsFlags;
 use nix::mount::mount;
@@ -207,6 +210,43 @@ impl Census {
             Ok(left == 0 && now.attachments <= self.attachments)
         });
     }
+}
+
+/// The module loaded with parameters, until this is dropped. Changes nothing on the built-in provider.
+#[derive(Debug)]
+#[must_use]
+pub struct Parameters(());
+
+impl Parameters {
+    /// Loads the module again, with these parameters. There may be no bindings of it.
+    #[track_caller]
+    pub fn set(parameters: &CStr) -> io::Result<Self> {
+        reload(parameters)?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Parameters {
+    fn drop(&mut self) {
+        if let Err(err) = reload(c"") {
+            diag(format_args!("loading the module again: {err}"));
+        }
+    }
+}
+
+#[track_caller]
+fn reload(parameters: &CStr) -> io::Result<()> {
+    if under_test() == Provider::Builtin {
+        return Ok(());
+    }
+    let unload = || delete_module(c"devmem_provider", DeleteModuleFlags::O_NONBLOCK);
+    wait_for("the module to become unused", || match unload() {
+        Ok(()) => Ok(true),
+        Err(nix::Error::EAGAIN) => Ok(false),
+        Err(err) => Err(err.into()),
+    });
+    let module = File::open(path_from_env("DEVMEM_MODULE")?)?;
+    Ok(finit_module(&module, parameters, ModuleInitFlags::empty())?)
 }
 
 /// Waits until this binding is gone, which it is once every buffer is back.

@@ -36,6 +36,13 @@ impl Netns {
         })
     }
 
+    /// That of another process.
+    pub fn of_process(pid: i32) -> io::Result<Self> {
+        Ok(Self {
+            fd: File::open(format!("/proc/{pid}/ns/net"))?.into(),
+        })
+    }
+
     /// A new one without a name.
     pub fn new() -> io::Result<Self> {
         in_thread(|| {

@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sending from bindings of others, whose ids are easy to guess.
+
+use std::io;
+use std::io::ErrorKind;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
+
+use devmem::BindTx;
+use devmem::send::enable_zerocopy;
+use devmem::uring;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::child::Child;
+use devmem_kselftest::child::NOBODY;
+use devmem_kselftest::child::SOMEBODY;
+use devmem_kselftest::child::Talk;
+use devmem_kselftest::child::become_user;
+use devmem_kselftest::child::enter;
+use devmem_kselftest::child::give_ids;
+use devmem_kselftest::child::unshare_user;
+use devmem_kselftest::ktap::observe;
+use devmem_kselftest::provider;
+use devmem_kselftest::tx;
+use devmem_kselftest::tx::Call;
+use devmem_kselftest::tx::extent;
+use devmem_kselftest::tx::outcome;
+use nix::sched::CloneFlags;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
+use nix::unistd::setresuid;
+
+use crate::PAGE;
+use crate::PART;
+use crate::Stage;
+use crate::closed;
+
+/// No binding has it.
+const NO_ID: u32 = 0x7fff_fff0;
+
+/// What comes out of sending [`PART`] from somebody else's binding.
+fn foreign() -> String {
+    match closed() {
+        true => "EINVAL".to_owned(),
+        false => PART.len.to_string(),
+    }
+}
+
+impl Stage {
+    /// One whose receivers take next to nothing.
+    fn with_small_windows() -> io::Result<Self> {
+        let stage = Self::new()?;
+        setsockopt(&stage.listener, sockopt::RcvBuf, &0)?;
+        Ok(stage)
+    }
+
+    /// A child that binds the memory after `become_somebody`, tells the id, and holds it until told.
+    fn binder(&self, become_somebody: fn() -> io::Result<()>) -> io::Result<Child> {
+        Child::start(|talk| {
+            enter(&self.pair.tx.ns)?;
+            become_somebody()?;
+            let binding = BindTx::new(self.pair.tx.ifindex).bind(&self.memory)?;
+            talk.tell(binding.id())?;
+            talk.wait_for_the_end()
+        })
+    }
+
+    /// A child that connects, and sends from the binding that it is told.
+    fn sender(
+        &self,
+        become_somebody: impl FnOnce(&mut Talk) -> io::Result<()>,
+    ) -> io::Result<Child> {
+        Child::start(|talk| {
+            let socket = self.connect_in_child()?;
+            become_somebody(talk)?;
+            let id = talk.hear_number()?;
+            talk.tell(outcome(&Call::new(id, &[PART]).send(&socket)))?;
+            talk.wait_for_the_end()
+        })
+    }
+
+    /// What a sender gets that is told this binding. Everything it sent is as it should be.
+    #[track_caller]
+    fn send_from(&self, mut sender: Child, id: u32) -> io::Result<String> {
+        sender.talk().tell(id)?;
+        let outcome = sender.talk().hear()?;
+        let (rx, _) = self.listener.accept()?;
+        if outcome == PART.len.to_string() {
+            tx::expect(&rx, &[PART])?;
+        }
+        sender.end()?;
+        tx::expect_end(&rx)?;
+        Ok(outcome)
+    }
+}
+
+fn as_root() -> io::Result<()> {
+    Ok(())
+}
+
+fn as_nobody() -> io::Result<()> {
+    become_user(NOBODY)
+}
+
+fn as_somebody() -> io::Result<()> {
+    become_user(SOMEBODY)
+}
+
+/// Becomes the root of a user namespace of its own, who outside is this user.
+fn as_root_inside(talk: &mut Talk, outside: u32) -> io::Result<()> {
+    become_user(outside)?;
+    unshare_user(CloneFlags::empty())?;
+    talk.tell("unshared")?;
+    talk.hear()?;
+    Ok(setresuid(0.into(), 0.into(), 0.into())?)
+}
+
+/// Gives a child that [becomes root inside](as_root_inside) its uid.
+fn let_in(child: &mut Child, outside: u32) -> io::Result<()> {
+    child.talk().hear()?;
+    give_ids(child.pid(), &format!("0 {outside} 1\n"))?;
+    child.talk().tell("go on")
+}
+
+/// Nobody's memory is for the same user, also in a user namespace, and for no other: not for root either.
+pub fn who_may_send() -> Outcome {
+    let stage = Stage::new()?;
+    let mut binder = stage.binder(as_nobody)?;
+    let id = binder.talk().hear_number()?;
+    let own = PART.len.to_string();
+
+    let check = |who: &str, sender: Child, expected: &str| -> Outcome {
+        let outcome = stage.send_from(sender, id)?;
+        observe(format_args!("{who}: {outcome}"));
+        assert_eq!(outcome, expected, "{who}");
+        Ok(())
+    };
+    check("the same user", stage.sender(|_| as_nobody())?, &own)?;
+    check("another user", stage.sender(|_| as_somebody())?, &foreign())?;
+    check("root", stage.sender(|_| as_root())?, &foreign())?;
+
+    let mut inside = stage.sender(|talk| as_root_inside(talk, NOBODY))?;
+    let_in(&mut inside, NOBODY)?;
+    check("the same user in a user namespace", inside, &own)?;
+    let mut inside = stage.sender(|talk| as_root_inside(talk, SOMEBODY))?;
+    let_in(&mut inside, SOMEBODY)?;
+    check("another user in a user namespace", inside, &foreign())?;
+    binder.end()?;
+
+    // Root's memory is not for the root of a user namespace, but for a process that was root once.
+    let mut binder = stage.binder(as_root)?;
+    let id = binder.talk().hear_number()?;
+    let mut inside = stage.sender(|talk| as_root_inside(talk, NOBODY))?;
+    let_in(&mut inside, NOBODY)?;
+    let answer = stage.send_from(inside, id)?;
+    observe(format_args!("root of a user namespace: {answer}"));
+    assert_eq!(answer, foreign());
+    binder.end()?;
+
+    let child = Child::start(|talk| {
+        let socket = stage.connect_in_child()?;
+        let binding = BindTx::new(stage.pair.tx.ifindex).bind(&stage.memory)?;
+        as_nobody()?;
+        let id = talk.hear_number()?;
+        assert_eq!(id, 0, "its own binding is meant");
+        talk.tell(outcome(&Call::new(binding.id(), &[PART]).send(&socket)))?;
+        talk.wait_for_the_end()
+    })?;
+    assert_eq!(stage.send_from(child, 0)?, own, "after giving up rights");
+    Ok(())
+}
+
+/// A socket that was never connected.
+fn unconnected() -> io::Result<OwnedFd> {
+    // SAFETY: Takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: The kernel just made this file descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Fills the send buffer of a socket whose peer does not read.
+fn stuff(mut socket: &TcpStream) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    loop {
+        match socket.write(&[0; 1 << 16]) {
+            Err(err) if err.kind() == ErrorKind::WouldBlock => return Ok(()),
+            other => other?,
+        };
+    }
+}
+
+/// Whatever else is wrong, the answer for a foreign binding is that for one that does not exist.
+pub fn no_oracle() -> Outcome {
+    let stage = Stage::with_small_windows()?;
+    let mut child = Child::start(|talk| {
+        let socket = stage.connect_in_child()?;
+        let full = stage.connect_in_child()?;
+        stuff(&full)?;
+        let lonely = unconnected()?;
+        enable_zerocopy(&lonely)?;
+        as_nobody()?;
+        while let Ok(id) = talk.hear_number() {
+            let call = Call::new(id, &[PART]);
+            let beyond = Call::new(id, &[extent(1 << 40, 1)]);
+            let answers = [
+                outcome(&beyond.send(&socket)),
+                outcome(&call.send(&full)),
+                outcome(&call.send(&lonely)),
+            ];
+            talk.tell(answers.join(" "))?;
+        }
+        Ok(())
+    })?;
+    let connections = [stage.listener.accept()?, stage.listener.accept()?];
+
+    let here = stage.pair.tx.bind_tx(&stage.memory)?;
+    let elsewhere = stage.pair.rx.bind_tx(&stage.memory)?;
+    for (what, id) in [
+        ("no binding", NO_ID),
+        ("a binding to this device", here.id()),
+        ("a binding to another device", elsewhere.id()),
+    ] {
+        child.talk().tell(id)?;
+        let answers = child.talk().hear()?;
+        observe(format_args!("{what}: {answers}"));
+        if closed() || id == NO_ID {
+            assert_eq!(answers, "EINVAL EINVAL EINVAL", "{what}");
+        } else {
+            assert_ne!(answers, "EINVAL EINVAL EINVAL", "{what}");
+        }
+    }
+    child.end()?;
+    drop(connections);
+    Ok(())
+}
+
+/// Who is given a TCP socket has no right to the memory of who made it.
+pub fn sockets_passed_on() -> Outcome {
+    let stage = Stage::new()?;
+    let binding = stage.pair.tx.bind_tx(&stage.memory)?;
+    let connection = stage.pair.connect(&stage.listener)?;
+    enable_zerocopy(&connection.tx)?;
+    let call = Call::new(binding.id(), &[PART]);
+    // The child inherits both sockets, that of the binding, too.
+    let mut child = Child::start(|talk| {
+        as_nobody()?;
+        talk.tell(outcome(&call.send(&connection.tx)))?;
+        talk.wait_for_the_end()
+    })?;
+    let answer = child.talk().hear()?;
+    child.end()?;
+    observe(format_args!("the heir: {answer}"));
+    assert_eq!(answer, foreign());
+    if !closed() {
+        tx::expect(&connection.rx, &[PART])?;
+    }
+
+    // Nor does it do any harm to who has.
+    assert_eq!(outcome(&call.send(&connection.tx)), PART.len.to_string());
+    tx::expect(&connection.rx, &[PART])?;
+    Ok(())
+}
+
+/// io_uring sends with the rights of who makes the request.
+pub fn by_io_uring() -> Outcome {
+    let stage = Stage::new()?;
+    let binding = stage.pair.tx.bind_tx(&stage.memory)?;
+    let send = |become_somebody: fn() -> io::Result<()>| -> io::Result<String> {
+        let mut child = Child::start(|talk| {
+            let socket = stage.connect_in_child()?;
+            let mut sender = uring::Sender::new(&socket)?;
+            become_somebody()?;
+            let sent = sender.send(&binding, PART);
+            talk.tell(outcome(
+                &sent.map(|()| PART.len as usize).map_err(Into::into),
+            ))?;
+            talk.wait_for_the_end()
+        })?;
+        let answer = child.talk().hear()?;
+        let (rx, _) = stage.listener.accept()?;
+        if answer == PART.len.to_string() {
+            tx::expect(&rx, &[PART])?;
+        }
+        child.end()?;
+        Ok(answer)
+    };
+    for (who, become_somebody, expected) in [
+        ("root", as_root as fn() -> _, PART.len.to_string()),
+        ("nobody", as_nobody, foreign()),
+    ] {
+        let answer = send(become_somebody)?;
+        observe(format_args!("{who}: {answer}"));
+        assert_eq!(answer, expected, "{who}");
+    }
+    Ok(())
+}
+
+/// The memory of a receive binding cannot be sent, not even by who bound it.
+pub fn receive_binding_sent_from() -> Outcome {
+    let stage = Stage::new()?;
+    let binding = stage.pair.bind(&[1], &stage.memory)?;
+    let back = stage.pair.rx.bind_tx(&stage.memory)?;
+    let connection = stage.pair.connect(&stage.listener)?;
+    for socket in [&connection.tx, &connection.rx] {
+        enable_zerocopy(socket)?;
+        let answer = outcome(&Call::new(binding.id(), &[PART]).send(socket));
+        observe(&answer);
+        assert_eq!(answer, "EINVAL");
+    }
+    // It is not the device: a transmit binding of the same memory goes.
+    let call = Call::new(back.id(), &[PART]);
+    assert_eq!(outcome(&call.send(&connection.rx)), PART.len.to_string());
+    tx::expect(&connection.tx, &[PART])?;
+    Ok(())
+}
+
+/// Nobody guesses ids, and wants to see root's memory.
+pub fn another_users_memory_is_not_read() -> Outcome {
+    const IDS: u32 = 64;
+    let stage = Stage::new()?;
+    let secret = stage.pair.tx.bind_tx(&stage.memory)?;
+    let mut spy = Child::start(|talk| {
+        let mut socket = stage.connect_in_child()?;
+        as_nobody()?;
+        let last = BindTx::new(stage.pair.tx.ifindex).bind(&stage.memory)?.id();
+        let found = (last.saturating_sub(IDS)..last)
+            .filter(|&id| Call::new(id, &[PART]).send(&socket).is_ok())
+            .count();
+        socket.write_all(b"!")?;
+        talk.tell(found)?;
+        talk.wait_for_the_end()
+    })?;
+    let found = spy.talk().hear_number()?;
+    let (mut rx, _) = stage.listener.accept()?;
+    observe(format_args!("{found} bindings found"));
+    assert_eq!(found, u32::from(!closed()));
+    for _ in 0..found {
+        tx::expect(&rx, &[PART])?;
+    }
+    let mut last = [0];
+    rx.read_exact(&mut last)?;
+    assert_eq!(&last, b"!", "something else was sent");
+    spy.end()?;
+    drop(secret);
+    Ok(())
+}
+
+/// What is sent to a peer that does not read holds the memory, as long as the sender likes.
+pub fn another_users_memory_is_not_pinned() -> Outcome {
+    let stage = Stage::with_small_windows()?;
+    let mut child = Child::start(|talk| {
+        let socket = stage.connect_in_child()?;
+        as_nobody()?;
+        let id = talk.hear_number()?;
+        let whole = extent(0, (64 * PAGE) as u64);
+        socket.set_nonblocking(true)?;
+        // Until the window of the peer is full, and then some.
+        let sent = (0..1000)
+            .map_while(|_| Call::new(id, &[whole]).send(&socket).ok())
+            .count();
+        talk.tell(sent)?;
+        talk.wait_for_the_end()
+    })?;
+    let (rx, _) = stage.listener.accept()?;
+    let binding = stage.pair.tx.bind_tx(&stage.memory)?;
+    let id = binding.id();
+    child.talk().tell(id)?;
+    let sent = child.talk().hear_number()?;
+
+    drop(binding);
+    if closed() {
+        assert_eq!(sent, 0, "calls that sent something");
+        provider::all_buffers_back(id);
+    } else {
+        assert!(sent > 0);
+        thread::sleep(Duration::from_secs(1));
+        assert!(provider::binding(id)?.is_some(), "it is not held");
+    }
+    observe(format_args!("held: {}", provider::binding(id)?.is_some()));
+    child.end()?;
+    drop(rx);
+    provider::all_buffers_back(id);
+    Ok(())
+}

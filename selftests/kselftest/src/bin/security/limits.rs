@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How much of it a user can have: transmit bindings, and buffers of a queue that others share.
+
+use std::io;
+use std::net::Shutdown;
+use std::thread;
+use std::time::Duration;
+
+use devmem::BindTx;
+use devmem::DmaBuf;
+use devmem::Error;
+use devmem::TxBinding;
+use devmem::token::TokenRange;
+use devmem::token::dontneed;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Pair;
+use devmem_kselftest::child::Child;
+use devmem_kselftest::child::NOBODY;
+use devmem_kselftest::child::SOMEBODY;
+use devmem_kselftest::child::become_user;
+use devmem_kselftest::child::enter;
+use devmem_kselftest::child::give_ids;
+use devmem_kselftest::child::unshare_user;
+use devmem_kselftest::ktap::observe;
+use devmem_kselftest::pair::Ip;
+use devmem_kselftest::probe::Bench;
+use devmem_kselftest::probe::Call;
+use devmem_kselftest::probe::Probe;
+use devmem_kselftest::provider;
+use devmem_kselftest::provider::Parameters;
+use devmem_kselftest::traffic;
+use devmem_kselftest::traffic::Reader;
+use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::unistd::setresgid;
+use nix::unistd::setresuid;
+
+use crate::PAGE;
+use crate::PORT;
+use crate::closed;
+
+/// Bindings that a user may have on the module.
+const BINDINGS: usize = 4;
+/// Bindings that a test tries to make.
+const TRIES: usize = 2 * BINDINGS;
+/// Tokens that a socket may have on the module.
+const TOKENS: usize = 20;
+
+fn limit_bindings() -> io::Result<Parameters> {
+    Parameters::set(c"max_tx_bindings=4")
+}
+
+/// How many bindings somebody gets who tries [`TRIES`] times.
+fn expected() -> usize {
+    if closed() { BINDINGS } else { TRIES }
+}
+
+/// Makes bindings until that fails, which it may do for one reason only.
+fn bind_many(ifindex: u32, memory: &DmaBuf) -> io::Result<Vec<TxBinding>> {
+    let mut bindings = Vec::new();
+    for _ in 0..TRIES {
+        match BindTx::new(ifindex).bind(memory) {
+            Ok(binding) => bindings.push(binding),
+            Err(Error::Refused { errno, ack }) => {
+                assert_eq!(Errno::from_raw(errno), Errno::ENOSPC);
+                let message = ack.message.as_deref();
+                assert_eq!(message, Some("user has 4 transmit bindings already"));
+                break;
+            }
+            Err(err) => return Err(err.into()),
+        }
+    }
+    Ok(bindings)
+}
+
+/// A child that makes as many bindings as it can, each time it is told to, and tells how many it has then. It
+/// drops one when it is told so.
+fn binder(
+    pair: &Pair,
+    memory: &DmaBuf,
+    become_somebody: impl FnOnce() -> io::Result<()>,
+) -> io::Result<Child> {
+    Child::start(|talk| {
+        enter(&pair.tx.ns)?;
+        become_somebody()?;
+        let mut bindings = Vec::new();
+        while let Ok(order) = talk.hear() {
+            match order.as_str() {
+                "drop" => drop(bindings.pop()),
+                _ => bindings.extend(bind_many(pair.tx.ifindex, memory)?),
+            }
+            talk.tell(bindings.len())?;
+        }
+        Ok(())
+    })
+}
+
+fn ask(child: &mut Child, order: &str) -> io::Result<usize> {
+    child.talk().tell(order)?;
+    Ok(child.talk().hear_number()? as usize)
+}
+
+#[track_caller]
+fn check(what: &str, got: usize, expected: usize) {
+    observe(format_args!("{what}: {got}"));
+    assert_eq!(got, expected, "{what}");
+}
+
+/// The limit is for all processes of a user, and for each user, but not for network administrators.
+pub fn bindings_of_a_user() -> Outcome {
+    let _parameters = limit_bindings()?;
+    let memory = DmaBuf::udmabuf(64 * PAGE)?;
+    let pair = Pair::new()?;
+    let mut first = binder(&pair, &memory, || become_user(NOBODY))?;
+    let mut second = binder(&pair, &memory, || become_user(NOBODY))?;
+    let mut other = binder(&pair, &memory, || become_user(SOMEBODY))?;
+    let mut root = binder(&pair, &memory, || Ok(()))?;
+
+    check("nobody", ask(&mut first, "bind")?, expected());
+    let second_gets = if closed() { 0 } else { TRIES };
+    check("nobody, once more", ask(&mut second, "bind")?, second_gets);
+    check("somebody", ask(&mut other, "bind")?, expected());
+    check("root", ask(&mut root, "bind")?, TRIES);
+
+    // One that is freed makes room for another one, whichever process that was of.
+    ask(&mut first, "drop")?;
+    if closed() {
+        provider::wait_for("room for another binding", || {
+            Ok(ask(&mut second, "bind")? == 1)
+        });
+        check(
+            "nobody, at the limit",
+            ask(&mut first, "bind")?,
+            BINDINGS - 1,
+        );
+    }
+    for child in [first, second, other, root] {
+        child.end()?;
+    }
+    Ok(())
+}
+
+/// Processes that bind at the same time get not one binding more.
+pub fn bindings_made_at_once() -> Outcome {
+    const ROUNDS: usize = 5;
+    let _parameters = limit_bindings()?;
+    let memory = DmaBuf::udmabuf(64 * PAGE)?;
+    let pair = Pair::new()?;
+    for _ in 0..ROUNDS {
+        let before = provider::bindings()?.map_or(0, |list| list.len());
+        let mut children = (0..4)
+            .map(|_| binder(&pair, &memory, || become_user(NOBODY)))
+            .collect::<io::Result<Vec<_>>>()?;
+        for child in &mut children {
+            child.talk().tell("bind")?;
+        }
+        let mut sum = 0;
+        for child in &mut children {
+            sum += child.talk().hear_number()? as usize;
+        }
+        assert_eq!(sum, if closed() { BINDINGS } else { 4 * TRIES });
+        for child in children {
+            child.end()?;
+        }
+        provider::wait_for("the bindings to go", || {
+            Ok(provider::bindings()?.map_or(0, |list| list.len()) == before)
+        });
+    }
+    observe(format_args!("limited: {}", closed()));
+    Ok(())
+}
+
+/// Uids of a user namespace that an unprivileged user made give it no more bindings. Those of one that root
+/// made are users by themselves.
+pub fn bindings_by_user_namespaces() -> Outcome {
+    const SUBORDINATE: u32 = 100_000;
+    let _parameters = limit_bindings()?;
+    let memory = DmaBuf::udmabuf(64 * PAGE)?;
+    let pair = Pair::new()?;
+    let inside = |maker: u32, map: &str, uid: u32| -> io::Result<Child> {
+        let mut child = Child::start(|talk| {
+            enter(&pair.tx.ns)?;
+            if maker != 0 {
+                become_user(maker)?;
+            }
+            unshare_user(CloneFlags::empty())?;
+            talk.tell("unshared")?;
+            talk.hear()?;
+            setresgid(uid.into(), uid.into(), uid.into())?;
+            setresuid(uid.into(), uid.into(), uid.into())?;
+            let bindings = bind_many(pair.tx.ifindex, &memory)?;
+            talk.tell(bindings.len())?;
+            talk.wait_for_the_end()
+        })?;
+        child.talk().hear()?;
+        give_ids(child.pid(), map)?;
+        child.talk().tell("go on")?;
+        Ok(child)
+    };
+
+    let map = format!("0 {NOBODY} 1\n1 {SUBORDINATE} 2\n");
+    let mut root = inside(NOBODY, &map, 0)?;
+    let got = root.talk().hear_number()? as usize;
+    check("root inside", got, expected());
+    let more = if closed() { 0 } else { TRIES };
+    let mut another = inside(NOBODY, &map, 1)?;
+    let got = another.talk().hear_number()? as usize;
+    check("another user inside", got, more);
+    let mut outside = binder(&pair, &memory, || become_user(NOBODY))?;
+    check("its maker", ask(&mut outside, "bind")?, more);
+
+    let map = format!("0 {SUBORDINATE} 2\n");
+    let mut first = inside(0, &map, 0)?;
+    let mut second = inside(0, &map, 1)?;
+    for child in [&mut first, &mut second] {
+        let got = child.talk().hear_number()? as usize;
+        check("in a container that root made", got, expected());
+    }
+    for child in [root, another, outside, first, second] {
+        child.end()?;
+    }
+    Ok(())
+}
+
+fn limit_tokens() -> io::Result<Parameters> {
+    Parameters::set(c"max_tokens=20")
+}
+
+fn give_back_one(bench: &Bench, token: u32) -> io::Result<()> {
+    let range = TokenRange {
+        start: token,
+        count: 1,
+    };
+    assert_eq!(dontneed(&bench.connection.rx, &[range])?, 1);
+    Ok(())
+}
+
+/// A socket at its limit gets nothing more, and loses nothing.
+pub fn tokens_of_a_socket() -> Outcome {
+    const SEGMENTS: usize = 30;
+    let _parameters = limit_tokens()?;
+    let bench = Bench::new()?;
+    let mut probe = bench.probe().quiet();
+    bench.send(&[100; SEGMENTS])?;
+
+    let got = probe.receive(&Call::new(1 << 16));
+    let limit = if closed() { TOKENS } else { SEGMENTS };
+    observe(format_args!("{} tokens", got.frags().count()));
+    assert_eq!(got.frags().count(), limit);
+    if closed() {
+        probe
+            .call(&Call::new(1 << 16))
+            .assert_fails(Errno::ENOBUFS as i32);
+        // One token for one.
+        let mut held = probe.take_held();
+        give_back_one(&bench, held.swap_remove(7))?;
+        probe.receive(&Call::new(1 << 16)).assert_frags(&[100]);
+        probe
+            .call(&Call::new(1 << 16))
+            .assert_fails(Errno::ENOBUFS as i32);
+        for token in held {
+            give_back_one(&bench, token)?;
+        }
+        let rest = [100; SEGMENTS - TOKENS - 1];
+        probe.receive(&Call::new(1 << 16)).assert_frags(&rest);
+    }
+    // Other sockets have limits of their own, and so does this one again.
+    let other = bench
+        .pair
+        .connect_to_queue(Ip::V4, PORT + 1, Bench::QUEUE)?;
+    traffic::send(&other.tx, 0, 4096, 4096)?;
+    let mut reader = Reader::new(&other.rx, &bench.map, bench.binding.id());
+    reader.read_until(4096)?;
+    reader.assert_all_device_memory();
+    probe.give_back();
+    bench.send(&[500])?;
+    probe.receive(&Call::new(1 << 16)).assert_frags(&[500]);
+    probe.give_back();
+    Ok(())
+}
+
+/// Each peek gives another token for the same bytes.
+pub fn tokens_by_peeking() -> Outcome {
+    const PEEKS: usize = 3 * TOKENS;
+    let _parameters = limit_tokens()?;
+    let bench = Bench::new()?;
+    let mut probe = bench.probe().quiet();
+    bench.send(&[100])?;
+    let peek = Call::new(1 << 16).flags(libc::MSG_PEEK);
+    let peeks = (0..PEEKS)
+        .take_while(|_| probe.call(&peek).result == Ok(100))
+        .count();
+    observe(format_args!("{peeks} peeks"));
+    assert_eq!(peeks, if closed() { TOKENS } else { PEEKS });
+    if closed() {
+        probe.call(&peek).assert_fails(Errno::ENOBUFS as i32);
+    }
+    probe.give_back();
+    probe.position = 0;
+    probe.receive(&Call::new(1 << 16)).assert_frags(&[100]);
+    probe.give_back();
+    Ok(())
+}
+
+/// Reads without returning tokens, until nothing comes any more. Tells how many tokens that are, and the last
+/// error.
+fn hoard(probe: &mut Probe<'_>) -> (usize, Errno) {
+    loop {
+        let got = probe.call(&Call::new(1 << 16));
+        match got.result {
+            Ok(_) => (),
+            Err(errno) => return (probe.held().len(), Errno::from_raw(errno)),
+        }
+    }
+}
+
+/// Somebody keeps what it reads from a queue that is shared, of 64 buffers more than the device has.
+pub fn another_users_flow_goes_on() -> Outcome {
+    const LEN: u64 = 1 << 20;
+    const BUFFERS: usize = 1024;
+    let _parameters = limit_tokens()?;
+    let memory = DmaBuf::udmabuf(BUFFERS * PAGE)?;
+    let map = memory.map()?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[1], &memory)?;
+    let hoarder = pair.connect_to_queue(Ip::V4, PORT, 1)?;
+    let honest = pair.connect_to_queue(Ip::V4, PORT + 1, 1)?;
+    // Longer than a sender waits before it sends again what was lost.
+    hoarder
+        .rx
+        .set_read_timeout(Some(Duration::from_millis(1500)))?;
+
+    thread::scope(|scope| -> Outcome {
+        let len = 2 * (BUFFERS * PAGE) as u64;
+        let flood = traffic::send_in(scope, &hoarder.tx, 0, len, 1 << 16);
+        let mut probe = Probe::new(&hoarder.rx, &[(binding.id(), &map)]).quiet();
+        let (held, errno) = hoard(&mut probe);
+        observe(format_args!("the hoarder gets {errno:?}"));
+
+        if closed() {
+            assert_eq!((held, errno), (TOKENS, Errno::ENOBUFS));
+            let sender = traffic::send_in(scope, &honest.tx, 0, LEN, 1 << 16);
+            let mut reader = Reader::new(&honest.rx, &map, binding.id());
+            reader.read_until(LEN)?;
+            reader.assert_all_device_memory();
+            sender.join().expect("the sender's thread")?;
+        } else {
+            assert_eq!(errno, Errno::EAGAIN);
+            assert!(held > BUFFERS / 2, "{held} buffers");
+            traffic::send(&honest.tx, 0, 4096, 4096)?;
+            honest
+                .rx
+                .set_read_timeout(Some(Duration::from_millis(1500)))?;
+            let mut probe = Probe::new(&honest.rx, &[(binding.id(), &map)]).quiet();
+            let got = probe.call(&Call::new(1 << 16));
+            got.assert_fails(Errno::EAGAIN as i32);
+        }
+        hoarder.rx.shutdown(Shutdown::Both)?;
+        hoarder.tx.shutdown(Shutdown::Both)?;
+        // How much of it went out does not matter.
+        let _ = flood.join().expect("the sender's thread");
+        Ok(())
+    })
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Kernel memory of bindings, and which control group it is charged to.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+
+use devmem::BindTx;
+use devmem::DmaBuf;
+use devmem_kselftest::Outcome;
+use devmem_kselftest::Pair;
+use devmem_kselftest::cgroup::Cgroup;
+use devmem_kselftest::child::Child;
+use devmem_kselftest::child::NOBODY;
+use devmem_kselftest::child::become_user;
+use devmem_kselftest::child::enter;
+use devmem_kselftest::ktap::Stop;
+use devmem_kselftest::ktap::diag;
+use devmem_kselftest::ktap::observe;
+use devmem_kselftest::provider;
+use devmem_kselftest::tx;
+use nix::fcntl::FcntlArg;
+use nix::fcntl::SealFlag;
+use nix::fcntl::fcntl;
+use nix::sys::memfd::MFdFlags;
+use nix::sys::memfd::memfd_create;
+
+use crate::PAGE;
+use crate::closed;
+
+const MIB: u64 = 1 << 20;
+/// What else is charged to a group: the process itself, and what is charged in advance.
+const NOISE: u64 = MIB;
+
+/// Buffers of a receive binding, and bytes that the module has for each.
+const BUFFERS: u64 = 16384;
+const PER_BUFFER: u64 = 68;
+
+/// Entries of the scatterlist of [`scattered`], and bytes that a transmit binding has for each.
+const ENTRIES: u64 = 1024;
+const PER_ENTRY: u64 = 72;
+
+/// `struct udmabuf_create_list`, with as many items as the kernel takes.
+#[repr(C)]
+struct CreateList {
+    flags: u32,
+    count: u32,
+    items: [CreateItem; ENTRIES as usize],
+}
+
+/// `struct udmabuf_create_item`
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct CreateItem {
+    memfd: u32,
+    reserved: u32,
+    offset: u64,
+    size: u64,
+}
+
+/// A dma-buf of pages no two of which are neighbours: all even ones of a file, and then the odd ones.
+fn scattered() -> io::Result<OwnedFd> {
+    let memfd = memfd_create(
+        c"scattered",
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    )?;
+    nix::unistd::ftruncate(&memfd, (ENTRIES * PAGE as u64) as libc::off_t)?;
+    fcntl(&memfd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))?;
+    let mut list = CreateList {
+        flags: 1,
+        count: ENTRIES as u32,
+        items: [CreateItem::default(); ENTRIES as usize],
+    };
+    let pages = (0..ENTRIES).step_by(2).chain((1..ENTRIES).step_by(2));
+    for (item, page) in list.items.iter_mut().zip(pages) {
+        *item = CreateItem {
+            memfd: memfd.as_raw_fd() as u32,
+            reserved: 0,
+            offset: page * PAGE as u64,
+            size: PAGE as u64,
+        };
+    }
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/udmabuf")?;
+    // SAFETY: The ioctl only reads `list`, which has as many items as it says.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), UDMABUF_CREATE_LIST, &raw const list) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: The kernel just made this file descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `_IOW('u', 0x43, struct udmabuf_create_list)`: without the items.
+const UDMABUF_CREATE_LIST: libc::c_ulong = 0x4008_7543;
+
+/// How much more is charged to `group` while a child in it holds what `bind` makes.
+fn charged<T>(
+    group: &Cgroup,
+    pair: &Pair,
+    bind: impl FnOnce() -> io::Result<T>,
+) -> Result<u64, Stop> {
+    let mut child = Child::start(|talk| {
+        enter(&pair.rx.ns)?;
+        talk.hear()?;
+        let held = bind()?;
+        talk.tell("bound")?;
+        talk.wait_for_the_end()?;
+        drop(held);
+        Ok(())
+    })?;
+    group.add(child.pid())?;
+    let before = group.usage()?;
+    child.talk().tell("bind")?;
+    child.talk().hear()?;
+    let with = group.usage()?;
+    child.end()?;
+    provider::wait_for("the charge to go", || Ok(group.usage()? < before + NOISE));
+    Ok(with.saturating_sub(before))
+}
+
+/// Bindings of either kind, to several queues or devices.
+pub fn bindings_are_charged() -> Outcome {
+    const RX: u64 = 4;
+    const TX: u64 = 64;
+    let memory = DmaBuf::udmabuf(BUFFERS as usize * PAGE)?;
+    let scattered = scattered()?;
+    let pair = Pair::new()?;
+    let group = Cgroup::new("devmem_charged")?;
+
+    let receive = charged(&group, &pair, || {
+        (0..RX as u32)
+            .map(|queue| Ok(pair.request(&[queue]).bind(&memory)?))
+            .collect::<io::Result<Vec<_>>>()
+    })?;
+    let transmit = charged(&group, &pair, || {
+        become_user(NOBODY)?;
+        (0..TX)
+            .map(|_| Ok(BindTx::new(pair.rx.ifindex).bind(&scattered)?))
+            .collect::<io::Result<Vec<_>>>()
+    })?;
+    for (what, bytes, expected) in [
+        ("receive", receive, RX * BUFFERS * PER_BUFFER),
+        ("transmit", transmit, TX * ENTRIES * PER_ENTRY),
+    ] {
+        diag(format_args!("{what}: {bytes} bytes charged of {expected}"));
+        let all = bytes + NOISE > expected;
+        observe(format_args!("{what}: charged {all}"));
+        assert_eq!(all, closed(), "{what}: {bytes} bytes charged of {expected}");
+    }
+    Ok(())
+}
+
+/// Without memory in the group there are no more bindings, and nothing else happens.
+pub fn bindings_fail_at_the_limit() -> Outcome {
+    const TRIES: usize = 128;
+    let scattered = scattered()?;
+    let pair = Pair::new()?;
+    let group = Cgroup::new("devmem_limited")?;
+    let mut child = Child::start(|talk| {
+        enter(&pair.rx.ns)?;
+        // Not to be killed for want of memory, so that the request fails.
+        fs::write("/proc/self/oom_score_adj", "-1000")?;
+        become_user(NOBODY)?;
+        let mut held = Vec::with_capacity(TRIES);
+        talk.hear()?;
+        let end = loop {
+            match BindTx::new(pair.rx.ifindex).bind(&scattered) {
+                Ok(binding) => held.push(binding),
+                Err(err) => break err.errno().unwrap_or(0),
+            }
+            if held.len() == TRIES {
+                break 0;
+            }
+        };
+        // Room to go on with.
+        let count = held.len();
+        held.truncate(1);
+        talk.tell(end)?;
+        talk.tell(count)?;
+        talk.wait_for_the_end()
+    })?;
+    group.add(child.pid())?;
+    group.leave(4 * MIB)?;
+    let before = group.usage()?;
+    child.talk().tell("bind")?;
+    let errno = child.talk().hear_number()? as i32;
+    let count = child.talk().hear_number()?;
+    let answer = tx::outcome(&match errno {
+        0 => Ok(count as usize),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    });
+    diag(format_args!("{count} bindings"));
+    observe(&answer);
+    if closed() {
+        assert_eq!(answer, "ENOMEM");
+        let all = 4 * MIB / (ENTRIES * PER_ENTRY);
+        assert!((1..=all).contains(&u64::from(count)), "{count} bindings");
+    } else {
+        assert_eq!(answer, TRIES.to_string());
+    }
+    child.end()?;
+    provider::wait_for("the charge to go", || Ok(group.usage()? < before + NOISE));
+    Ok(())
+}
