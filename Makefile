@@ -8,7 +8,9 @@ KSRC ?=
 FILE ?=
 TESTS ?=
 GUEST ?= fast
-export KDIR MO KSRC FILE TESTS GUEST
+DURATION ?= 600
+SEED ?=
+export KDIR MO KSRC FILE TESTS GUEST DURATION SEED
 
 PHONY := all
 all: ## build the module, against the cached guest kernel or KDIR=<built kernel tree>
@@ -36,6 +38,18 @@ test-debug: ## in the guest with KASAN, lockdep, kmemleak and others only (part 
 PHONY += test-kcsan
 test-kcsan: ## in the guest that looks for data races (not part of test)
 	@scripts/test kcsan
+
+PHONY += fuzz
+fuzz: ## random operations on both providers, compared, for DURATION=600 seconds (SEED=)
+	@scripts/fuzz
+
+PHONY += coverage
+coverage: ## how much of the module the guest's tests run (GUEST=debug for all of them)
+	@scripts/coverage
+
+PHONY += host-checks
+host-checks: ## the plain logic under Miri, a solver, deeper tests, and mutated
+	@scripts/host-checks
 
 PHONY += guest
 guest: ## a shell in the booted guest (GUEST=debug: that one), a netdevsim pair ready
