@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::mem;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -18,6 +19,8 @@ const LOOK: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 pub struct Leftovers {
     lost: BTreeSet<u32>,
+    /// Those that were there before the sequence.
+    before: BTreeSet<u32>,
     /// How long buffers and bindings may take to come back.
     pub patience: Duration,
 }
@@ -27,16 +30,24 @@ impl Leftovers {
     pub fn new(patience: Duration) -> Self {
         Self {
             lost: BTreeSet::new(),
+            before: BTreeSet::new(),
             patience,
         }
     }
 
-    /// Waits until no buffer is in use; tells of what is left.
+    /// A sequence begins: what is there is not of its making.
+    pub fn begin(&mut self) -> io::Result<()> {
+        self.before = provider::bindings()?.iter().map(|b| b.id).collect();
+        Ok(())
+    }
+
+    /// Waits until no buffer of the sequence is in use; tells of what is left.
     ///
     /// A binding that had buffers out is gone only when its page pools have had a look, which may be
     /// long after they are back.
     pub fn wait_no_buffers(&mut self) -> io::Result<Option<String>> {
-        self.wait(|binding| binding.in_use != 0)
+        let before = mem::take(&mut self.before);
+        self.wait(|binding| binding.in_use != 0 && !before.contains(&binding.id))
     }
 
     /// Waits until there is no binding; tells of what is left.

@@ -113,6 +113,7 @@ pub fn run(
     ops: &[Op],
 ) -> io::Result<Transcript> {
     provider::select(provider)?;
+    leftovers.begin()?;
     let mut session = Session {
         world,
         arenas,
