@@ -24,9 +24,7 @@ import claripy  # noqa: E402
 PROPERTIES = {
     "layout": [64] * 5,
     "address": [64] * 3,
-    "extents": [64] * 4,
     "unsound": [64] * 4,
-    "locate": [64] * 5 + [32],
     "window": [64] * 4,
     "tokens": [32] * 2,
 }

@@ -18,7 +18,6 @@ mod token;
 mod window;
 
 use area::{Layout, LayoutError, Segment};
-use extent::{ExtentMap, Place};
 use window::{Part, Window};
 
 #[panic_handler]
@@ -88,43 +87,6 @@ pub extern "C" fn address(addr: u64, len: u64, shift: u64) -> bool {
     first && second
 }
 
-/// Two segments, each any but so short that there are few extents: the same bytes, each once.
-#[no_mangle]
-pub extern "C" fn extents(addr0: u64, len0: u64, addr1: u64, len1: u64) -> bool {
-    let segments = [(addr0, len0), (addr1, len1)].map(|(addr, len)| Segment { addr, len });
-    let total = u128::from(len0) + u128::from(len1);
-    if segments.iter().any(|&s| wraps(s)) || total > 1 << 32 {
-        return true;
-    }
-
-    let mut done = 0;
-    let mut count = 0;
-    for extent in extent::extents(segments.into_iter()) {
-        let at = if done < len0 {
-            addr0 + done
-        } else {
-            addr1 + (done - len0)
-        };
-        // Past the end of the first segment only if the second is next to it.
-        let joined = done < len0 && done + extent.len > len0;
-        if extent.len == 0
-            || extent.len > 1 << 31
-            || extent.addr != at
-            || joined && addr0.checked_add(len0) != Some(addr1)
-        {
-            return false;
-        }
-        done += extent.len;
-        count += 1;
-    }
-
-    let counted = match count {
-        0 => Err(LayoutError::Empty),
-        count => Ok(count),
-    };
-    u128::from(done) == total && extent::count(segments.into_iter()) == counted
-}
-
 /// What is wrong with two segments, if anything is.
 #[no_mangle]
 pub extern "C" fn unsound(addr0: u64, len0: u64, addr1: u64, len1: u64) -> bool {
@@ -144,48 +106,6 @@ pub extern "C" fn unsound(addr0: u64, len0: u64, addr1: u64, len1: u64) -> bool 
         return true;
     };
     extent::count(segments.into_iter()) == Err(fault)
-}
-
-/// Three extents of any length, a dma-buf of any size, any offset and hint.
-#[no_mangle]
-pub extern "C" fn locate(
-    end0: u64,
-    end1: u64,
-    end2: u64,
-    size: u64,
-    offset: u64,
-    hint: u32,
-) -> bool {
-    let ends = [end0, end1, end2];
-    let sound = end0 != 0
-        && end0 <= 1 << 31
-        && end1 > end0
-        && end1 - end0 <= 1 << 31
-        && end2 > end1
-        && end2 - end1 <= 1 << 31;
-    let Some(map) = ExtentMap::new(&ends[..], size) else {
-        return !sound;
-    };
-    let size = if size < end2 { size } else { end2 };
-
-    let place = map.locate(offset, hint);
-    if offset >= size {
-        return sound && map.size() == size && place.is_none();
-    }
-    let (extent, start, end) = if offset < end0 {
-        (0, 0, end0)
-    } else if offset < end1 {
-        (1, end0, end1)
-    } else {
-        (2, end1, end2)
-    };
-    let left = if end < size { end } else { size } - offset;
-    let expected = Place {
-        extent,
-        offset: (offset - start) as u32,
-        left: left as usize,
-    };
-    sound && place == Some(expected)
 }
 
 /// Two pieces of any size, and any window over them.
