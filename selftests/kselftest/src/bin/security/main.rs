@@ -98,5 +98,6 @@ fn main() -> ExitCode {
         limits::another_users_flow_goes_on,
         memory::bindings_are_charged,
         memory::bindings_fail_at_the_limit,
+        memory::tokens_are_charged,
     ])
 }

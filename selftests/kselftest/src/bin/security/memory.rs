@@ -5,6 +5,7 @@
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
@@ -21,6 +22,8 @@ use devmem_kselftest::child::enter;
 use devmem_kselftest::ktap::Stop;
 use devmem_kselftest::ktap::diag;
 use devmem_kselftest::ktap::observe;
+use devmem_kselftest::probe::Bench;
+use devmem_kselftest::probe::Call;
 use devmem_kselftest::provider;
 use devmem_kselftest::tx;
 use nix::fcntl::FcntlArg;
@@ -68,7 +71,9 @@ fn scattered() -> io::Result<OwnedFd> {
         c"scattered",
         MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
     )?;
-    nix::unistd::ftruncate(&memfd, (ENTRIES * PAGE as u64) as libc::off_t)?;
+    // Allocates all pages, in the order of the file: udmabuf would, in its own order.
+    let mut memfd = File::from(memfd);
+    memfd.write_all(&vec![0; ENTRIES as usize * PAGE])?;
     fcntl(&memfd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))?;
     let mut list = CreateList {
         flags: 1,
@@ -206,6 +211,44 @@ pub fn bindings_fail_at_the_limit() -> Outcome {
         assert_eq!(answer, TRIES.to_string());
     }
     child.end()?;
+    provider::wait_for("the charge to go", || Ok(group.usage()? < before + NOISE));
+    Ok(())
+}
+
+/// Tokens are charged to who receives, on both providers.
+pub fn tokens_are_charged() -> Outcome {
+    const FRAGS: usize = 64;
+    const PEEKS: usize = 4000;
+    /// A node of the xarray has room for 64 tokens.
+    const PER_TOKEN: u64 = 576 / 64;
+    let bench = Bench::new()?;
+    bench.send(&[1000; FRAGS])?;
+    let group = Cgroup::new("devmem_tokens")?;
+    let mut child = Child::start(|talk| {
+        talk.hear()?;
+        let mut probe = bench.probe().quiet();
+        let peek = Call::new(1 << 16).flags(libc::MSG_PEEK);
+        let tokens: usize = (0..PEEKS)
+            .map(|_| {
+                probe.call(&peek);
+                probe.take_held().len()
+            })
+            .sum();
+        talk.tell(tokens)?;
+        talk.wait_for_the_end()
+    })?;
+    group.add(child.pid())?;
+    let before = group.usage()?;
+    child.talk().tell("peek")?;
+    let tokens = child.talk().hear_number()?;
+    let bytes = group.usage()?.saturating_sub(before);
+    child.end()?;
+
+    let expected = (FRAGS * PEEKS) as u64 * PER_TOKEN;
+    diag(format_args!("{bytes} bytes charged of {expected}"));
+    assert_eq!(tokens as usize, FRAGS * PEEKS, "tokens");
+    assert!(bytes + NOISE > expected, "{bytes} bytes of {expected}");
+    drop(bench);
     provider::wait_for("the charge to go", || Ok(group.usage()? < before + NOISE));
     Ok(())
 }
