@@ -96,6 +96,26 @@ fn rmmod_with_tokens_held() -> Outcome {
     Ok(())
 }
 
+/// Parameters are unsigned numbers of 32 bits.
+fn bad_parameters() -> Outcome {
+    if ktap::provider() == Provider::Builtin {
+        return skip(NOT_A_MODULE);
+    }
+    rmmod_when_unused();
+    for parameters in [
+        c"max_tx_bindings=-1",
+        c"max_tx_bindings=4294967296",
+        c"max_tokens=many",
+        c"max_tokens=",
+    ] {
+        let module = File::open(provider::path_from_env("DEVMEM_MODULE")?)?;
+        let loaded = finit_module(&module, parameters, ModuleInitFlags::empty());
+        assert_eq!(loaded, Err(nix::Error::EINVAL), "{parameters:?}");
+    }
+    insmod()?;
+    Ok(())
+}
+
 /// Bindings stay with the provider that made them, whoever serves new ones.
 fn both_providers_at_once() -> Outcome {
     if ktap::provider() == Provider::Builtin {
@@ -137,6 +157,10 @@ fn main() -> ExitCode {
         Test {
             name: "rmmod_with_tokens_held",
             run: rmmod_with_tokens_held,
+        },
+        Test {
+            name: "bad_parameters",
+            run: bad_parameters,
         },
         Test {
             name: "both_providers_at_once",
