@@ -49,7 +49,7 @@ use crate::world::World;
 const CORPUS: &str = include_str!("../corpus.txt");
 
 /// Rounds, unless `DURATION` says how long to go on, and inputs of each.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 5;
 const INPUTS: usize = 50;
 /// How long a round takes with `DURATION`.
 const ROUND: Duration = Duration::from_secs(30);

@@ -155,7 +155,8 @@ fn unprivileged_netlink_socket() -> io::Result<OwnedFd> {
 impl World {
     /// Makes it.
     pub fn new() -> io::Result<Self> {
-        let memory = DmaBuf::udmabuf(MEMORY)?;
+        // Of few entries: the C code takes long to find buffers among many.
+        let memory = DmaBuf::system_heap(MEMORY)?;
         let tx_memory = DmaBuf::udmabuf(TX_MEMORY)?;
         tx::fill(&tx_memory)?;
         let read_only = DmaBuf::heap(Path::new("/dev/dma_heap/system"), TX_MEMORY, libc::O_RDONLY)?;

@@ -140,7 +140,7 @@ impl Peer {
         let builder = PacketBuilder::ethernet2(MAC, self.mac)
             .ipv4(SENDER.octets(), ADDRESS.octets(), 64)
             .tcp_header(header);
-        self.put_frame(builder, &traffic::bytes(0, len))
+        self.put_frame(builder, traffic::bytes(0, len))
     }
 
     /// The payload of a frame for this port of ours that has come, if any.
