@@ -57,6 +57,8 @@ pub struct Flow {
     pub queued: u32,
     /// Whether the receive buffer has been made smaller.
     pub small: bool,
+    /// Whether another process has the sockets, too.
+    pub shared: bool,
     /// Calls that sent from a dma-buf.
     pub calls: u32,
     /// Of these, the ones that are completed.
@@ -81,6 +83,7 @@ impl Flow {
             sent: 0,
             queued: 0,
             small: false,
+            shared: false,
             calls: 0,
             completed: 0,
             parts: Vec::new(),

@@ -567,13 +567,13 @@ impl Session<'_> {
             End::Receiver => {
                 self.check_all_held(flow)?;
                 flow.reset_at_close()?;
-                if self.child.is_some() {
+                if flow.shared {
                     self.orphaned += flow.queued + flow.held.len() as u32;
                 }
             }
             End::Peer => {
                 drop(flow.tx.take());
-                if self.child.is_none() {
+                if !flow.shared {
                     self.wait_end(flow)?;
                 }
             }
@@ -583,7 +583,7 @@ impl Session<'_> {
 
     fn reset(&mut self, flow: &mut Flow) -> io::Result<Saw> {
         flow.reset_at_close()?;
-        if flow.tx.take().is_some() && self.child.is_none() && !flow.wait_reset()? {
+        if flow.tx.take().is_some() && !flow.shared && !flow.wait_reset()? {
             self.fault("the reset has not arrived");
         }
         Ok(Saw::Nothing)
@@ -602,7 +602,13 @@ impl Session<'_> {
         }
         // SAFETY: This process has one thread.
         match unsafe { fork() }? {
-            ForkResult::Parent { child } => self.child = Some(child),
+            ForkResult::Parent { child } => {
+                self.child = Some(child);
+                self.flows
+                    .iter_mut()
+                    .flatten()
+                    .for_each(|flow| flow.shared = true);
+            }
             ForkResult::Child => {
                 // SAFETY: Takes no pointers.
                 unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
@@ -621,7 +627,11 @@ impl Session<'_> {
         kill(child, Signal::SIGKILL)?;
         waitpid(child, None)?;
         self.orphaned = 0;
-        let flows = mem::replace(&mut self.flows, array::from_fn(|_| None));
+        let mut flows = mem::replace(&mut self.flows, array::from_fn(|_| None));
+        flows
+            .iter_mut()
+            .flatten()
+            .for_each(|flow| flow.shared = false);
         for flow in flows.iter().flatten().filter(|flow| flow.tx.is_none()) {
             self.wait_end(flow)?;
         }
