@@ -25,6 +25,7 @@ PROPERTIES = {
     "layout": [64] * 5,
     "address": [64] * 3,
     "unsound": [64] * 4,
+    "extents": [64] * 4,
     "window": [64] * 4,
     "tokens": [32] * 2,
 }

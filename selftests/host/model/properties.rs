@@ -87,6 +87,43 @@ pub extern "C" fn address(addr: u64, len: u64, shift: u64) -> bool {
     first && second
 }
 
+/// Two segments, each any but so short that there are few extents: the same bytes, each once.
+#[no_mangle]
+pub extern "C" fn extents(addr0: u64, len0: u64, addr1: u64, len1: u64) -> bool {
+    let segments = [(addr0, len0), (addr1, len1)].map(|(addr, len)| Segment { addr, len });
+    let total = u128::from(len0) + u128::from(len1);
+    if segments.iter().any(|&s| wraps(s)) || total > 1 << 32 {
+        return true;
+    }
+
+    let mut done = 0;
+    let mut count = 0;
+    for extent in extent::extents(segments.into_iter()) {
+        let at = if done < len0 {
+            addr0 + done
+        } else {
+            addr1 + (done - len0)
+        };
+        // Past the end of the first segment only if the second is next to it.
+        let joined = done < len0 && done + extent.len > len0;
+        if extent.len == 0
+            || extent.len > 1 << 31
+            || extent.addr != at
+            || joined && addr0.checked_add(len0) != Some(addr1)
+        {
+            return false;
+        }
+        done += extent.len;
+        count += 1;
+    }
+
+    let counted = match count {
+        0 => Err(LayoutError::Empty),
+        count => Ok(count),
+    };
+    u128::from(done) == total && extent::count(segments.into_iter()) == counted
+}
+
 /// What is wrong with two segments, if anything is.
 #[no_mangle]
 pub extern "C" fn unsound(addr0: u64, len0: u64, addr1: u64, len1: u64) -> bool {
