@@ -132,7 +132,7 @@ fn answer(result: Result) -> String {
 
 /// Allocations that have another way to go: a second attempt that may wait, memory of their own, or
 /// none that anybody would miss.
-const SPARE: [&str; 9] = [
+const SPARE: [&str; 12] = [
     "xas_nomem",
     "xas_create",
     "ref_tracker_alloc",
@@ -142,6 +142,11 @@ const SPARE: [&str; 9] = [
     "obj_exts",
     "netlink_trim",
     "do_user_addr_fault",
+    // What is not to be had in one piece comes in pages.
+    "kvrealloc_node_align_noprof",
+    "__kvmalloc_node_noprof",
+    // A NAPI instance allocates its first skb before it needs it.
+    "netif_napi_add_weight_locked",
 ];
 
 /// Calls that go on: packets get lost, and are sent again; messages are not of the caller's interest.
