@@ -79,9 +79,9 @@ pub struct Storm {
 }
 
 impl Storm {
-    /// How many steps a storm has, by how many it usually has. A slow kernel does a quarter of them.
+    /// How many steps a storm has, by how many it usually has. A slow kernel does an eighth of them.
     pub fn steps(&self, usually: u32) -> u32 {
-        (usually * SETTINGS.1).div_ceil(if ktap::is_slow() { 4 } else { 1 })
+        (usually * SETTINGS.1).div_ceil(if ktap::is_slow() { 8 } else { 1 })
     }
 
     /// Begins the next step, which is this.
