@@ -41,7 +41,7 @@ pub const NOBODY: u32 = 65534;
 pub const SOMEBODY: u32 = 1000;
 
 /// How long one side waits for the other.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// One side of the talk between a child and its parent, line by line.
 #[derive(Debug)]
