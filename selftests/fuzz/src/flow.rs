@@ -5,12 +5,11 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::AsFd;
-use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use devmem_kselftest::probe::tcp_info;
 use devmem_kselftest::sockopt;
 use devmem_kselftest::traffic;
 
@@ -119,24 +118,24 @@ impl Flow {
     /// it does neither.
     pub fn wait_arrival(&self) -> io::Result<bool> {
         soon(|| {
-            let (state, received) = info(&self.rx)?;
+            let (state, received) = tcp_info(&self.rx)?;
             Ok(received >= self.sent || state == CLOSED && self.peer_state()? == CLOSED)
         })
     }
 
     /// Waits until the receiver knows that the stream has ended. False if it does not get to know.
     pub fn wait_end(&self) -> io::Result<bool> {
-        soon(|| Ok(ENDED.contains(&info(&self.rx)?.0)))
+        soon(|| Ok(ENDED.contains(&tcp_info(&self.rx)?.0)))
     }
 
     /// Waits until the receiver knows that the connection is gone. False if it does not get to know.
     pub fn wait_reset(&self) -> io::Result<bool> {
-        soon(|| Ok(info(&self.rx)?.0 == CLOSED))
+        soon(|| Ok(tcp_info(&self.rx)?.0 == CLOSED))
     }
 
     fn peer_state(&self) -> io::Result<u8> {
         match &self.tx {
-            Some(tx) => Ok(info(tx)?.0),
+            Some(tx) => Ok(tcp_info(tx)?.0),
             None => Ok(CLOSED),
         }
     }
@@ -164,26 +163,4 @@ pub fn soon(mut condition: impl FnMut() -> io::Result<bool>) -> io::Result<bool>
         thread::sleep(LOOK);
     }
     Ok(true)
-}
-
-/// The state of a TCP socket, and how many bytes it has received.
-fn info(socket: &impl AsFd) -> io::Result<(u8, u64)> {
-    /// Where `struct tcp_info` has `tcpi_bytes_received`.
-    const BYTES_RECEIVED: usize = 128;
-    let mut info = [0_u8; BYTES_RECEIVED + 8];
-    let mut len = info.len() as libc::socklen_t;
-    // SAFETY: `info` is writable for `len` bytes.
-    let ret = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            info.as_mut_ptr().cast(),
-            &mut len,
-        )
-    };
-    match (ret, info.last_chunk()) {
-        (0, Some(bytes)) => Ok((info[0], u64::from_ne_bytes(*bytes))),
-        _ => Err(io::Error::last_os_error()),
-    }
 }

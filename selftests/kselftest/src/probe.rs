@@ -596,8 +596,8 @@ impl Bench {
     }
 }
 
-/// Bytes that a socket has received, in order, since it was connected.
-pub fn received(socket: &impl AsFd) -> io::Result<u64> {
+/// The state of a TCP socket, and the bytes that it has received, in order, since it was connected.
+pub fn tcp_info(socket: &impl AsFd) -> io::Result<(u8, u64)> {
     /// Where `struct tcp_info` has `tcpi_bytes_received`.
     const BYTES_RECEIVED: usize = 128;
     let mut info = [0_u8; BYTES_RECEIVED + 8];
@@ -613,9 +613,14 @@ pub fn received(socket: &impl AsFd) -> io::Result<u64> {
         )
     };
     match (ret, info.last_chunk()) {
-        (0, Some(bytes)) if len as usize == info.len() => Ok(u64::from_ne_bytes(*bytes)),
+        (0, Some(bytes)) if len as usize == info.len() => Ok((info[0], u64::from_ne_bytes(*bytes))),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Bytes that a socket has received, in order, since it was connected.
+pub fn received(socket: &impl AsFd) -> io::Result<u64> {
+    Ok(tcp_info(socket)?.1)
 }
 
 /// Waits until a socket has received so many bytes in all.
