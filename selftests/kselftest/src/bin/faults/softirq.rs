@@ -7,6 +7,7 @@ use std::io::Read;
 
 use devmem_kselftest::Outcome;
 use devmem_kselftest::faults::Scarcity;
+use devmem_kselftest::faults::Site;
 use devmem_kselftest::faults::Watch;
 use devmem_kselftest::ktap;
 
@@ -16,27 +17,32 @@ use crate::stream::Stream;
 /// Every so-manieth atomic allocation fails while bytes come in. Packets get lost and are sent again; a
 /// reader for whom there is no token is told so, and asks again.
 pub fn traffic() -> Outcome {
-    const ROUNDS: u32 = 8;
+    /// Rounds at each interval: a few, and as many more as it takes for a fault to strike.
+    const ROUNDS: std::ops::Range<u32> = 8..400;
     let mut rig = Rig::new()?;
     let mut stream = Stream::new(&rig)?;
     for interval in [101, 31, 13] {
         let watch = Watch::new()?;
         let scarcity = Scarcity::every(interval)?;
-        let mut refused = 0;
-        for _ in 0..ROUNDS {
+        let (mut refused, mut rounds) = (0, 0);
+        let mut sites = Vec::new();
+        let hits =
+            |sites: &[Site], part: &str| sites.iter().filter(|site| site.is_in(part)).count();
+        let on_path = |sites: &[Site]| hits(sites, "tcp_") + hits(sites, "nsim_");
+        while rounds < ROUNDS.start || (on_path(&sites) == 0 && rounds < ROUNDS.end) {
             stream.fill()?;
             refused += stream.drain_with_patience()?;
+            sites.append(&mut watch.take()?);
+            rounds += 1;
         }
         drop(scarcity);
-        let sites = watch.take()?;
-        let count = |part: &str| sites.iter().filter(|site| site.is_in(part)).count();
         ktap::diag(format_args!(
-            "every {interval}th: {} failed, {} in TCP, {} in the device, {refused} calls had no memory",
+            "every {interval}th: {} failed in {rounds} rounds, {} in TCP, {} in the device, {refused} calls had no memory",
             sites.len(),
-            count("tcp_"),
-            count("nsim_")
+            hits(&sites, "tcp_"),
+            hits(&sites, "nsim_")
         ));
-        assert!(count("tcp_") + count("nsim_") > 0, "nothing failed");
+        assert!(on_path(&sites) > 0, "nothing failed");
     }
     drop(stream);
     rig.transfer()
