@@ -21,6 +21,7 @@ use crate::{
         Place, //
     },
     free_list::{
+        self,
         Batch,
         FreeList,
         NiovId, //
@@ -39,10 +40,7 @@ use crate::{
             NetIovArea,
             TxIov, //
         },
-        page_pool::{
-            NewPagePool,
-            Refill, //
-        },
+        page_pool::NewPagePool,
         skbuff::TxSkBuff,
         spinlock_bh::{
             new_spinlock_bh,
@@ -117,17 +115,12 @@ impl Receive for RxBinding {
         Ok(())
     }
 
-    fn alloc(&self, refill: &mut Refill<'_>) {
-        let mut batch = Batch::new();
-
-        self.free.lock().take(&mut batch, refill.room());
-        for id in batch {
-            refill.give(id);
-        }
+    fn alloc(&self, batch: &mut Batch) {
+        self.free.lock().take(batch, free_list::BATCH);
     }
 
-    fn release(&self, id: NiovId) {
-        self.free.lock().put(id);
+    fn release(&self, ids: impl Iterator<Item = NiovId>) {
+        self.free.lock().put(ids);
     }
 }
 
@@ -166,13 +159,13 @@ impl TxBinding {
         })
     }
 
-    /// Finds the memory at `offset` bytes into the dma-buf, if that is there.
+    /// The memory from `offset` bytes into the dma-buf on, as far as it is there.
     ///
     /// `hint` is the extent to look at first.
-    pub(crate) fn locate(&self, offset: u64, hint: u32) -> Option<(TxIov<'_>, Place)> {
-        let place = self.extents.locate(offset, hint)?;
-
-        Some((self.area.transmit(place.extent)?, place))
+    pub(crate) fn walk(&self, offset: u64, hint: u32) -> impl Iterator<Item = (TxIov<'_>, Place)> {
+        self.extents
+            .walk(offset, hint)
+            .map_while(|place| Some((self.area.transmit(place.extent)?, place)))
     }
 }
 

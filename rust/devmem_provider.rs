@@ -36,7 +36,7 @@ use crate::{
             Registration, //
         },
         genetlink::BindRequest,
-        skbuff::SkBuff,
+        skbuff::RxSkBuff,
         sock::{
             Message,
             Sock, //
@@ -110,7 +110,7 @@ impl Provider for DevmemProvider {
 
     fn recvmsg(
         sk: &Sock<'_>,
-        skb: &SkBuff,
+        skb: &mut RxSkBuff<'_>,
         offset: usize,
         msg: &mut Message<'_>,
         len: usize,

@@ -180,6 +180,29 @@ impl<S: Deref<Target = [u64]>> ExtentMap<S> {
         })
     }
 
+    /// Finds `offset`, as [`locate`](Self::locate) does, and then the extents that follow it.
+    pub(crate) fn walk(&self, offset: u64, hint: u32) -> impl Iterator<Item = Place> + '_ {
+        let first = self.locate(offset, hint);
+        let next = first.map_or(0, |place| place.extent + 1);
+        let ends = self.ends.get(next as usize..).unwrap_or(&[]);
+        let mut start = match first {
+            Some(place) => offset + place.left as u64,
+            None => self.size,
+        };
+        let rest = (next..).zip(ends).map_while(move |(extent, &end)| {
+            let left = end.min(self.size).checked_sub(start)?;
+
+            start = end;
+            (left != 0).then_some(Place {
+                extent,
+                offset: 0,
+                left: left as usize,
+            })
+        });
+
+        first.into_iter().chain(rest)
+    }
+
     fn range(&self, index: usize) -> Option<Range<u64>> {
         let start = match index.checked_sub(1) {
             Some(previous) => *self.ends.get(previous)?,

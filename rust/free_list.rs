@@ -3,7 +3,8 @@
 //! The free list of a binding: which of its net_iovs nobody has.
 //!
 //! A stack of indices. Taking and putting back cost the same whatever the size of the dma-buf and
-//! however many scatterlist entries it has, and a page pool's whole refill is one copy.
+//! however many scatterlist entries it has, a page pool's whole refill is one copy, and a new list costs
+//! nothing.
 
 #![deny(unsafe_code)]
 
@@ -16,6 +17,13 @@ pub(crate) const BATCH: usize = 64;
 /// No page pool takes more than this fraction of what is left in one go. Queues that share a small
 /// binding would otherwise leave nothing to each other.
 const SHARE: usize = 8;
+
+/// Unless that is less than this fraction of all, or than [`LEAST`]: to take a few at a time costs more
+/// for each.
+const LEAST_SHARE: usize = 16;
+
+/// What a page pool may take in one go from any binding that is not tiny.
+const LEAST: usize = 16;
 
 /// The right to use one net_iov of a binding, by its index.
 ///
@@ -56,57 +64,70 @@ impl Batch {
     }
 }
 
-impl Iterator for Batch {
-    type Item = NiovId;
-
-    fn next(&mut self) -> Option<NiovId> {
-        self.len = self.len.checked_sub(1)?;
-        Some(NiovId(self.ids[self.len]))
+impl Batch {
+    /// The indices, with the right to them left to the caller.
+    pub(crate) fn into_raw(&mut self) -> &[u32] {
+        let len = core::mem::take(&mut self.len);
+        &self.ids[..len]
     }
 }
 
-/// A stack of free net_iovs over preallocated storage.
+/// Free net_iovs over preallocated storage: a stack of those that came back, and those from `fresh` on,
+/// which nobody had yet.
 ///
 /// # Invariants
 ///
-/// `slots[..free]` are distinct indices below `slots.len()`.
+/// `slots[..returned]` are distinct indices below `fresh`, which is at most `slots.len()`.
 pub(crate) struct FreeList<S> {
     slots: S,
-    free: usize,
+    returned: usize,
+    fresh: usize,
 }
 
 impl<S: DerefMut<Target = [u32]>> FreeList<S> {
     /// A list on which all of `slots.len()` net_iovs are free. What is in `slots` does not matter.
-    ///
-    /// Net_iovs that nobody had yet are handed out in ascending order.
-    pub(crate) fn full(mut slots: S) -> Self {
-        let free = slots.len();
-        // In this order no index is made that there is no slot for.
-        for (slot, index) in slots.iter_mut().rev().zip(0..) {
-            *slot = index;
+    pub(crate) fn full(slots: S) -> Self {
+        // INVARIANT: Nobody had any, so none came back.
+        Self {
+            slots,
+            returned: 0,
+            fresh: 0,
         }
-        // INVARIANT: `slots` are the indices from 0 to its length, each once.
-        Self { slots, free }
     }
 
     /// Moves up to `most` and [`BATCH`] net_iovs to `batch`, which has to be empty: one at least if
     /// there is any, and not more than a fair share of what is left.
+    ///
+    /// Those that nobody had yet come last, in such an order that page pools, which use the last of a
+    /// batch first, hand them out in ascending order.
     pub(crate) fn take(&mut self, batch: &mut Batch, most: usize) {
-        let count = self.free.div_ceil(SHARE).min(most).min(BATCH);
-        let rest = self.free - count;
+        let free = self.capacity() - self.in_use();
+        let least = LEAST.min(self.capacity() / LEAST_SHARE);
+        let share = free.div_ceil(SHARE).max(least);
+        let count = share.min(free).min(most).min(BATCH);
+        let returned = count.min(self.returned);
+        let rest = self.returned - returned;
+        let (new, old) = batch.ids[..count].split_at_mut(count - returned);
 
-        batch.ids[..count].copy_from_slice(&self.slots[rest..self.free]);
+        old.copy_from_slice(&self.slots[rest..self.returned]);
+        // CAST: There are no more net_iovs than a `u32` can count, see `Layout`.
+        for (id, index) in new.iter_mut().rev().zip(self.fresh as u32..) {
+            *id = index;
+        }
+        // INVARIANT: What stays is a part of what was there.
+        self.fresh += new.len();
+        self.returned = rest;
         batch.len = count;
-        // INVARIANT: What stays is a prefix of what was there.
-        self.free = rest;
     }
 
-    /// Takes a net_iov back.
-    pub(crate) fn put(&mut self, id: NiovId) {
-        // INVARIANT: By the invariant of `NiovId` its index is not on the list, so the list is not
-        // full, and its indices stay distinct.
-        self.slots[self.free] = id.into_raw();
-        self.free += 1;
+    /// Takes net_iovs back.
+    pub(crate) fn put(&mut self, ids: impl IntoIterator<Item = NiovId>) {
+        for id in ids {
+            // INVARIANT: By the invariant of `NiovId` its index was handed out, and is not on the list.
+            // So it is below `fresh`, the stack is not full, and its indices stay distinct.
+            self.slots[self.returned] = id.into_raw();
+            self.returned += 1;
+        }
     }
 
     /// Number of net_iovs, free or not.
@@ -116,6 +137,6 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
 
     /// Number of net_iovs that are handed out.
     pub(crate) fn in_use(&self) -> usize {
-        self.slots.len() - self.free
+        self.fresh - self.returned
     }
 }

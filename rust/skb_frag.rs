@@ -17,19 +17,15 @@ use crate::{
     module_parameters,
     sys::{
         iov_iter::OffsetRanges,
-        netmem::{
-            CountedIov,
-            DevmemIov, //
-        },
         skbuff::{
             Frag,
-            SkBuff,
+            RxSkBuff,
             TxSkBuff, //
         },
         sock::{
+            FragMessage,
             Message,
-            Sock,
-            Tokens, //
+            Sock, //
         },
     },
     token::{
@@ -55,7 +51,7 @@ use crate::{
 /// Mirrors `tcp_recvmsg_dmabuf()` in [`net/ipv4/tcp.c`](srctree/net/ipv4/tcp.c).
 pub(crate) fn recvmsg(
     sk: &Sock<'_>,
-    skb: &SkBuff,
+    skb: &mut RxSkBuff<'_>,
     offset: usize,
     msg: &mut Message<'_>,
     len: usize,
@@ -65,29 +61,25 @@ pub(crate) fn recvmsg(
         linear: part.linear(),
         frags: part.frags(),
     });
+    let mut tokens = sk.reader_tokens(module_parameters::max_tokens.value());
+    let window = Window::new(offset, len);
+    let passed = cmsg::pass(parts, window, msg, &mut tokens, skb.may_lose_frags())?;
 
-    cmsg::pass(parts, Window::new(offset, len), msg, || {
-        let mut table = sk.tokens();
-        if let limit @ 1.. = module_parameters::max_tokens.value() {
-            table.limit_to(limit);
-        }
-        table
-    })
+    if passed.moved {
+        skb.forget_frags();
+    }
+    Ok(passed.bytes)
 }
 
 impl cmsg::Frag for Frag {
-    type Iov<'a> = DevmemIov<'a>;
-
     fn size(&self) -> usize {
         Frag::size(self)
     }
 
-    fn place(&self) -> Option<cmsg::Place<DevmemIov<'_>>> {
-        let iov = self.devmem_iov()?;
-        let (dmabuf_id, base) = iov.location();
+    fn place(&self) -> Option<cmsg::Place> {
+        let (dmabuf_id, base) = self.devmem_iov()?.location();
 
         Some(cmsg::Place {
-            iov,
             dmabuf_id,
             offset: base + self.offset(),
         })
@@ -96,6 +88,7 @@ impl cmsg::Frag for Frag {
 
 impl cmsg::Reader for Message<'_> {
     type Error = Error;
+    type Message = FragMessage;
 
     fn copy(&mut self, data: &[u8]) -> Result {
         Message::copy(self, data)
@@ -105,8 +98,14 @@ impl cmsg::Reader for Message<'_> {
         Message::put_linear(self, len)
     }
 
-    fn put_frag(&mut self, dmabuf_id: u32, offset: u64, len: usize, token: u32) -> Result {
-        Message::put_frag(self, dmabuf_id, offset, len, token)
+    fn put_frags(&mut self, messages: &[FragMessage]) -> Result<(), (usize, Error)> {
+        Message::put_frags(self, messages)
+    }
+}
+
+impl From<cmsg::FragInfo> for FragMessage {
+    fn from(frag: cmsg::FragInfo) -> Self {
+        Self::new(frag.dmabuf_id, frag.offset, frag.len, frag.token)
     }
 }
 
@@ -115,7 +114,6 @@ impl From<cmsg::Stop> for Error {
         match stop {
             cmsg::Stop::NotDeviceMemory => ENODEV,
             cmsg::Stop::EndOfPacket => EFAULT,
-            cmsg::Stop::NoToken => ENOMEM,
         }
     }
 }
@@ -137,15 +135,7 @@ pub(crate) fn dontneed(
         return Err(EINVAL);
     }
 
-    Ok(token::take_back(Range::tokens(ranges), || sk.tokens()))
-}
-
-impl token::Take for Tokens<'_> {
-    type Counted = CountedIov;
-
-    fn take(&mut self, token: u32) -> Option<CountedIov> {
-        Tokens::take(self, token)
-    }
+    Ok(token::take_back(ranges, || sk.tokens()))
 }
 
 /// Appends up to `len` bytes of a dma-buf to `skb`: those at the first of `ranges`.
@@ -169,13 +159,33 @@ pub(crate) fn fill(
         let Some(range) = ranges.first() else {
             break;
         };
-        let (iov, place) = binding.locate(range.start, next).ok_or(EFAULT)?;
-        let part = place.left.min(range.len).min(len);
+        let wanted = range.len.min(len);
+        let mut left = wanted;
+        let result = binding
+            .walk(range.start, next)
+            .try_for_each(|(iov, place)| {
+                let part = place.left.min(left);
 
-        skb.append(iov, place.offset, part)?;
-        ranges.advance(part);
-        len -= part;
-        next = place.extent + 1;
+                if part != 0 {
+                    skb.append(iov, place.offset, part).map_err(Some)?;
+                    next = place.extent + 1;
+                    left -= part;
+                }
+                // Ends the walk.
+                if left == 0 {
+                    Err(None)
+                } else {
+                    Ok(())
+                }
+            });
+
+        ranges.advance(wanted - left);
+        len -= wanted - left;
+        match result {
+            Err(None) => {}
+            Err(Some(error)) => return Err(error),
+            Ok(()) => return Err(EFAULT),
+        }
     }
     Ok(())
 }

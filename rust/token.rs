@@ -2,146 +2,206 @@
 
 //! Tokens: the names under which user space holds net_iovs.
 //!
-//! A token stands for one reference to a net_iov, taken by `recvmsg()` and given up by
-//! `setsockopt(SO_DEVMEM_DONTNEED)` or with the socket. `recvmsg()` has to know a token before it
-//! writes the cmsg, and writing may fault; so tokens are reserved first, and get their net_iov only
-//! when the cmsg is out. Both happen in batches, each in one critical section of the socket's
-//! [`Table`].
+//! A token stands for one reference to a net_iov, handed out by `recvmsg()` and given up by
+//! `setsockopt(SO_DEVMEM_DONTNEED)` or with the socket. It is an index into the socket's [`Slots`].
+//! `recvmsg()` has to tell a token before it stands for anything, since telling it may fault. No
+//! reservation is needed for that: nobody else uses the slots that are free while the socket is locked.
+//!
+//! C header: [`include/net/devmem.h`](srctree/include/net/devmem.h)
 
 #![deny(unsafe_code)]
 
-/// Most tokens reserved at a time: one for each frag of an skb.
+use core::num::NonZero;
+
+/// The token of slot 0, see `NET_DEVMEM_TOKEN_BASE`. Those below are the built-in provider's.
+pub(crate) const BASE: u32 = 1 << 31;
+
+/// Most tokens that a reader is told at a time: one for each frag of an skb.
 pub(crate) const BATCH: usize = 17;
 
 /// Most frags that one `SO_DEVMEM_DONTNEED` looks up.
 pub(crate) const MAX_DONTNEED_FRAGS: u32 = 1024;
 
-/// How many returned frags wait for the table's lock to be dropped.
-const RETURN_BATCH: usize = 16;
+/// How many returned frags wait for the lock to be dropped. A page pool takes no more at a time.
+pub(crate) const RETURN_BATCH: usize = 16;
 
-/// The tokens of a socket, locked, to which those of frags `F` can be added.
-pub(crate) trait Table<F> {
+const BITS: usize = usize::BITS as usize;
+
+/// What the tokens of a socket stand for: `struct net_devmem_tokens`, locked.
+///
+/// # Invariants
+///
+/// A slot is 0 exactly if its bit in `free` is set. A word of `free` is 0 exactly if its bit in
+/// `groups` is not set. The words of `groups` before `hint` are 0. `used` slots are not 0.
+pub(crate) struct Slots<'a> {
+    pub(crate) used: &'a mut u32,
+    pub(crate) hint: &'a mut u32,
+    pub(crate) groups: &'a mut [usize],
+    pub(crate) free: &'a mut [usize],
+    pub(crate) slots: &'a mut [usize],
+}
+
+/// The bits that are set in a word, from the lowest on.
+struct Bits(usize);
+
+impl Iterator for Bits {
+    type Item = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        let bit = self.0.trailing_zeros() as usize;
+
+        self.0 &= self.0.checked_sub(1)?;
+        Some(bit)
+    }
+}
+
+impl Slots<'_> {
+    /// Tells the lowest tokens that are free: up to as many as there is room for in `tokens`. Returns
+    /// how many.
+    pub(crate) fn peek(&self, tokens: &mut [u32]) -> usize {
+        let words = (*self.hint as usize..)
+            .zip(self.groups.iter().skip(*self.hint as usize))
+            .flat_map(|(group, &bits)| Bits(bits).map(move |bit| group * BITS + bit));
+        let free = words.flat_map(|word| {
+            let bits = self.free.get(word).copied().unwrap_or(0);
+            Bits(bits).map(move |bit| word * BITS + bit)
+        });
+        let mut count = 0;
+
+        for (token, slot) in tokens.iter_mut().zip(free) {
+            // CAST: An index of a slot, of which there are less than `BASE`.
+            *token = BASE | slot as u32;
+            count += 1;
+        }
+        count
+    }
+
+    /// Lets a token, if it is free, stand for `netmem`, that of a net_iov, with a reference.
+    ///
+    /// Returns whether it is.
+    pub(crate) fn commit(&mut self, token: u32, netmem: usize) -> bool {
+        let slot = (token & !BASE) as usize;
+        let word = slot / BITS;
+        let (Some(place), Some(free)) = (self.slots.get_mut(slot), self.free.get_mut(word)) else {
+            return false;
+        };
+        let bit = 1 << (slot % BITS);
+        if *free & bit == 0 {
+            return false;
+        }
+
+        // INVARIANT: The slot becomes used, and may be the last of its word.
+        *place = netmem;
+        *free &= !bit;
+        *self.used += 1;
+        if *free == 0 {
+            self.word_is_used(word);
+        }
+        true
+    }
+
+    fn word_is_used(&mut self, word: usize) {
+        if let Some(group) = self.groups.get_mut(word / BITS) {
+            *group &= !(1 << (word % BITS));
+        }
+        // INVARIANT: Only words that are 0 are passed.
+        while self.groups.get(*self.hint as usize) == Some(&0) {
+            *self.hint += 1;
+        }
+    }
+
+    /// Takes a token back. Returns what it stood for, with the reference. None if there is no such
+    /// token.
+    pub(crate) fn take(&mut self, token: u32) -> Option<usize> {
+        let slot = token.checked_sub(BASE)? as usize;
+        let netmem = core::mem::take(self.slots.get_mut(slot)?);
+        if netmem == 0 {
+            return None;
+        }
+
+        // INVARIANT: The slot becomes free.
+        let word = slot / BITS;
+        let group = word / BITS;
+        *self.free.get_mut(word)? |= 1 << (slot % BITS);
+        *self.groups.get_mut(group)? |= 1 << (word % BITS);
+        // CAST: There are less groups than slots.
+        *self.hint = (*self.hint).min(group as u32);
+        *self.used -= 1;
+        Some(netmem)
+    }
+}
+
+/// Where the references of tokens come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum References {
+    /// A reference is taken for each token. The packet keeps its own.
+    Taken,
+    /// The packet's own: it forgets its frags.
+    Moved,
+}
+
+/// The tokens of a socket, for frags `F`, to who reads from it.
+pub(crate) trait Tokens<F> {
     /// Why there is no token to be had.
     type Error;
 
-    /// Reserves a token that stands for nothing yet.
+    /// Tells tokens that are free: one at least, and up to as many as there is room for in `tokens`.
+    /// Returns how many.
     ///
-    /// User space sees it before it is committed, and another thread of it may be fast, or guess,
-    /// and give it back: then it stays reserved.
-    fn reserve(&mut self) -> Result<u32, Self::Error>;
+    /// They stand for nothing yet, and nobody else uses them before they are
+    /// [committed](Self::commit). A user who returns one all the same returns nothing.
+    fn peek(&mut self, tokens: &mut [u32]) -> Result<NonZero<usize>, Self::Error>;
 
-    /// Lets a reserved token stand for `frag`, of which it takes a reference.
-    fn commit(&mut self, token: u32, frag: F);
-
-    /// Gives a reserved token up.
-    fn cancel(&mut self, token: u32);
+    /// Lets tokens that [`peek`](Self::peek) told stand for frags, one for each.
+    fn commit(&mut self, tokens: &[u32], frags: &[F], references: References);
 }
 
 /// The tokens of a socket, locked, from which they are taken back.
 pub(crate) trait Take {
-    /// The reference that a token stands for.
-    type Counted;
+    /// References of up to [`RETURN_BATCH`] tokens, given up when dropped.
+    type Returned: Default;
 
-    /// Takes a token back, with its reference. None if there is no such token, or if it is only
-    /// reserved, which it stays.
-    fn take(&mut self, token: u32) -> Option<Self::Counted>;
+    /// Takes a token back, with its reference. False if there is no such token.
+    fn take(&mut self, token: u32, returned: &mut Self::Returned) -> bool;
 }
 
-/// Takes `tokens` back, and gives up their references. Returns how many there were.
+/// Takes tokens back, and gives up their references. Returns how many there were.
 ///
-/// What [`Take::Counted`] does when it is dropped it does without the lock that `lock` takes.
+/// None of `ranges` may wrap. Ends after [`MAX_DONTNEED_FRAGS`] tokens, whether they are there or
+/// not. What [`Take::Returned`] does when it is dropped it does without the lock that `lock` takes.
 pub(crate) fn take_back<T: Take>(
-    mut tokens: impl Iterator<Item = u32>,
+    ranges: impl Iterator<Item = Range>,
     lock: impl Fn() -> T,
 ) -> usize {
-    let mut returned = 0;
+    let mut ranges = ranges.filter(|range| range.count != 0);
+    let mut current = ranges.next();
+    let mut left = MAX_DONTNEED_FRAGS;
+    let mut total = 0;
 
-    loop {
+    while current.is_some() && left != 0 {
         // Dropped last, after the lock.
-        let mut batch: [Option<T::Counted>; RETURN_BATCH] = [const { None }; RETURN_BATCH];
+        let mut returned = T::Returned::default();
         let mut table = lock();
-        let mut found = tokens.by_ref().filter_map(|token| table.take(token));
-        let count = batch
-            .iter_mut()
-            .map_while(|slot| Some(slot.insert(found.next()?)))
-            .count();
+        let mut room = RETURN_BATCH;
 
-        returned += count;
-        if count < RETURN_BATCH {
-            return returned;
-        }
-    }
-}
+        while let Some(range) = &mut current {
+            let taken = table.take(range.start, &mut returned);
 
-/// Tokens of one `recvmsg()`, between their reservation and their commit.
-///
-/// Has to be [settled](Self::settle) before it is dropped.
-pub(crate) struct Reserved<F> {
-    tokens: [u32; BATCH],
-    frags: [Option<F>; BATCH],
-    used: usize,
-    len: usize,
-}
-
-impl<F: Copy> Reserved<F> {
-    /// No tokens.
-    pub(crate) fn new() -> Self {
-        Self {
-            tokens: [0; BATCH],
-            frags: [None; BATCH],
-            used: 0,
-            len: 0,
-        }
-    }
-
-    /// Commits what was used, gives the rest up, and reserves up to `want` new tokens, in one
-    /// critical section of `table`. Fails if there is not one to be had.
-    pub(crate) fn refill<T: Table<F>>(
-        &mut self,
-        table: &mut T,
-        want: usize,
-    ) -> Result<(), T::Error> {
-        self.settle(table);
-        while self.len < want.min(BATCH) {
-            match table.reserve() {
-                Ok(token) => self.tokens[self.len] = token,
-                Err(error) if self.len == 0 => return Err(error),
-                Err(_) => break,
+            left -= 1;
+            room -= usize::from(taken);
+            range.count -= 1;
+            if range.count == 0 {
+                current = ranges.next();
+            } else {
+                range.start += 1;
             }
-            self.len += 1;
-        }
-        Ok(())
-    }
-
-    /// Commits what was used and gives the rest up.
-    pub(crate) fn settle<T: Table<F>>(&mut self, table: &mut T) {
-        for (token, frag) in self.tokens.iter().zip(&mut self.frags).take(self.len) {
-            match frag.take() {
-                Some(frag) => table.commit(*token, frag),
-                None => table.cancel(*token),
+            if left == 0 || room == 0 {
+                break;
             }
         }
-        self.used = 0;
-        self.len = 0;
+        total += RETURN_BATCH - room;
     }
-
-    /// True if there is nothing to settle.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The next reserved token, if there is one left. Still up for use: see [`Self::bind`].
-    pub(crate) fn peek(&self) -> Option<u32> {
-        (self.used < self.len).then(|| self.tokens[self.used])
-    }
-
-    /// Uses the token that [`Self::peek`] told for `frag`.
-    pub(crate) fn bind(&mut self, frag: F) {
-        if let Some(slot) = self.frags[..self.len].get_mut(self.used) {
-            *slot = Some(frag);
-            self.used += 1;
-        }
-    }
+    total
 }
 
 /// A range of tokens as user space gives it back.
@@ -157,12 +217,5 @@ impl Range {
     /// True if the range goes past the last possible token.
     pub(crate) fn wraps(&self) -> bool {
         self.count != 0 && self.start.checked_add(self.count - 1).is_none()
-    }
-
-    /// The tokens of `ranges`, none of which wraps, up to [`MAX_DONTNEED_FRAGS`] of them.
-    pub(crate) fn tokens(ranges: impl Iterator<Item = Range>) -> impl Iterator<Item = u32> {
-        ranges
-            .flat_map(|range| (0..range.count).map(move |i| range.start + i))
-            .take(MAX_DONTNEED_FRAGS as usize)
     }
 }

@@ -32,32 +32,23 @@ impl Window {
         self.len == 0
     }
 
-    /// The part of a piece of `size` bytes that is in the window, if any. Does not move on.
-    pub(crate) fn part(&self, size: usize) -> Option<Part> {
-        let len = size.saturating_sub(self.skip).min(self.len);
-
-        (len != 0).then_some(Part {
-            offset: self.skip,
-            len,
-        })
+    /// How many bytes are still to come.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
-    /// Moves on past a piece of `size` bytes.
-    pub(crate) fn advance(&mut self, size: usize) {
-        self.len -= self.part(size).map_or(0, |part| part.len);
-        self.skip = self.skip.saturating_sub(size);
+    /// True if a piece of `size` bytes, if that is the next one, has a part in the window.
+    pub(crate) fn meets(&self, size: usize) -> bool {
+        self.len != 0 && self.skip < size
     }
 
-    /// How many of the next pieces, of `sizes` bytes each, have a part in the window.
-    pub(crate) fn count(mut self, sizes: impl Iterator<Item = usize>) -> usize {
-        let mut count = 0;
-        for size in sizes {
-            if self.is_empty() {
-                break;
-            }
-            count += usize::from(self.part(size).is_some());
-            self.advance(size);
-        }
-        count
+    /// Moves on past a piece of `size` bytes. Returns the part of it that was in the window, if any.
+    pub(crate) fn cut(&mut self, size: usize) -> Option<Part> {
+        let offset = self.skip.min(size);
+        let len = (size - offset).min(self.len);
+
+        self.skip -= offset;
+        self.len -= len;
+        (len != 0).then_some(Part { offset, len })
     }
 }

@@ -7,6 +7,7 @@
  */
 
 #include <linux/netdevice.h>
+#include <linux/percpu-refcount.h>
 #include <linux/pid.h>
 #include <linux/sched/signal.h>
 #include <linux/skbuff.h>
@@ -52,6 +53,11 @@ bool rust_helper_net_devmem_binding_get(struct net_devmem_binding *binding)
 	return net_devmem_binding_get(binding);
 }
 
+void rust_helper_percpu_ref_get_many(struct percpu_ref *ref, unsigned long nr)
+{
+	percpu_ref_get_many(ref, nr);
+}
+
 void rust_helper_net_devmem_binding_put(struct net_devmem_binding *binding)
 {
 	net_devmem_binding_put(binding);
@@ -71,12 +77,6 @@ void rust_helper_page_pool_disable_dma_sync(struct page_pool *pool)
 {
 	pool->dma_sync = false;
 	pool->dma_sync_for_cpu = false;
-}
-
-void rust_helper_net_mp_netmem_place_in_cache(struct page_pool *pool,
-					      netmem_ref netmem)
-{
-	net_mp_netmem_place_in_cache(pool, netmem);
 }
 
 long rust_helper_net_iov_pp_ref_count(struct net_iov *niov)
@@ -185,6 +185,11 @@ size_t rust_helper_copy_to_iter(const void *addr, size_t bytes,
 struct xarray *rust_helper_sk_user_frags(struct sock *sk)
 {
 	return &sk->sk_user_frags;
+}
+
+struct net_devmem_tokens *rust_helper_sk_devmem_tokens(struct sock *sk)
+{
+	return sk->sk_devmem_tokens;
 }
 
 void rust_helper_xa_lock_bh(struct xarray *xa)

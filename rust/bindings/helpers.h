@@ -14,8 +14,10 @@ struct iov_iter;
 struct net;
 struct net_device;
 struct net_devmem_binding;
+struct net_devmem_tokens;
 struct net_iov;
 struct page_pool;
+struct percpu_ref;
 struct pid;
 struct sk_buff;
 struct skb_shared_info;
@@ -31,13 +33,12 @@ struct pid *rust_helper_task_tgid(struct task_struct *task);
 struct pid *rust_helper_get_pid(struct pid *pid);
 
 bool rust_helper_net_devmem_binding_get(struct net_devmem_binding *binding);
+void rust_helper_percpu_ref_get_many(struct percpu_ref *ref, unsigned long nr);
 void rust_helper_net_devmem_binding_put(struct net_devmem_binding *binding);
 
 void *rust_helper_page_pool_mp_priv(const struct page_pool *pool);
 unsigned int rust_helper_page_pool_order(const struct page_pool *pool);
 void rust_helper_page_pool_disable_dma_sync(struct page_pool *pool);
-void rust_helper_net_mp_netmem_place_in_cache(struct page_pool *pool,
-					      netmem_ref netmem);
 long rust_helper_net_iov_pp_ref_count(struct net_iov *niov);
 void rust_helper_net_iov_pp_ref_inc(struct net_iov *niov);
 
@@ -68,6 +69,7 @@ size_t rust_helper_copy_to_iter(const void *addr, size_t bytes,
 				struct iov_iter *i);
 
 struct xarray *rust_helper_sk_user_frags(struct sock *sk);
+struct net_devmem_tokens *rust_helper_sk_devmem_tokens(struct sock *sk);
 void rust_helper_xa_lock_bh(struct xarray *xa);
 void rust_helper_xa_unlock_bh(struct xarray *xa);
 

@@ -20,12 +20,9 @@ use super::{
     genetlink::BindRequest,
     iov_iter::OffsetRanges,
     netmem::NetIovArea,
-    page_pool::{
-        NewPagePool,
-        Refill, //
-    },
+    page_pool::NewPagePool,
     skbuff::{
-        SkBuff,
+        RxSkBuff,
         TxSkBuff, //
     },
     sock::{
@@ -35,7 +32,10 @@ use super::{
 };
 use crate::{
     bindings,
-    free_list::NiovId,
+    free_list::{
+        Batch,
+        NiovId, //
+    },
     token::Range, //
 };
 
@@ -81,7 +81,7 @@ pub(crate) trait Provider: Sized + 'static {
     /// See [`skb_frag::recvmsg`](crate::skb_frag::recvmsg).
     fn recvmsg(
         sk: &Sock<'_>,
-        skb: &SkBuff,
+        skb: &mut RxSkBuff<'_>,
         offset: usize,
         msg: &mut Message<'_>,
         len: usize,
@@ -111,12 +111,11 @@ pub(crate) trait Receive: Data {
     /// held.
     fn init_pool(&self, pool: &mut NewPagePool) -> Result;
 
-    /// Gives free net_iovs to a page pool, if there are any. Softirq or process context, one call
-    /// at a time for a pool.
-    fn alloc(&self, refill: &mut Refill<'_>);
+    /// Moves free net_iovs, if there are any, to a batch that is empty. Softirq or process context.
+    fn alloc(&self, batch: &mut Batch);
 
-    /// Takes a net_iov back from a page pool. Softirq or process context.
-    fn release(&self, id: NiovId);
+    /// Takes net_iovs back from a page pool. Softirq or process context.
+    fn release(&self, ids: impl Iterator<Item = NiovId>);
 }
 
 /// Data of a binding that is sent from.

@@ -15,13 +15,18 @@ use kernel::{
         GFP_KERNEL_ACCOUNT, //
     },
     prelude::*,
+    static_assert,
     types::Opaque, //
 };
 
 use crate::{
     bindings,
-    free_list::NiovId, //
+    free_list::NiovId,
+    token::RETURN_BATCH, //
 };
+
+// A net_iov has room for any DMA address, as on all machines of 64 bits.
+static_assert!(size_of::<bindings::dma_addr_t>() <= size_of::<usize>());
 
 /// Marks a `netmem_ref` that is a `struct net_iov`, and not a page.
 const NET_IOV: usize = 1;
@@ -61,25 +66,25 @@ unsafe impl Sync for NetIovArea {}
 impl NetIovArea {
     /// Makes `count` net_iovs of device memory for buffers at `addresses`.
     ///
-    /// `ENOMEM` if there is no memory for them (charged to the current task's memory cgroup),
-    /// `EFAULT` if the stack has no room for one of the addresses.
+    /// `ENOMEM` if there is no memory for them, which is charged to the current task's memory cgroup.
     pub(crate) fn new(count: usize, addresses: impl Iterator<Item = u64>) -> Result<Self> {
         let area = KBox::new(Opaque::zeroed(), GFP_KERNEL_ACCOUNT)?;
         // How many there are is up to an exporter. That there may be too many is no bug in here.
         let mut niovs = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
 
-        for addr in addresses.take(count) {
-            let niov = Opaque::new(bindings::net_iov {
+        // Not a `for` loop, which takes several times as long: the iterator is nested.
+        addresses.take(count).try_for_each(|addr| {
+            let mut niov = bindings::net_iov {
                 type_: bindings::net_iov_type_NET_IOV_DMABUF,
                 owner: area.get(),
                 ..Default::default()
-            });
-            // SAFETY: It is a net_iov that nobody else knows of.
-            if unsafe { bindings::net_mp_niov_set_dma_addr(niov.get(), addr) } {
-                return Err(EFAULT);
-            }
-            niovs.push_within_capacity(niov).map_err(|_| ENOMEM)?;
-        }
+            };
+            // CAST: See the assertion above.
+            niov.desc.dma_addr = addr as usize;
+            niovs
+                .push_within_capacity(Opaque::new(niov))
+                .map_err(|_| ENOMEM)
+        })?;
 
         // SAFETY: Nobody else knows of the area yet.
         unsafe {
@@ -105,8 +110,13 @@ impl NetIovArea {
         unsafe { (*self.area.get()).binding = binding };
     }
 
+    /// The net_iovs, in the order of their indices.
+    pub(super) fn as_ptr(&self) -> *mut bindings::net_iov {
+        self.niovs.as_ptr().cast_mut().cast()
+    }
+
     /// The net_iov with index `index`, if there is one.
-    pub(super) fn get(&self, index: u32) -> Option<NonNull<bindings::net_iov>> {
+    fn get(&self, index: u32) -> Option<NonNull<bindings::net_iov>> {
         NonNull::new(self.niovs.get(index as usize)?.get())
     }
 
@@ -187,42 +197,55 @@ impl DevmemIov<'_> {
         }
     }
 
-    /// Takes another reference.
-    pub(crate) fn to_counted(self) -> CountedIov {
+    /// Takes another reference, and leaves it to the caller.
+    pub(super) fn take_reference(&self) {
         // SAFETY: By the type invariants the net_iov is alive.
         unsafe { bindings::net_iov_pp_ref_inc(self.0.as_ptr()) };
-        // INVARIANT: There is a new reference.
-        CountedIov(self.0)
+    }
+
+    /// Its `netmem_ref`.
+    pub(super) fn as_netmem(&self) -> bindings::netmem_ref {
+        net_iov_to_netmem(self.0)
     }
 }
 
-/// A reference to a net_iov that came out of a page pool, given back when this is dropped.
+/// References to net_iovs that came out of page pools, given back together when this is dropped.
 ///
 /// # Invariants
 ///
-/// The pointer is to a net_iov of which this owns a `pp_ref_count` reference.
-pub(crate) struct CountedIov(NonNull<bindings::net_iov>);
+/// The first `len` are netmems of which this owns a `pp_ref_count` reference.
+#[derive(Default)]
+pub(crate) struct CountedIovs {
+    netmems: [bindings::netmem_ref; RETURN_BATCH],
+    len: usize,
+}
 
-impl CountedIov {
-    /// Leaves the reference to the caller.
-    pub(super) fn into_netmem(self) -> bindings::netmem_ref {
-        net_iov_to_netmem(core::mem::ManuallyDrop::new(self).0)
-    }
+// The page pool has no room for more.
+static_assert!(RETURN_BATCH <= bindings::XDP_BULK_QUEUE_SIZE as usize);
 
-    /// Takes the reference that [`into_netmem`](Self::into_netmem) left.
+impl CountedIovs {
+    /// Adds a reference. If there are [`RETURN_BATCH`] already, it is lost.
     ///
     /// # Safety
     ///
-    /// `netmem` has to come from there, once.
-    pub(super) unsafe fn from_netmem(netmem: bindings::netmem_ref) -> Option<Self> {
-        // INVARIANT: By the requirements of this function.
-        netmem_to_net_iov(netmem).map(Self)
+    /// The caller gives up a `pp_ref_count` reference to `netmem`.
+    pub(super) unsafe fn push(&mut self, netmem: bindings::netmem_ref) {
+        if let Some(slot) = self.netmems.get_mut(self.len) {
+            *slot = netmem;
+            // INVARIANT: By the requirements of this function.
+            self.len += 1;
+        }
     }
 }
 
-impl Drop for CountedIov {
+impl Drop for CountedIovs {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant there is a reference, and the net_iov has a page pool.
-        unsafe { bindings::napi_pp_put_page(net_iov_to_netmem(self.0)) };
+        if self.len != 0 {
+            // SAFETY: By the type invariants there is a reference to each, and they have page pools.
+            // CAST: No more than `RETURN_BATCH`.
+            unsafe {
+                bindings::page_pool_put_netmem_bulk(self.netmems.as_mut_ptr(), self.len as u32)
+            };
+        }
     }
 }

@@ -7,13 +7,15 @@
 
 use core::ptr::NonNull;
 
-use super::netmem::{
-    net_iov_to_netmem,
-    NetIovArea, //
-};
+use kernel::static_assert;
+
+use super::netmem::NetIovArea;
 use crate::{
     bindings,
-    free_list::NiovId, //
+    free_list::{
+        Batch,
+        BATCH, //
+    },
 };
 
 /// A page pool that is being created for a queue with a memory provider.
@@ -45,69 +47,26 @@ impl NewPagePool {
     }
 }
 
-/// The empty cache of a page pool, to be filled.
+/// Gives the net_iovs of `batch` to a page pool. Returns what `->alloc_netmems()` has to return.
 ///
-/// # Invariants
+/// # Safety
 ///
-/// `pool` is in its `->alloc_netmems()`, and had an empty cache then. `area` is of the binding that
-/// is its provider. `first` is 0, or an accounted netmem that is not in the cache. The cache has
-/// room for `room` more.
-pub(crate) struct Refill<'a> {
+/// `pool` has to be valid and in its `->alloc_netmems()`, with `area` that of its provider, of which
+/// `batch` are free net_iovs.
+pub(super) unsafe fn refill(
     pool: NonNull<bindings::page_pool>,
-    area: &'a NetIovArea,
-    first: bindings::netmem_ref,
-    room: usize,
-}
+    area: &NetIovArea,
+    batch: &mut Batch,
+) -> bindings::netmem_ref {
+    let ids = batch.into_raw();
 
-impl<'a> Refill<'a> {
-    /// # Safety
-    ///
-    /// `pool` has to be valid and in its `->alloc_netmems()`, with `area` that of its provider.
-    pub(super) unsafe fn new(pool: NonNull<bindings::page_pool>, area: &'a NetIovArea) -> Self {
-        // INVARIANT: By the requirements of this function; page pools call `->alloc_netmems()` only
-        // when their cache is empty, which then has room for more than a refill.
-        Self {
-            pool,
-            area,
-            first: 0,
-            room: bindings::PP_ALLOC_CACHE_REFILL as usize,
-        }
-    }
-
-    /// How many more net_iovs the pool takes.
-    pub(crate) fn room(&self) -> usize {
-        self.room
-    }
-
-    /// Gives a net_iov to the pool. If there is no [`room`](Self::room), it is lost.
-    pub(crate) fn give(&mut self, id: NiovId) {
-        let Some(niov) = self.area.get(id.into_raw()) else {
-            return;
-        };
-        let Some(room) = self.room.checked_sub(1) else {
-            return;
-        };
-        self.room = room;
-
-        // SAFETY: By the type invariants we are in `->alloc_netmems()` of the pool. The net_iov has
-        // no page pool: there is only one `NiovId` of it, which was just given up, and net_iovs
-        // leave their pool before theirs is made again.
-        unsafe { bindings::net_mp_niov_set_page_pool(self.pool.as_ptr(), niov.as_ptr()) };
-
-        let netmem = net_iov_to_netmem(niov);
-        if self.first == 0 {
-            // INVARIANT: It is accounted, and not in the cache.
-            self.first = netmem;
-            return;
-        }
-
-        // SAFETY: The cache is ours during `->alloc_netmems()`, and by the type invariants it has
-        // room.
-        unsafe { bindings::net_mp_netmem_place_in_cache(self.pool.as_ptr(), netmem) };
-    }
-
-    /// What `->alloc_netmems()` has to return.
-    pub(super) fn finish(self) -> bindings::netmem_ref {
-        self.first
+    // SAFETY: By the requirements of this function. The cache is empty, and has room for a batch. The
+    // net_iovs have no page pool: there is only one right to each, which was just given up, and net_iovs
+    // leave their pool before theirs is made again.
+    // CAST: No more than `BATCH`.
+    unsafe {
+        bindings::net_mp_refill_cache(pool.as_ptr(), area.as_ptr(), ids.as_ptr(), ids.len() as u32)
     }
 }
+
+static_assert!(BATCH <= bindings::PP_ALLOC_CACHE_REFILL as usize);

@@ -96,37 +96,108 @@ unsafe fn skb_next(skb: *const bindings::sk_buff) -> *mut bindings::sk_buff {
     unsafe { (*skb).__bindgen_anon_1.__bindgen_anon_1.next }
 }
 
+/// An skb that is passed to its reader.
+///
+/// # Invariants
+///
+/// The pointer is to a valid skb that nobody else uses for `'a`. With `eat`, its frags have
+/// `pp_ref_count` references, it has no frag list, and it is thrown away after `'a` if all its bytes
+/// are passed.
+pub(crate) struct RxSkBuff<'a> {
+    skb: NonNull<bindings::sk_buff>,
+    eat: bool,
+    _skb: PhantomData<&'a mut ()>,
+}
+
+impl RxSkBuff<'_> {
+    /// # Safety
+    ///
+    /// `skb` has to be to a valid skb that nobody else uses for the lifetime of the result. With `eat`,
+    /// the rest of the type invariants have to hold.
+    pub(super) unsafe fn from_raw(skb: NonNull<bindings::sk_buff>, eat: bool) -> Self {
+        // INVARIANT: By the requirements of this function.
+        Self {
+            skb,
+            eat,
+            _skb: PhantomData,
+        }
+    }
+
+    /// See [`SkBuff::parts`].
+    pub(crate) fn parts(&self) -> impl Iterator<Item = &SkBuff> {
+        // SAFETY: By the type invariants the skb is valid, and does not change while this is
+        // borrowed.
+        unsafe { SkBuff::from_raw(self.skb.as_ptr()) }.parts()
+    }
+
+    /// Whether nobody needs the frags any more when all bytes are passed. If so, it has one part.
+    pub(crate) fn may_lose_frags(&self) -> bool {
+        self.eat
+    }
+
+    /// Leaves the references that the frags hold to the tokens, if it [may](Self::may_lose_frags).
+    ///
+    /// Only for when all bytes are passed.
+    pub(crate) fn forget_frags(&mut self) {
+        if !self.eat {
+            return;
+        }
+        // SAFETY: By the type invariants the skb is valid, and ours. It is thrown away, so that it
+        // does not matter that its length is more than it has.
+        unsafe { (*bindings::skb_shinfo(self.skb.as_ptr())).nr_frags = 0 };
+    }
+}
+
 /// An skb that is filled with what is to be sent.
 ///
 /// # Invariants
 ///
-/// The pointer is to a valid skb that is nobody else's for `'a`. All its frags are net_iovs.
-pub(crate) struct TxSkBuff<'a>(NonNull<bindings::sk_buff>, PhantomData<&'a mut ()>);
+/// `skb` is a valid skb that is nobody else's for `'a`, and `shinfo` its shared info. All its frags are
+/// net_iovs of `binding`, to which there is a reference for `'a`, and for each frag but the last `added`.
+pub(crate) struct TxSkBuff<'a> {
+    skb: NonNull<bindings::sk_buff>,
+    shinfo: NonNull<bindings::skb_shared_info>,
+    binding: NonNull<bindings::net_devmem_binding>,
+    added: usize,
+    _skb: PhantomData<&'a mut ()>,
+}
 
 impl TxSkBuff<'_> {
+    /// None if there is no shared info, which does not happen.
+    ///
     /// # Safety
     ///
-    /// `ptr` has to be to a valid skb that is nobody else's for the lifetime of the result. It may
-    /// have no frags but net_iovs.
-    pub(super) unsafe fn from_raw(ptr: NonNull<bindings::sk_buff>) -> Self {
+    /// `skb` has to be to a valid skb that is nobody else's for the lifetime of the result, with no
+    /// frags but net_iovs of `binding`, to which there has to be a reference as long.
+    pub(super) unsafe fn from_raw(
+        skb: NonNull<bindings::sk_buff>,
+        binding: NonNull<bindings::net_devmem_binding>,
+    ) -> Option<Self> {
         // INVARIANT: By the requirements of this function.
-        Self(ptr, PhantomData)
+        Some(Self {
+            skb,
+            // SAFETY: By the requirements of this function the skb is valid.
+            shinfo: NonNull::new(unsafe { bindings::skb_shinfo(skb.as_ptr()) })?,
+            binding,
+            added: 0,
+            _skb: PhantomData,
+        })
     }
 
-    fn frags(&self) -> &[Frag] {
-        // SAFETY: By the type invariants the skb is valid, and does not change while this is
-        // borrowed.
-        unsafe { SkBuff::from_raw(self.0.as_ptr()) }.frags()
-    }
-
-    /// Appends `len` bytes at `offset` of a net_iov, whose binding it holds from then on.
+    /// Appends `len` bytes at `offset` of a net_iov of the binding.
     ///
     /// What follows the last frag in memory makes that one longer. `EMSGSIZE` if there is no room
     /// for another frag.
     pub(crate) fn append(&mut self, iov: TxIov<'_>, offset: u32, len: usize) -> Result {
-        let skb = self.0.as_ptr();
+        let skb = self.skb.as_ptr();
         let netmem = iov.as_netmem();
-        let frags = self.frags();
+        // SAFETY: By the type invariants that is the skb's, and the first `nr_frags` of the array are
+        // there. `Frag` is transparent.
+        let frags: &[Frag] = unsafe {
+            let shinfo = self.shinfo.as_ptr();
+            let count = usize::from((*shinfo).nr_frags);
+            core::slice::from_raw_parts((&raw const (*shinfo).frags).cast(), count)
+        };
         let count = frags.len();
 
         if frags
@@ -143,10 +214,10 @@ impl TxSkBuff<'_> {
             return Err(EMSGSIZE);
         }
 
-        // SAFETY: By the type invariants the skb is valid, ours, and has room for a frag. The
-        // net_iov is there by its own; the frag gets a reference of its own.
+        // INVARIANT: A frag without a reference yet.
+        self.added += 1;
+        // SAFETY: By the type invariants the skb is valid, ours, and has room for a frag.
         unsafe {
-            bindings::__get_netmem(netmem);
             bindings::skb_add_rx_frag_netmem(
                 skb,
                 count as c_int,
@@ -157,6 +228,16 @@ impl TxSkBuff<'_> {
             );
         }
         Ok(())
+    }
+}
+
+impl Drop for TxSkBuff<'_> {
+    /// Takes the references of the frags that were added, all at once.
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants there is a reference to the binding.
+        unsafe {
+            bindings::percpu_ref_get_many(&raw mut (*self.binding.as_ptr()).ref_, self.added)
+        };
     }
 }
 

@@ -8,26 +8,35 @@
 use core::{
     marker::PhantomData,
     mem::size_of,
-    ptr::NonNull, //
+    num::NonZero,
+    ptr::NonNull,
+    slice::from_raw_parts_mut, //
 };
 
 use kernel::{
-    error::to_result,
+    error::{
+        code::ETOOSMALL,
+        to_result, //
+    },
     prelude::*,
+    static_assert,
     types::NotThreadSafe, //
 };
 
-use super::netmem::{
-    CountedIov,
-    DevmemIov, //
+use super::{
+    netmem::CountedIovs,
+    skbuff::Frag, //
 };
 use crate::{
     bindings,
-    token::Table, //
+    token::{
+        self,
+        References,
+        Slots, //
+    },
 };
 
-/// The greatest token, as for the kernel's own provider.
-const MAX_TOKEN: u32 = i32::MAX as u32;
+static_assert!(token::BASE == bindings::NET_DEVMEM_TOKEN_BASE);
 
 /// A TCP socket in a system call on it.
 ///
@@ -52,47 +61,68 @@ impl Sock<'_> {
 
         // SAFETY: TCP sockets initialise the xarray when they are made.
         unsafe { bindings::xa_lock_bh(xa) };
+        // SAFETY: The socket is alive. Its array of tokens is protected by the lock.
+        let array = NonNull::new(unsafe { bindings::sk_devmem_tokens(self.0.as_ptr()) });
         // INVARIANT: Locked right above.
         Tokens {
             xa,
-            last: MAX_TOKEN,
-            _sock: PhantomData,
+            // SAFETY: As above; while the lock is held, nobody else has the array, and it stays.
+            slots: array.map(|array| unsafe { slots(array) }),
             _not_send: NotThreadSafe,
         }
+    }
+
+    /// The tokens of the socket, for a `recvmsg()`: no more than `limit` in all, unless that is 0.
+    pub(crate) fn reader_tokens(&self, limit: u32) -> ReaderTokens<'_> {
+        ReaderTokens { sk: self, limit }
     }
 }
 
 /// The tokens of a socket, locked until this is dropped.
 ///
-/// They are in the socket's `sk_user_frags`, as those of the kernel's own provider, which sees to
-/// them when the socket goes.
+/// They are the socket's `sk_devmem_tokens`, and those of the built-in provider its `sk_user_frags`: a
+/// socket can have both. The kernel sees to them when the socket goes.
 ///
 /// # Invariants
 ///
 /// `xa` is the `sk_user_frags` of a socket that is alive. The current thread holds its lock. Its
-/// entries are `XA_ZERO_ENTRY`, for tokens that are reserved, or the `netmem_ref` of a net_iov, with
-/// a reference to it.
+/// entries are `XA_ZERO_ENTRY`, for tokens that are reserved, or the `netmem_ref` of a net_iov, with a
+/// reference to it.
 pub(crate) struct Tokens<'a> {
     xa: *mut bindings::xarray,
-    /// The last one that may be reserved.
-    last: u32,
-    _sock: PhantomData<&'a ()>,
+    slots: Option<Slots<'a>>,
     _not_send: NotThreadSafe,
 }
 
-impl Tokens<'_> {
-    /// Reserves tokens only as long as the socket has less than `limit`, which is not 0.
-    ///
-    /// Counts nothing: the lowest free token is reserved, and the lowest of all is 1.
-    pub(crate) fn limit_to(&mut self, limit: u32) {
-        self.last = limit.min(MAX_TOKEN);
-    }
+/// # Safety
+///
+/// `array` has to be that of a socket, and nobody else's for the lifetime of the result.
+unsafe fn slots<'a>(array: NonNull<bindings::net_devmem_tokens>) -> Slots<'a> {
+    let array = array.as_ptr();
 
-    /// Takes a token back, with the reference that it stands for. None if there is no such token,
-    /// or if it is only reserved, which it stays.
-    pub(crate) fn take(&mut self, token: u32) -> Option<CountedIov> {
+    // SAFETY: By the requirements of this function. It has `size` slots, and a bit for each, and for
+    // each word of these.
+    // INVARIANT: The kernel keeps those of `Slots`.
+    unsafe {
+        let size = (*array).size as usize;
+        let words = size.div_ceil(usize::BITS as usize);
+        let groups = words.div_ceil(usize::BITS as usize);
+
+        Slots {
+            used: &mut (*array).used,
+            hint: &mut (*array).hint,
+            groups: from_raw_parts_mut((*array).groups.cast(), groups),
+            free: from_raw_parts_mut((*array).free.cast(), words),
+            slots: from_raw_parts_mut((&raw mut (*array).slots).cast(), size),
+        }
+    }
+}
+
+impl Tokens<'_> {
+    /// Takes back a token of the built-in provider.
+    fn take_user_frag(&mut self, token: u32) -> Option<bindings::netmem_ref> {
         // SAFETY: By the type invariants the xarray is valid, and its lock is held, so that nobody
-        // erases the entry in between. Zero entries are shown as NULL.
+        // erases the entry in between. Zero entries are shown as NULL, and stay.
         let netmem = unsafe {
             let entry = bindings::xa_load(self.xa, token as c_ulong);
             if entry.is_null() {
@@ -101,57 +131,24 @@ impl Tokens<'_> {
             bindings::__xa_erase(self.xa, token as c_ulong)
         };
 
-        // SAFETY: By the type invariants the entry had a reference, and is no longer there.
-        unsafe { CountedIov::from_netmem(netmem as bindings::netmem_ref) }
+        Some(netmem as bindings::netmem_ref)
     }
 }
 
-impl Table<DevmemIov<'_>> for Tokens<'_> {
-    type Error = Error;
+impl token::Take for Tokens<'_> {
+    type Returned = CountedIovs;
 
-    /// `ENOBUFS` if the socket has as many as it may, `ENOMEM` if there is no memory.
-    fn reserve(&mut self) -> Result<u32> {
-        let mut token = 0;
-
-        // SAFETY: By the type invariants the xarray is valid and its lock held. The allocation does
-        // not sleep. NULL makes it a zero entry.
-        let result = to_result(unsafe {
-            bindings::__xa_alloc(
-                self.xa,
-                &mut token,
-                core::ptr::null_mut(),
-                bindings::xa_limit {
-                    max: self.last,
-                    min: 0,
-                },
-                bindings::GFP_ATOMIC,
-            )
-        });
-        match result {
-            Ok(()) => Ok(token),
-            Err(EBUSY) => Err(ENOBUFS),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn commit(&mut self, token: u32, iov: DevmemIov<'_>) {
-        let netmem = iov.to_counted().into_netmem();
-
-        // SAFETY: By the type invariants the xarray is valid and its lock held. The token is
-        // reserved, so there is a slot for it and nothing is allocated.
-        unsafe {
-            bindings::__xa_store(
-                self.xa,
-                token as c_ulong,
-                netmem as *mut c_void,
-                bindings::GFP_ATOMIC,
-            )
+    #[inline]
+    fn take(&mut self, token: u32, returned: &mut CountedIovs) -> bool {
+        let netmem = match token < token::BASE {
+            false => self.slots.as_mut().and_then(|slots| slots.take(token)),
+            true => self.take_user_frag(token),
         };
-    }
 
-    fn cancel(&mut self, token: u32) {
-        // SAFETY: By the type invariants the xarray is valid and its lock held.
-        unsafe { bindings::__xa_erase(self.xa, token as c_ulong) };
+        // SAFETY: The token had a reference, and is no longer there.
+        netmem
+            .map(|netmem| unsafe { returned.push(netmem) })
+            .is_some()
     }
 }
 
@@ -159,6 +156,95 @@ impl Drop for Tokens<'_> {
     fn drop(&mut self) {
         // SAFETY: By the type invariants the current thread holds the lock.
         unsafe { bindings::xa_unlock_bh(self.xa) }
+    }
+}
+
+/// The tokens of a socket that somebody reads from.
+pub(crate) struct ReaderTokens<'a> {
+    sk: &'a Sock<'a>,
+    limit: u32,
+}
+
+impl ReaderTokens<'_> {
+    /// As many tokens as there are and may be, if there are any.
+    fn peek_free(&self, tokens: &mut [u32]) -> Result<Option<NonZero<usize>>> {
+        let table = self.sk.tokens();
+        let Some(slots) = &table.slots else {
+            return Ok(None);
+        };
+        let room = match self.limit {
+            0 => tokens.len(),
+            limit => limit.saturating_sub(*slots.used) as usize,
+        };
+
+        if room == 0 {
+            return Err(ENOBUFS);
+        }
+        let most = tokens.len().min(room);
+        Ok(NonZero::new(slots.peek(&mut tokens[..most])))
+    }
+}
+
+impl token::Tokens<Frag> for ReaderTokens<'_> {
+    type Error = Error;
+
+    /// `ENOBUFS` if the socket has as many as it may, `ENOMEM` if there is no memory. Can sleep.
+    fn peek(&mut self, tokens: &mut [u32]) -> Result<NonZero<usize>> {
+        if let Some(count) = self.peek_free(tokens)? {
+            return Ok(count);
+        }
+
+        // SAFETY: The socket is alive, and locked in a `recvmsg()`.
+        to_result(unsafe { bindings::net_devmem_grow_tokens(self.sk.0.as_ptr()) })?;
+        self.peek_free(tokens)?.ok_or(ENOMEM)
+    }
+
+    fn commit(&mut self, tokens: &[u32], frags: &[Frag], references: References) {
+        let mut table = self.sk.tokens();
+        let Some(slots) = &mut table.slots else {
+            return;
+        };
+
+        for (&token, iov) in tokens.iter().zip(frags.iter().filter_map(Frag::devmem_iov)) {
+            if references == References::Taken {
+                iov.take_reference();
+            }
+            let committed = slots.commit(token, iov.as_netmem());
+            debug_assert!(committed, "a token that was not free");
+        }
+    }
+}
+
+/// A control message about a frag, as user space gets it.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct FragMessage {
+    len: usize,
+    level: c_int,
+    kind: c_int,
+    frag: bindings::dmabuf_cmsg,
+}
+
+static_assert!(size_of::<FragMessage>() == bindings::DMABUF_CMSG_LEN as usize);
+static_assert!(size_of::<FragMessage>() == bindings::DMABUF_CMSG_SPACE as usize);
+
+impl FragMessage {
+    /// One about `len` bytes of device memory, at `offset` in the dma-buf of binding `dmabuf_id`,
+    /// which the user gives back by `token`.
+    pub(crate) fn new(dmabuf_id: u32, offset: u64, len: usize, token: u32) -> Self {
+        Self {
+            len: size_of::<Self>(),
+            level: bindings::SOL_SOCKET as c_int,
+            kind: bindings::SO_DEVMEM_DMABUF as c_int,
+            frag: bindings::dmabuf_cmsg {
+                frag_offset: offset,
+                // CAST: A message has at most `MAX_RW_COUNT` bytes.
+                frag_size: len as u32,
+                frag_token: token,
+                dmabuf_id,
+                flags: 0,
+            },
+        }
     }
 }
 
@@ -212,26 +298,51 @@ impl Message<'_> {
         )
     }
 
-    /// Adds a control message about `len` bytes of device memory, at `offset` in the dma-buf of
-    /// binding `dmabuf_id`, which the user gives back by `token`. Errors as [`Self::put_linear`].
-    pub(crate) fn put_frag(
-        &mut self,
-        dmabuf_id: u32,
-        offset: u64,
-        len: usize,
-        token: u32,
-    ) -> Result {
-        self.put(
-            bindings::SO_DEVMEM_DMABUF,
-            bindings::dmabuf_cmsg {
-                frag_offset: offset,
-                // CAST: As above.
-                frag_size: len as u32,
-                frag_token: token,
-                dmabuf_id,
-                flags: 0,
-            },
-        )
+    /// Adds control messages about frags, in their order. If one cannot be added, tells how many were,
+    /// and why that one was not; errors as of [`Self::put_linear`].
+    pub(crate) fn put_frags(&mut self, messages: &[FragMessage]) -> Result<(), (usize, Error)> {
+        if self.has_plain_control() {
+            return self.copy_frags(messages);
+        }
+        for (told, message) in messages.iter().enumerate() {
+            self.put(bindings::SO_DEVMEM_DMABUF, message.frag)
+                .map_err(|error| (told, error))?;
+        }
+        Ok(())
+    }
+
+    /// Whether control messages go to user space as they are, and not in a 32-bit form.
+    fn has_plain_control(&self) -> bool {
+        // SAFETY: By the type invariant the message is valid.
+        let msg = unsafe { self.0.as_ref() };
+
+        msg.msg_control_is_user() && msg.msg_flags & bindings::MSG_CMSG_COMPAT == 0
+    }
+
+    /// [`Self::put_frags`] by one copy. The control messages are [plain](Self::has_plain_control).
+    fn copy_frags(&mut self, messages: &[FragMessage]) -> Result<(), (usize, Error)> {
+        const SIZE: usize = size_of::<FragMessage>();
+        // SAFETY: By the type invariant the message is valid, and ours.
+        let msg = unsafe { self.0.as_mut() };
+        // SAFETY: It has a pointer to user space, and all values are valid for one.
+        let control = unsafe { &mut msg.__bindgen_anon_1.msg_control_user };
+        let room = match control.is_null() {
+            true => 0,
+            false => msg.msg_controllen / SIZE,
+        };
+        let len = messages.len().min(room) * SIZE;
+
+        // SAFETY: There are `len` bytes of messages, none of which is padding.
+        let left = unsafe { bindings::copy_to_user(*control, messages.as_ptr().cast(), len) };
+        let told = (len - left) / SIZE;
+
+        *control = control.wrapping_byte_add(told * SIZE);
+        msg.msg_controllen -= told * SIZE;
+        match told {
+            told if told == messages.len() => Ok(()),
+            told if told == room => Err((told, ETOOSMALL)),
+            told => Err((told, EFAULT)),
+        }
     }
 
     fn put(&mut self, kind: u32, mut cmsg: bindings::dmabuf_cmsg) -> Result {

@@ -19,7 +19,13 @@ const FILES: [(&str, &[(&str, &str)]); 4] = [
         ],
     ),
     ("free_list.rs", &[]),
-    ("token.rs", &[("FRAGS: u32 = 1024;", "FRAGS: u32 = 200;")]),
+    (
+        "token.rs",
+        &[
+            ("BASE: u32 = 1 << 31;", "BASE: u32 = 1 << 7;"),
+            ("FRAGS: u32 = 1024;", "FRAGS: u32 = 200;"),
+        ],
+    ),
 ];
 
 /// Not each file has both.

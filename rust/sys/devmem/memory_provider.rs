@@ -16,14 +16,17 @@ use super::{
     super::{
         netmem::netmem_to_net_iov,
         page_pool::{
-            NewPagePool,
-            Refill, //
+            refill,
+            NewPagePool, //
         },
     },
     binding::Binding,
     Receive, //
 };
-use crate::bindings;
+use crate::{
+    bindings,
+    free_list::Batch, //
+};
 
 /// The page pool callbacks of bindings with data `T`. Has to be in a `static`.
 #[repr(transparent)]
@@ -40,6 +43,7 @@ impl<T: Receive> MemoryProviderOps<T> {
                 owner: owner.as_ptr(),
                 alloc_netmems: Some(Self::alloc_netmems),
                 release_netmem: Some(Self::release_netmem),
+                release_netmems: Some(Self::release_netmems),
                 init: Some(Self::init),
                 destroy: Some(Self::destroy),
                 nl_fill: Some(bindings::net_devmem_mp_nl_fill),
@@ -107,11 +111,11 @@ impl<T: Receive> MemoryProviderOps<T> {
         };
         // SAFETY: The pool has a reference to the binding since `init`.
         let data = unsafe { Binding::<T>::data(Self::binding(pool)) };
-        // SAFETY: By the requirements of this function, and the area is that of the binding.
-        let mut refill = unsafe { Refill::new(pool, data.area()) };
+        let mut batch = Batch::new();
 
-        data.alloc(&mut refill);
-        refill.finish()
+        data.alloc(&mut batch);
+        // SAFETY: By the requirements of this function, and the area is that of the binding.
+        unsafe { refill(pool, data.area(), &mut batch) }
     }
 
     /// # Safety
@@ -139,8 +143,34 @@ impl<T: Receive> MemoryProviderOps<T> {
 
         // SAFETY: By the requirements of this function the pool had it from `alloc_netmems`, and
         // gives it up.
-        data.release(unsafe { data.area().reclaim(niov) });
+        data.release(core::iter::once(unsafe { data.area().reclaim(niov) }));
         // There is no page to put.
         false
+    }
+
+    /// # Safety
+    ///
+    /// `pool` has to be a page pool that [`Self::init`] saw, and `netmems` the first of `count` that it
+    /// gave out. Nobody uses them any more.
+    unsafe extern "C" fn release_netmems(
+        pool: *mut bindings::page_pool,
+        netmems: *const bindings::netmem_ref,
+        count: u32,
+    ) {
+        let Some(pool) = NonNull::new(pool) else {
+            return;
+        };
+        // SAFETY: The pool has a reference to the binding since `init`.
+        let data = unsafe { Binding::<T>::data(Self::binding(pool)) };
+        // SAFETY: By the requirements of this function.
+        let netmems = unsafe { core::slice::from_raw_parts(netmems, count as usize) };
+        let ids = netmems.iter().filter_map(|&netmem| {
+            let niov = netmem_to_net_iov(netmem)?;
+            // SAFETY: By the requirements of this function the pool had it from `alloc_netmems`,
+            // and gives it up.
+            Some(unsafe { data.area().reclaim(niov) })
+        });
+
+        data.release(ids);
     }
 }

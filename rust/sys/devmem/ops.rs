@@ -17,7 +17,7 @@ use super::{
         genetlink::BindRequest,
         iov_iter::OffsetRanges,
         skbuff::{
-            SkBuff,
+            RxSkBuff,
             TxSkBuff, //
         },
         sock::{
@@ -108,30 +108,34 @@ impl<P: Provider> DevmemOps<P> {
 
     /// # Safety
     ///
-    /// All pointers have to be valid, the socket locked and `skb` in its receive queue.
+    /// All pointers have to be valid, the socket locked and `skb` in its receive queue. With `eat`, `skb` is
+    /// thrown away if all its bytes are passed, it has no frag list, and its frags have page pools.
     unsafe extern "C" fn recvmsg(
         sk: *mut bindings::sock,
-        skb: *const bindings::sk_buff,
+        skb: *mut bindings::sk_buff,
         offset: c_uint,
         msg: *mut bindings::msghdr,
         len: c_int,
+        eat: bool,
     ) -> c_int {
-        let (Some(sk), Some(msg)) = (NonNull::new(sk), NonNull::new(msg)) else {
+        let (Some(sk), Some(skb), Some(msg)) =
+            (NonNull::new(sk), NonNull::new(skb), NonNull::new(msg))
+        else {
             return EINVAL.to_errno();
         };
         // SAFETY: By the requirements of this function. While the socket is locked nobody changes
         // what is in its receive queue.
-        let (sk, skb, mut msg) = unsafe {
+        let (sk, mut skb, mut msg) = unsafe {
             (
                 Sock::from_raw(sk),
-                SkBuff::from_raw(skb),
+                RxSkBuff::from_raw(skb, eat),
                 Message::from_raw(msg),
             )
         };
 
         from_result(|| {
             let len = usize::try_from(len)?;
-            let passed = P::recvmsg(&sk, skb, offset as usize, &mut msg, len)?;
+            let passed = P::recvmsg(&sk, &mut skb, offset as usize, &mut msg, len)?;
             Ok(passed.try_into()?)
         })
     }
@@ -172,13 +176,17 @@ impl<P: Provider> DevmemOps<P> {
         len: c_int,
         base: *mut bindings::net_devmem_binding,
     ) -> c_int {
-        let (Some(skb), Some(from)) = (NonNull::new(skb), NonNull::new(from)) else {
+        let (Some(skb), Some(from), Some(binding)) =
+            (NonNull::new(skb), NonNull::new(from), NonNull::new(base))
+        else {
             return EINVAL.to_errno();
         };
         // SAFETY: By the requirements of this function. Transmit bindings have data `P::Tx`.
-        let (mut skb, data) = unsafe { (TxSkBuff::from_raw(skb), Binding::<P::Tx>::data(base)) };
+        let data = unsafe { Binding::<P::Tx>::data(base) };
 
         from_result(|| {
+            // SAFETY: By the requirements of this function.
+            let mut skb = unsafe { TxSkBuff::from_raw(skb, binding) }.ok_or(EINVAL)?;
             // SAFETY: By the requirements of this function.
             let mut ranges = unsafe { OffsetRanges::from_raw(from) }.ok_or(EFAULT)?;
 

@@ -444,7 +444,11 @@ fn give_back(source: &mut Source, flow: u8) -> Op {
                 0 => TokenRef::Returned(number),
                 1 => TokenRef::Foreign(number),
                 2 => TokenRef::Number(number.into()),
-                3 => TokenRef::Number(source.one_of(&[1 << 20, i32::MAX as u32, u32::MAX - 2000])),
+                3 => TokenRef::Number(source.one_of(&[
+                    1 << 20,
+                    i32::MAX as u32 - 2000,
+                    u32::MAX - 2000,
+                ])),
                 _ => TokenRef::Held(number),
             };
             let count = match source.number(0..30) {

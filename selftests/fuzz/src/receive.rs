@@ -216,7 +216,7 @@ impl Session<'_> {
             same_as: None,
             at: frag.frag_offset,
             size: frag.frag_size,
-            token: frag.frag_token,
+            token: self.number(frag.frag_token),
         };
         if frag.flags != 0 || flow.held.contains_key(&frag.frag_token) {
             self.fault(format!("not a good control message: {frag:?}"));
@@ -248,7 +248,7 @@ impl Session<'_> {
             flow.held
                 .iter()
                 .find(|(_, held)| buffer(held) == buffer(wanted))
-                .map(|(&token, _)| (number, token))
+                .map(|(&token, _)| (number, self.number(token)))
         };
         of(number, flow).or_else(|| {
             self.flows

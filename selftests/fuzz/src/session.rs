@@ -27,6 +27,7 @@ use devmem::token::MAX_RANGES;
 use devmem::token::MAX_TOKENS;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
+use devmem_kselftest::Provider;
 use devmem_kselftest::sockopt;
 use devmem_kselftest::traffic;
 use devmem_kselftest::tx;
@@ -99,9 +100,17 @@ pub struct Session<'w> {
     uses: BTreeMap<usize, u32>,
     owners: [Owner; OWNERS as usize],
     child: Option<Pid>,
+    first_token: u32,
     /// Buffers of connections that only the other process has.
     orphaned: u32,
     faults: Vec<String>,
+}
+
+fn first_token(provider: &str) -> u32 {
+    [Provider::Builtin, Provider::Module]
+        .into_iter()
+        .find(|known| known.name() == provider)
+        .map_or(1, Provider::first_token)
 }
 
 /// Carries a sequence out on the provider of this name.
@@ -123,6 +132,7 @@ pub fn run(
         uses: BTreeMap::new(),
         owners: array::from_fn(|_| Owner::default()),
         child: None,
+        first_token: first_token(provider),
         orphaned: 0,
         faults: Vec::new(),
     };
@@ -500,23 +510,31 @@ impl Session<'_> {
         Ok(call(result))
     }
 
+    /// The number of a token, from 1: the same on both providers.
+    pub(crate) fn number(&self, token: u32) -> u32 {
+        token.wrapping_sub(self.first_token - 1)
+    }
+
     fn token(&self, flow: &Flow, token: TokenRef) -> u32 {
         let held = |flow: &Flow, number| {
             let held: Vec<_> = flow.held.keys().copied().collect();
             pick(&held, number).copied()
         };
+        // They count from the first that there is, which has number 1.
+        let nth = |number: u32| self.first_token - 1 + number;
         match token {
+            TokenRef::Number(number) if number < 1 << 16 => nth(number),
             TokenRef::Number(number) => number,
-            TokenRef::Held(number) => held(flow, number).unwrap_or(number.into()),
+            TokenRef::Held(number) => held(flow, number).unwrap_or_else(|| nth(number.into())),
             TokenRef::Returned(number) => pick(&flow.returned, number)
                 .copied()
-                .unwrap_or(number.into()),
+                .unwrap_or_else(|| nth(number.into())),
             TokenRef::Foreign(number) => self
                 .flows
                 .iter()
                 .flatten()
                 .find_map(|flow| held(flow, number))
-                .unwrap_or(number.into()),
+                .unwrap_or_else(|| nth(number.into())),
         }
     }
 

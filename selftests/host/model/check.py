@@ -27,7 +27,10 @@ PROPERTIES = {
     "unsound": [64] * 4,
     "extents": [64] * 4,
     "window": [64] * 4,
-    "tokens": [32] * 2,
+    "range": [32] * 2,
+    "tokens": [32] * 3,
+    "take": [32, 64, 64],
+    "commit": [32, 64, 64],
 }
 
 # What has to be found in the properties that do not hold.

@@ -17,7 +17,10 @@ mod token;
 #[path = "../../../rust/window.rs"]
 mod window;
 
+use core::cell::Cell;
+
 use area::{Layout, LayoutError, Segment};
+use token::{Range, Slots, Take};
 use window::{Part, Window};
 
 #[panic_handler]
@@ -150,9 +153,7 @@ pub extern "C" fn unsound(addr0: u64, len0: u64, addr1: u64, len1: u64) -> bool 
 pub extern "C" fn window(skip: usize, len: usize, size0: usize, size1: usize) -> bool {
     let (from, to) = (skip as u128, skip as u128 + len as u128);
     let mut window = Window::new(skip, len);
-    let mut count = 0;
     let mut base = 0;
-    let mut good = Window::new(skip, len).count([size0, size1].into_iter());
 
     for size in [size0, size1] {
         let end = base + size as u128;
@@ -162,32 +163,175 @@ pub extern "C" fn window(skip: usize, len: usize, size0: usize, size1: usize) ->
             offset: (start - base) as usize,
             len: (stop - start) as usize,
         });
-        if window.part(size) != expected {
+        if window.meets(size) != expected.is_some() || window.cut(size) != expected {
             return false;
         }
-        window.advance(size);
-        count += usize::from(expected.is_some());
         base = end;
-        if window.is_empty() != (len == 0 || base >= to) {
+        let next = if from > base { from } else { base };
+        let left = if to > next { to - next } else { 0 };
+        if window.len() as u128 != left || window.is_empty() != (left == 0) {
             return false;
         }
     }
-    good -= count;
-    good == 0
+    true
 }
 
-/// A range of tokens.
+/// A range of tokens wraps if it goes past the end.
 #[no_mangle]
-pub extern "C" fn tokens(start: u32, count: u32) -> bool {
-    let range = token::Range { start, count };
+pub extern "C" fn range(start: u32, count: u32) -> bool {
+    token::Range { start, count }.wraps() == (u64::from(start) + u64::from(count) > 1 << 32)
+}
+
+/// Tokens are there or not, as the bits of a number tell, one after the other.
+struct Bits<'a> {
+    there: u32,
+    next: &'a Cell<u32>,
+    lookups: &'a Cell<u32>,
+    found: &'a Cell<u32>,
+}
+
+impl Take for Bits<'_> {
+    type Returned = ();
+
+    fn take(&mut self, token: u32, (): &mut ()) -> bool {
+        let nth = self.lookups.get();
+        let there = self.there >> (nth % 32) & 1 != 0;
+
+        // The first one is the first of the range, and each other one the next.
+        if nth == 0 || token.wrapping_sub(self.next.get()) == 1 {
+            self.lookups.set(nth + 1);
+        }
+        self.next.set(token);
+        self.found.set(self.found.get() + u32::from(there));
+        there
+    }
+}
+
+/// A short range, wherever it begins: each token is looked up once, and those that are there count.
+#[no_mangle]
+pub extern "C" fn tokens(start: u32, count: u32, there: u32) -> bool {
+    let range = Range {
+        start,
+        count: count % 4,
+    };
     if range.wraps() {
-        return u64::from(start) + u64::from(count) > 1 << 32;
+        return true;
+    }
+    let (next, lookups, found) = (Cell::new(start), Cell::new(0), Cell::new(0));
+    let total = token::take_back([range].into_iter(), || Bits {
+        there,
+        next: &next,
+        lookups: &lookups,
+        found: &found,
+    });
+
+    let last = if range.count == 0 {
+        start
+    } else {
+        start + (range.count - 1)
+    };
+    next.get() == last && lookups.get() == range.count && total as u64 == u64::from(found.get())
+}
+
+/// How many slots there are. The solver would write to one place only if there were more.
+const SIZE: usize = 16;
+
+/// The slots that can be used or free. All others are used.
+const SLOTS: [usize; 3] = [0, 7, SIZE - 1];
+
+/// An array that is as it has to be.
+struct Array {
+    used: u32,
+    hint: u32,
+    groups: [usize; 1],
+    free: [usize; 1],
+    slots: [usize; SIZE],
+}
+
+impl Array {
+    fn new(used: u64, netmem: usize) -> Self {
+        let mut array = Self {
+            used: SIZE as u32,
+            hint: 0,
+            groups: [0],
+            free: [0],
+            slots: [netmem; SIZE],
+        };
+        for (bit, slot) in SLOTS.into_iter().enumerate() {
+            if used >> bit & 1 == 0 {
+                array.used -= 1;
+                array.slots[slot] = 0;
+                array.free[0] |= 1 << slot;
+                array.groups[0] = 1;
+            }
+        }
+        // All words are passed if none is free.
+        array.hint = u32::from(array.free[0] == 0);
+        array
     }
 
-    let mut tokens = token::Range::tokens([range].into_iter());
-    let first = tokens.next() == (count > 0).then_some(start);
-    let second = count < 1 || tokens.next() == (count > 1).then(|| start + 1);
-    first && second && u64::from(start) + u64::from(count) <= 1 << 32
+    fn is_free(&self, slot: usize) -> bool {
+        slot < SIZE && self.free[0] >> slot & 1 != 0
+    }
+
+    /// Whether the bits and the hint are as they have to be, with so many in use.
+    fn is_sound(&self, used: u32) -> bool {
+        let any = self.free[0] != 0;
+        self.used == used && self.groups[0] == usize::from(any) && (self.hint == 0 || !any)
+    }
+
+    fn locked(&mut self) -> Slots<'_> {
+        Slots {
+            used: &mut self.used,
+            hint: &mut self.hint,
+            groups: &mut self.groups,
+            free: &mut self.free,
+            slots: &mut self.slots,
+        }
+    }
+}
+
+/// Any token is taken if it is one, and used. Then it is free, and there is one less.
+#[no_mangle]
+pub extern "C" fn take(token: u32, used: u64, netmem: u64) -> bool {
+    if netmem == 0 {
+        return true;
+    }
+    let mut array = Array::new(used, netmem as usize);
+    let before = array.used;
+    let slot = u64::from(token) as usize ^ 1 << 31;
+    let expected = slot < SIZE && !array.is_free(slot);
+
+    match array.locked().take(token) {
+        Some(taken) => {
+            expected
+                && taken as u64 == netmem
+                && array.slots[slot] == 0
+                && array.is_free(slot)
+                && array.is_sound(before - 1)
+        }
+        None => !expected && array.is_sound(before),
+    }
+}
+
+/// Any token is committed if it is one, and free. Then it is used, and there is one more.
+#[no_mangle]
+pub extern "C" fn commit(token: u32, used: u64, netmem: u64) -> bool {
+    if token < token::BASE || netmem == 0 {
+        return true;
+    }
+    let mut array = Array::new(used, 1);
+    let before = array.used;
+    let slot = (token - token::BASE) as usize;
+    let expected = array.is_free(slot);
+
+    if !array.locked().commit(token, netmem as usize) {
+        return !expected && array.is_sound(before);
+    }
+    expected
+        && array.slots[slot] as u64 == netmem
+        && !array.is_free(slot)
+        && array.is_sound(before + 1)
 }
 
 /// False for one argument in 2^64, and an overflow for one. Both have to be found.

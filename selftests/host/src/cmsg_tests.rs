@@ -2,39 +2,61 @@
 
 use std::{
     cell::{Cell, RefCell, RefMut},
-    collections::BTreeMap,
+    num::NonZero,
+    rc::Rc,
 };
 
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    cmsg::{self, Frag, Part, Place, Reader, Stop},
+    cmsg::{self, Frag, FragInfo, Part, Passed, Place, Reader, Stop},
     sequences::{bound, each},
-    token::{self, Range, Table, Take, BATCH},
+    slot_array::SlotArray,
+    token::{take_back, Range, References, Take, Tokens, BASE, BATCH},
     window::Window,
 };
 
-/// A buffer of its own for each frag, named by its address in the test.
-type Iov = u64;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A frag in a buffer of its own.
+#[derive(Clone, Debug)]
 struct TestFrag {
     size: usize,
     /// None if it is in host memory after all.
     offset: Option<u64>,
     dmabuf_id: u32,
+    /// The packet does not have a reference any more: others may have the buffer.
+    gone: Rc<Cell<bool>>,
+}
+
+impl TestFrag {
+    fn new(size: usize, offset: u64, dmabuf_id: u32) -> Self {
+        Self {
+            size,
+            offset: Some(offset),
+            dmabuf_id,
+            gone: Rc::default(),
+        }
+    }
+
+    /// What is in the array of tokens for it. A frag's offset is another one in its upper half.
+    fn netmem(&self) -> usize {
+        assert!(!self.gone.get(), "a frag that is not the packet's any more");
+        netmem_at(self.offset.expect("a token for host memory"))
+    }
+}
+
+fn netmem_at(offset: u64) -> usize {
+    ((offset >> 32) as usize) << 1 | 1
 }
 
 impl Frag for TestFrag {
-    type Iov<'a> = Iov;
-
     fn size(&self) -> usize {
+        assert!(!self.gone.get(), "a frag that is not the packet's any more");
         self.size
     }
 
-    fn place(&self) -> Option<Place<Iov>> {
+    fn place(&self) -> Option<Place> {
+        assert!(!self.gone.get(), "a frag that is not the packet's any more");
         self.offset.map(|offset| Place {
-            iov: offset,
             dmabuf_id: self.dmabuf_id,
             offset,
         })
@@ -57,6 +79,10 @@ impl Owned {
             frags: &self.frags,
         }
     }
+
+    fn len(&self) -> usize {
+        self.linear.len() + self.frags.iter().map(|frag| frag.size).sum::<usize>()
+    }
 }
 
 /// A packet of parts with so many linear bytes and frags of such sizes. Each byte is another one,
@@ -77,11 +103,7 @@ fn packet(parts: &[(usize, Vec<usize>)]) -> Vec<Owned> {
                 .iter()
                 .map(|&size| {
                     frag += 1;
-                    TestFrag {
-                        size,
-                        offset: Some(frag << 32),
-                        dmabuf_id: 100 + frag as u32,
-                    }
+                    TestFrag::new(size, frag << 32, 100 + frag as u32)
                 })
                 .collect(),
         })
@@ -139,8 +161,19 @@ impl TestReader {
     }
 }
 
+/// A control message. None if it was not made.
+#[derive(Clone, Copy, Default)]
+struct TestMessage(Option<FragInfo>);
+
+impl From<FragInfo> for TestMessage {
+    fn from(frag: FragInfo) -> Self {
+        Self(Some(frag))
+    }
+}
+
 impl Reader for TestReader {
     type Error = Error;
+    type Message = TestMessage;
 
     fn copy(&mut self, data: &[u8]) -> Result<(), Error> {
         self.burn(Error::Copy)?;
@@ -157,102 +190,126 @@ impl Reader for TestReader {
         Ok(())
     }
 
-    fn put_frag(
-        &mut self,
-        dmabuf_id: u32,
-        offset: u64,
-        len: usize,
-        token: u32,
-    ) -> Result<(), Error> {
-        self.burn(Error::Put)?;
-        self.events.push(Event::Frag {
-            dmabuf_id,
-            offset,
-            len,
-        });
-        self.tokens.push(token);
+    fn put_frags(&mut self, messages: &[TestMessage]) -> Result<(), (usize, Error)> {
+        for (told, message) in messages.iter().enumerate() {
+            let frag = message.0.expect("a message");
+
+            self.burn(Error::Put).map_err(|error| (told, error))?;
+            self.events.push(Event::Frag {
+                dmabuf_id: frag.dmabuf_id,
+                offset: frag.offset,
+                len: frag.len,
+            });
+            self.tokens.push(frag.token);
+        }
         Ok(())
     }
 }
 
 /// The tokens of a socket, of which there are only so many.
-#[derive(Default)]
-struct Tokens {
-    entries: RefCell<BTreeMap<u32, Option<Iov>>>,
-    limit: usize,
-    sections: Cell<usize>,
+struct TestTokens {
+    array: SlotArray,
+    /// Most tokens that are told at a time.
+    most: usize,
+    /// What was told last.
+    peeked: Vec<u32>,
+    /// Tokens, what they stand for, and where the reference comes from.
+    committed: Vec<(u32, usize, References)>,
+    sections: usize,
 }
 
-struct Locked<'a>(RefMut<'a, BTreeMap<u32, Option<Iov>>>, usize);
-
-impl Tokens {
+impl TestTokens {
     fn with_room_for(limit: usize) -> Self {
         Self {
-            limit,
-            ..Self::default()
+            array: SlotArray::of_size(limit.max(1)),
+            most: BATCH,
+            peeked: Vec::new(),
+            committed: Vec::new(),
+            sections: 0,
         }
+        .without(usize::from(limit == 0))
     }
 
-    fn lock(&self) -> Locked<'_> {
-        self.sections.set(self.sections.get() + 1);
-        Locked(self.entries.borrow_mut(), self.limit)
+    /// `count` of them are in use already.
+    fn without(mut self, count: usize) -> Self {
+        for token in (BASE..).take(count) {
+            assert!(self.array.locked().commit(token, !0), "a free one");
+        }
+        self
     }
 
-    /// Tokens that stand for something; none may be merely reserved.
-    fn committed(&self) -> Vec<(u32, Iov)> {
-        self.entries
-            .borrow()
-            .iter()
-            .map(|(&token, frag)| (token, frag.expect("settled")))
-            .collect()
+    /// Others are in use, in between.
+    fn with_gaps(mut self, used: &[bool]) -> Self {
+        for (token, _) in (BASE..).zip(used).filter(|(_, &used)| used) {
+            self.array.locked().commit(token, !0);
+        }
+        self
+    }
+
+    fn free(&self) -> usize {
+        self.array.slots.len() - self.array.used as usize
     }
 }
 
-impl Table<Iov> for Locked<'_> {
+impl Tokens<TestFrag> for TestTokens {
     type Error = Error;
 
-    fn reserve(&mut self) -> Result<u32, Error> {
-        if self.0.len() >= self.1 {
-            return Err(Error::Tokens);
+    fn peek(&mut self, tokens: &mut [u32]) -> Result<NonZero<usize>, Error> {
+        let room = tokens.len().min(self.most);
+
+        assert!(tokens.len() <= BATCH);
+        self.sections += 1;
+        let count = self.array.locked().peek(&mut tokens[..room]);
+        self.peeked = tokens[..count].to_vec();
+        NonZero::new(count).ok_or(Error::Tokens)
+    }
+
+    fn commit(&mut self, tokens: &[u32], frags: &[TestFrag], references: References) {
+        self.sections += 1;
+        assert_eq!(tokens.len(), frags.len(), "one for each");
+        assert!(self.peeked.starts_with(tokens), "not what was told");
+        self.peeked.clear();
+        for (&token, frag) in tokens.iter().zip(frags) {
+            let netmem = frag.netmem();
+
+            assert!(self.array.locked().commit(token, netmem));
+            self.committed.push((token, netmem, references));
+            frag.gone.set(references == References::Moved);
         }
-        let token = (0..).find(|token| !self.0.contains_key(token)).unwrap();
-        self.0.insert(token, None);
-        Ok(token)
-    }
-
-    fn commit(&mut self, token: u32, iov: Iov) {
-        let old = self.0.insert(token, Some(iov));
-        assert_eq!(old, Some(None), "token {token} was not reserved");
-    }
-
-    fn cancel(&mut self, token: u32) {
-        let old = self.0.remove(&token);
-        assert_eq!(old, Some(None), "token {token} was not reserved");
     }
 }
 
-impl Take for Locked<'_> {
-    type Counted = Iov;
-
-    fn take(&mut self, token: u32) -> Option<Iov> {
-        let iov = (*self.0.get(&token)?)?;
-        self.0.remove(&token);
-        Some(iov)
-    }
-}
-
+/// Reads from a packet that has all its references.
 fn pass(
     packet: &[Owned],
     (offset, len): (usize, usize),
     reader: &mut TestReader,
-    tokens: &Tokens,
-) -> Result<usize, Error> {
+    tokens: &mut TestTokens,
+    eat: bool,
+) -> Result<Passed, Error> {
+    for frag in packet.iter().flat_map(|part| &part.frags) {
+        frag.gone.set(false);
+    }
     cmsg::pass(
         packet.iter().map(Owned::borrow),
         Window::new(offset, len),
         reader,
-        || tokens.lock(),
+        tokens,
+        eat,
     )
+}
+
+/// The same, if nothing is moved: how many bytes.
+fn pass_some(
+    packet: &[Owned],
+    window: (usize, usize),
+    reader: &mut TestReader,
+    tokens: &mut TestTokens,
+) -> Result<usize, Error> {
+    let passed = pass(packet, window, reader, tokens, false)?;
+
+    assert!(!passed.moved);
+    Ok(passed.bytes)
 }
 
 /// What a reader of `len` bytes at `offset` gets that has memory for everything, and then the error
@@ -349,46 +406,132 @@ fn cut(
     (got, error)
 }
 
+/// What a read has.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Operations of the reader.
+    fuel: usize,
+    /// Free tokens.
+    tokens: usize,
+    /// Tokens told at a time.
+    at_a_time: usize,
+}
+
+const AMPLE: Limits = Limits {
+    fuel: 1000,
+    tokens: 1000,
+    at_a_time: BATCH,
+};
+
+impl Limits {
+    fn fuel(fuel: usize) -> Self {
+        Self { fuel, ..AMPLE }
+    }
+
+    fn tokens(tokens: usize) -> Self {
+        Self { tokens, ..AMPLE }
+    }
+}
+
 /// Reads once, and checks what came of it. Returns how many bytes came.
-fn check_once(packet: &[Owned], window: (usize, usize), fuel: usize, limit: usize) -> usize {
-    let context = || format!("{packet:?} {window:?} fuel {fuel} limit {limit}");
-    let (events, error) = cut(expected(packet, window.0, window.1), fuel, limit);
-    let tokens = Tokens::with_room_for(limit);
-    let mut reader = TestReader::with_fuel(fuel);
-    let result = pass(packet, window, &mut reader, &tokens);
+fn check_once(packet: &[Owned], window: (usize, usize), limits: Limits) -> usize {
+    let tokens = TestTokens::with_room_for(limits.tokens);
+    check_with(packet, window, limits, tokens, false).map_or(0, |passed| passed.bytes)
+}
+
+/// Reads all from `offset` of a packet of one part that is thrown away, and checks what came of it.
+fn check_eat(part: &Owned, offset: usize, limits: Limits) {
+    let packet = std::slice::from_ref(part);
+    let len = part.len() - offset;
+    let tokens = TestTokens::with_room_for(limits.tokens);
+    let passed = check_with(packet, (offset, len), limits, tokens, true);
+    let moved = passed.is_ok_and(|passed| passed.moved);
+
+    assert_eq!(moved, may_move(part, offset, limits), "{part:?} {limits:?}");
+}
+
+/// Whether all frags are told, and in one batch. Those from which nothing is read are not told.
+fn may_move(part: &Owned, offset: usize, limits: Limits) -> bool {
+    let frags = part.frags.len();
+    let messages = frags + if offset < part.linear.len() { 2 } else { 0 };
+    let first = part.frags.first().map_or(0, |frag| frag.size);
+
+    !part.readable
+        && frags != 0
+        && frags <= BATCH.min(limits.at_a_time).min(limits.tokens)
+        && messages <= limits.fuel
+        && offset < part.linear.len() + first
+        && part.frags.iter().all(|frag| frag.size != 0)
+        && part.frags.iter().all(|frag| frag.offset.is_some())
+}
+
+fn check_with(
+    packet: &[Owned],
+    window: (usize, usize),
+    limits: Limits,
+    mut tokens: TestTokens,
+    eat: bool,
+) -> Result<Passed, Error> {
+    let context = || format!("{packet:?} {window:?} {limits:?}");
+    let (events, error) = cut(
+        expected(packet, window.0, window.1),
+        limits.fuel,
+        limits.tokens,
+    );
+    let mut reader = TestReader::with_fuel(limits.fuel);
+    tokens.most = limits.at_a_time;
+    let result = pass(packet, window, &mut reader, &mut tokens, eat);
 
     assert_eq!(reader.events, events, "{}", context());
-    let passed = bytes_of(&events);
-    let told = match (passed, error) {
+    let bytes = bytes_of(&events);
+    let told = match (bytes, error) {
+        // There has to be a token before a frag is looked at.
+        (0, Some(Error::Stop(Stop::NotDeviceMemory))) if limits.tokens == 0 => {
+            assert!(matches!(
+                result,
+                Err(Error::Tokens | Error::Stop(Stop::NotDeviceMemory))
+            ));
+            result.map(|passed| passed.bytes)
+        }
         (0, Some(error)) => Err(error),
-        _ => Ok(passed),
+        _ => Ok(bytes),
     };
-    assert_eq!(result, told, "{}", context());
+    assert_eq!(result.map(|passed| passed.bytes), told, "{}", context());
 
-    // Who was told of a token has it, with the frag that it was told; there are no others.
-    let mut tokens_told: Vec<_> = reader
+    let moved = result.is_ok_and(|passed| passed.moved);
+    assert!(eat || !moved, "{}", context());
+    check_committed(packet, &reader, &tokens, moved);
+    result
+}
+
+/// Who was told of a token has it, with the frag that it was told; there are no others. Each has a
+/// reference, either a new one or the packet's.
+fn check_committed(packet: &[Owned], reader: &TestReader, tokens: &TestTokens, moved: bool) {
+    let references = match moved {
+        true => References::Moved,
+        false => References::Taken,
+    };
+    let told: Vec<_> = reader
         .tokens
         .iter()
-        .copied()
-        .zip(frags_in(&events).map(|event| match event {
-            Event::Frag { offset, .. } => offset >> 32 << 32,
+        .zip(frags_in(&reader.events))
+        .map(|(&token, event)| match event {
+            Event::Frag { offset, .. } => (token, netmem_at(*offset), references),
             Event::Linear(_) => unreachable!("filtered out"),
-        }))
+        })
         .collect();
-    tokens_told.sort_unstable();
-    assert_eq!(tokens.committed(), tokens_told, "{}", context());
-    passed
+
+    assert_eq!(tokens.committed, told, "{packet:?}");
+    let mut frags = packet.iter().flat_map(|part| &part.frags);
+    assert!(frags.all(|frag| frag.gone.get() == moved), "{packet:?}");
 }
 
 /// Reads until the end with a bit of memory at a time. Each byte comes once.
 fn check_all(packet: &[Owned], step: usize, fuel: usize) {
-    let total: usize = packet
-        .iter()
-        .map(|part| part.linear.len() + part.frags.iter().map(|frag| frag.size).sum::<usize>())
-        .sum();
+    let total: usize = packet.iter().map(Owned::len).sum();
     let mut offset = 0;
     while offset < total {
-        let passed = check_once(packet, (offset, step), fuel, 100);
+        let passed = check_once(packet, (offset, step), Limits::fuel(fuel));
         assert_ne!(passed, 0, "{packet:?}");
         offset += passed;
     }
@@ -403,6 +546,13 @@ fn small_parts(longest: usize) -> Vec<(usize, Vec<usize>)> {
         });
     }
     parts
+}
+
+/// Calls `check` with each packet of one small part.
+fn each_part(longest: usize, mut check: impl FnMut(&Owned)) {
+    for part in small_parts(longest) {
+        check(&packet(&[part])[0]);
+    }
 }
 
 /// Calls `check` with each packet of up to two small parts.
@@ -421,7 +571,7 @@ fn each_window_of_each_packet() {
     each_packet(|packet| {
         for offset in (0..8).step_by(bound(1, 3)) {
             for len in (0..8).step_by(bound(1, 3)) {
-                check_once(packet, (offset, len), 100, 100);
+                check_once(packet, (offset, len), AMPLE);
             }
         }
     });
@@ -431,12 +581,38 @@ fn each_window_of_each_packet() {
 fn out_of_room_at_each_place() {
     each_packet(|packet| {
         for fuel in (0..8).step_by(bound(1, 2)) {
-            check_once(packet, (0, 100), fuel, 100);
-            check_once(packet, (1, 4), fuel, 100);
+            check_once(packet, (0, 100), Limits::fuel(fuel));
+            check_once(packet, (1, 4), Limits::fuel(fuel));
         }
-        for limit in 0..4 {
-            check_once(packet, (0, 100), 100, limit);
-            check_once(packet, (1, 4), 2, limit);
+        for tokens in 0..4 {
+            check_once(packet, (0, 100), Limits::tokens(tokens));
+            let fuel = 2;
+            check_once(
+                packet,
+                (1, 4),
+                Limits {
+                    fuel,
+                    ..Limits::tokens(tokens)
+                },
+            );
+        }
+    });
+}
+
+/// Batches end where the tokens do that are told at a time.
+#[test]
+fn batches_of_any_size() {
+    each_packet(|packet| {
+        for at_a_time in 1..4 {
+            for fuel in [2, 3, 4, 100] {
+                let limits = Limits {
+                    fuel,
+                    at_a_time,
+                    ..AMPLE
+                };
+                check_once(packet, (0, 100), limits);
+                check_once(packet, (2, 4), limits);
+            }
         }
     });
 }
@@ -457,8 +633,8 @@ fn parts_in_host_memory() {
         for part in 0..packet.len() {
             let mut packet = packet.to_vec();
             packet[part].readable = true;
-            check_once(&packet, (0, 3), 100, 100);
-            check_once(&packet, (2, 100), 100, 100);
+            check_once(&packet, (0, 3), AMPLE);
+            check_once(&packet, (2, 100), AMPLE);
         }
     });
 }
@@ -470,68 +646,154 @@ fn frags_in_host_memory() {
             for frag in 0..packet[part].frags.len() {
                 let mut packet = packet.to_vec();
                 packet[part].frags[frag].offset = None;
-                check_once(&packet, (0, 3), 100, 100);
-                check_once(&packet, (2, 100), 100, 100);
+                for tokens in [0, 1, 2, 100] {
+                    check_once(&packet, (0, 3), Limits::tokens(tokens));
+                    check_once(&packet, (2, 100), Limits::tokens(tokens));
+                }
+                check_once(
+                    &packet,
+                    (0, 100),
+                    Limits {
+                        at_a_time: 1,
+                        ..AMPLE
+                    },
+                );
             }
         }
     });
 }
 
+/// A packet that is thrown away when all is passed, wherever that ends.
 #[test]
-fn no_packet() {
-    let mut reader = TestReader::with_fuel(1);
-    let tokens = Tokens::with_room_for(1);
-
-    let result = pass(&[], (0, 1), &mut reader, &tokens);
-    assert_eq!(result, Err(Error::Stop(Stop::EndOfPacket)));
-    assert_eq!(tokens.sections.get(), 0);
+fn references_are_moved_only_if_all_frags_are_told_in_one_batch() {
+    each_part(bound(4, 2), |part| {
+        for offset in 0..=part.len().min(5) {
+            check_eat(part, offset, AMPLE);
+            for less in 0..6 {
+                check_eat(part, offset, Limits::fuel(less));
+                check_eat(part, offset, Limits::tokens(less));
+                check_eat(
+                    part,
+                    offset,
+                    Limits {
+                        at_a_time: less + 1,
+                        ..AMPLE
+                    },
+                );
+            }
+        }
+        for frag in 0..part.frags.len() {
+            let mut part = part.clone();
+            part.frags[frag].offset = None;
+            check_eat(&part, 0, AMPLE);
+            check_eat(&part, 2.min(part.len()), AMPLE);
+        }
+    });
 }
 
-/// One critical section to reserve and one to commit, however many frags; one more for each batch.
 #[test]
-fn tokens_come_in_batches() {
-    for (frags, sections) in [(0, 0), (1, 2), (BATCH, 2), (BATCH + 1, 3), (5 * BATCH, 6)] {
-        let packet = packet(&[(1, vec![10; frags])]);
-        let tokens = Tokens::with_room_for(1000);
-        let mut reader = TestReader::with_fuel(1000);
+fn as_many_frags_as_a_batch_and_more() {
+    for frags in [1, BATCH - 1, BATCH, BATCH + 1, 2 * BATCH, 2 * BATCH + 1] {
+        let part = &packet(&[(1, vec![2; frags])])[0];
 
-        let passed = pass(&packet, (0, 1 + 10 * frags), &mut reader, &tokens);
-        assert_eq!(passed, Ok(1 + 10 * frags));
-        assert_eq!(tokens.sections.get(), sections, "{frags} frags");
+        for fuel in (0..frags + 4).step_by(bound(1, 5)) {
+            check_eat(part, 0, Limits::fuel(fuel));
+            check_once(std::slice::from_ref(part), (0, 1000), Limits::fuel(fuel));
+        }
+        for tokens in (0..frags + 2).step_by(bound(1, 5)) {
+            check_eat(part, 1, Limits::tokens(tokens));
+            check_once(
+                std::slice::from_ref(part),
+                (2, 1000),
+                Limits::tokens(tokens),
+            );
+        }
     }
 }
 
-/// Not a token more is reserved than the window has frags: others could not get it meanwhile.
+#[test]
+fn a_frag_without_bytes_keeps_its_reference() {
+    for empty in 0..3 {
+        let mut sizes = vec![4; 3];
+        sizes[empty] = 0;
+        let packet = packet(&[(0, sizes)]);
+        let (mut reader, mut tokens) = (TestReader::with_fuel(9), TestTokens::with_room_for(9));
+
+        let passed = pass(&packet, (0, 8), &mut reader, &mut tokens, true);
+        assert_eq!(
+            passed,
+            Ok(Passed {
+                bytes: 8,
+                moved: false
+            })
+        );
+        assert_eq!(tokens.committed.len(), 2, "it has no token");
+    }
+}
+
+#[test]
+fn no_packet() {
+    let mut reader = TestReader::with_fuel(1);
+    let mut tokens = TestTokens::with_room_for(1);
+
+    let result = pass(&[], (0, 1), &mut reader, &mut tokens, true);
+    assert_eq!(result, Err(Error::Stop(Stop::EndOfPacket)));
+    assert_eq!(tokens.sections, 0);
+}
+
+/// One critical section to know the tokens and one to commit them, for each batch of frags.
+#[test]
+fn tokens_come_in_batches() {
+    for (frags, batches) in [(0, 0), (1, 1), (BATCH, 1), (BATCH + 1, 2), (5 * BATCH, 5)] {
+        let packet = packet(&[(1, vec![10; frags])]);
+        let mut tokens = TestTokens::with_room_for(1000);
+        let mut reader = TestReader::with_fuel(1000);
+
+        let passed = pass_some(&packet, (0, 1 + 10 * frags), &mut reader, &mut tokens);
+        assert_eq!(passed, Ok(1 + 10 * frags));
+        assert_eq!(tokens.sections, 2 * batches, "{frags} frags");
+    }
+}
+
+/// Nothing is committed, nor locked, of which the reader was not told.
+#[test]
+fn no_commit_without_a_message() {
+    let packet = packet(&[(0, vec![10; 3])]);
+    let mut tokens = TestTokens::with_room_for(9);
+    let mut reader = TestReader::with_fuel(0);
+
+    let result = pass_some(&packet, (0, 30), &mut reader, &mut tokens);
+    assert_eq!(result, Err(Error::Put));
+    assert_eq!(tokens.sections, 1, "they were looked at");
+    assert_eq!(tokens.array, SlotArray::of_size(9));
+}
+
+/// As many tokens as the window has frags will do, however many the packet has.
 #[test]
 fn tokens_are_not_hoarded() {
     let packet = packet(&[(0, vec![10; 10])]);
-    let tokens = Tokens::with_room_for(2);
+    let mut tokens = TestTokens::with_room_for(2);
     let mut reader = TestReader::with_fuel(1000);
 
-    assert_eq!(pass(&packet, (5, 10), &mut reader, &tokens), Ok(10));
-    assert_eq!(tokens.committed().len(), 2);
+    let passed = pass_some(&packet, (5, 10), &mut reader, &mut tokens);
+    assert_eq!(passed, Ok(10));
+    assert_eq!(tokens.committed.len(), 2);
 }
 
 #[test]
 fn numbers_at_their_limits() {
-    let huge = TestFrag {
-        size: usize::MAX,
-        offset: Some(0),
-        dmabuf_id: u32::MAX,
-    };
-    let last = TestFrag {
-        size: 5,
-        offset: Some(u64::MAX - 4),
-        dmabuf_id: 1,
-    };
     let packet = [Owned {
         readable: false,
         linear: vec![],
-        frags: vec![huge, last],
+        frags: vec![
+            TestFrag::new(usize::MAX, 0, u32::MAX),
+            TestFrag::new(5, u64::MAX - 4, 1),
+        ],
     }];
-    let read = |window| {
-        let mut reader = TestReader::with_fuel(10);
-        let result = pass(&packet, window, &mut reader, &Tokens::with_room_for(10));
+    let read = |window, fuel| {
+        let mut reader = TestReader::with_fuel(fuel);
+        let mut tokens = TestTokens::with_room_for(10);
+        let result = pass_some(&packet, window, &mut reader, &mut tokens);
         (result, reader.events)
     };
     let event = |dmabuf_id, offset, len| Event::Frag {
@@ -540,29 +802,52 @@ fn numbers_at_their_limits() {
         len,
     };
 
-    let (result, events) = read((usize::MAX - 1, 3));
+    let (result, events) = read((usize::MAX - 1, 3), 10);
     assert_eq!(result, Ok(3));
     assert_eq!(
         events,
         [event(u32::MAX, u64::MAX - 1, 1), event(1, u64::MAX - 4, 2)]
     );
+    assert_eq!(read((usize::MAX - 1, 3), 1).0, Ok(1));
 
-    let (result, events) = read((0, usize::MAX));
+    let (result, events) = read((0, usize::MAX), 10);
     assert_eq!(result, Ok(usize::MAX));
     assert_eq!(events, [event(u32::MAX, 0, usize::MAX)]);
-    assert_eq!(read((usize::MAX, 1)).0, Ok(1));
+    assert_eq!(read((usize::MAX, 1), 10).0, Ok(1));
 }
 
 proptest! {
     #[test]
     fn any_packet(
-        parts in vec((0usize..20, vec(0usize..30, 0..20)), 0..4),
-        offset in 0usize..300,
-        len in 0usize..300,
-        fuel in 0usize..40,
-        limit in 0usize..40,
+        parts in vec((0usize..20, vec(0usize..30, 0..40)), 0..4),
+        (offset, len) in (0usize..300, 0usize..600),
+        fuel in 0usize..80,
+        tokens in 0usize..80,
+        at_a_time in 1usize..=BATCH,
+        used in vec(any::<bool>(), 0..80),
     ) {
-        check_once(&packet(&parts), (offset, len), fuel, limit);
+        let table = TestTokens::with_room_for(tokens).with_gaps(&used);
+        let tokens = table.free();
+        let limits = Limits { fuel, tokens, at_a_time };
+        let _ = check_with(&packet(&parts), (offset, len), limits, table, false);
+    }
+
+    #[test]
+    fn any_packet_that_is_thrown_away(
+        part in (0usize..20, vec(0usize..30, 0..20)),
+        host in proptest::option::weighted(0.2, any::<prop::sample::Index>()),
+        offset in 0usize..40,
+        fuel in 0usize..30,
+        tokens in 0usize..30,
+        at_a_time in 1usize..=BATCH,
+    ) {
+        let part = &mut packet(&[part])[0];
+        let offset = offset.min(part.len());
+        if let (Some(host), false) = (host, part.frags.is_empty()) {
+            let frags = part.frags.len();
+            part.frags[host.index(frags)].offset = None;
+        }
+        check_eat(part, offset, Limits { fuel, tokens, at_a_time });
     }
 
     #[test]
@@ -581,59 +866,36 @@ proptest! {
         ranges in vec((0u32..80, 0u32..80), 0..6),
     ) {
         let packet = packet(&[(0, vec![1; frags])]);
-        let tokens = Tokens::with_room_for(100);
+        let mut tokens = TestTokens::with_room_for(100);
         if frags != 0 {
-            pass(&packet, (0, frags), &mut TestReader::with_fuel(100), &tokens).unwrap();
+            let mut reader = TestReader::with_fuel(100);
+            pass_some(&packet, (0, frags), &mut reader, &mut tokens).unwrap();
         }
-        let ranges: Vec<_> = ranges
-            .into_iter()
-            .map(|(start, count)| Range { start, count })
-            .collect();
-        let mut named: Vec<u32> = Range::tokens(ranges.iter().copied())
-            .filter(|&token| (token as usize) < frags)
+        let mut named: Vec<u32> = ranges
+            .iter()
+            .flat_map(|&(start, count)| start..start + count)
+            .filter(|&slot| (slot as usize) < frags)
             .collect();
         named.sort_unstable();
         named.dedup();
 
-        let returned = token::take_back(Range::tokens(ranges.into_iter()), || tokens.lock());
+        let ranges = ranges.iter().map(|&(start, count)| Range { start: BASE + start, count });
+        let array = RefCell::new(tokens.array);
+        let returned = take_back(ranges, || Locked(array.borrow_mut()));
         prop_assert_eq!(returned, named.len());
-        prop_assert_eq!(tokens.committed().len(), frags - returned);
+        prop_assert_eq!(array.into_inner().used as usize, frags - returned);
     }
 }
 
-/// A reference that has to be given up without the table's lock, which page pools must not meet.
-struct Counted<'a>(&'a RefCell<usize>);
+/// The array of a socket under its lock.
+struct Locked<'a>(RefMut<'a, SlotArray>);
 
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        *self.0.try_borrow_mut().expect("not locked") -= 1;
-    }
-}
+impl Take for Locked<'_> {
+    type Returned = Vec<usize>;
 
-/// A table in which every token stands for a reference. It counts those that were taken.
-struct Inexhaustible<'a>(RefMut<'a, usize>, &'a RefCell<usize>);
-
-impl<'a> Take for Inexhaustible<'a> {
-    type Counted = Counted<'a>;
-
-    fn take(&mut self, _token: u32) -> Option<Counted<'a>> {
-        *self.0 += 1;
-        Some(Counted(self.1))
-    }
-}
-
-#[test]
-fn references_are_given_up_after_the_lock() {
-    for count in [0, 1, 15, 16, 17, 32, 100] {
-        let taken = RefCell::new(0);
-        let sections = Cell::new(0);
-
-        let returned = token::take_back(0..count, || {
-            sections.set(sections.get() + 1);
-            Inexhaustible(taken.borrow_mut(), &taken)
-        });
-        assert_eq!(returned, count as usize);
-        assert_eq!(taken.into_inner(), 0, "all were given up");
-        assert_eq!(sections.get(), count as usize / 16 + 1);
+    fn take(&mut self, token: u32, returned: &mut Vec<usize>) -> bool {
+        let netmem = self.0.locked().take(token);
+        returned.extend(netmem);
+        netmem.is_some()
     }
 }

@@ -15,7 +15,9 @@ fn list(size: usize) -> FreeList<Vec<u32>> {
 fn take(list: &mut FreeList<Vec<u32>>, most: usize) -> Vec<NiovId> {
     let mut batch = Batch::new();
     list.take(&mut batch, most);
-    batch.collect()
+    // Page pools use the last first.
+    let indices = batch.into_raw().iter().rev();
+    indices.map(|&index| NiovId::from_raw(index)).collect()
 }
 
 #[test]
@@ -62,9 +64,10 @@ fn takes_no_more_than_asked_for() {
     assert!(take(&mut list(1024), 0).is_empty());
 }
 
-/// What a page pool may get of `free` net_iovs if it asks for `most`.
-fn share(free: usize, most: usize) -> usize {
-    free.div_ceil(8).min(most).min(64)
+/// What a page pool may get of `free` net_iovs, of `size`, if it asks for `most`.
+fn share(size: usize, free: usize, most: usize) -> usize {
+    let least = free.min(16).min(size / 16);
+    free.div_ceil(8).max(least).min(most).min(64)
 }
 
 #[test]
@@ -73,8 +76,8 @@ fn a_share_of_what_is_left() {
         for most in [0, 1, 4, 63, 64, 65, usize::MAX] {
             let mut list = list(size);
 
-            assert_eq!(take(&mut list, most).len(), share(size, most));
-            assert_eq!(list.in_use(), share(size, most));
+            assert_eq!(take(&mut list, most).len(), share(size, size, most));
+            assert_eq!(list.in_use(), share(size, size, most));
         }
     }
 }
@@ -95,7 +98,7 @@ fn check_steps(size: usize, steps: &[Step]) {
     for &step in steps {
         let returned = match step {
             Step::Take(most) => {
-                let count = share(free.len(), most);
+                let count = share(size, free.len(), most);
                 let expected: Vec<u32> = free.drain(free.len() - count..).rev().collect();
                 let got: Vec<u32> = take(&mut list, most)
                     .into_iter()
@@ -110,7 +113,7 @@ fn check_steps(size: usize, steps: &[Step]) {
             Step::PutLast => held.pop(),
         };
         if let Some(index) = returned {
-            list.put(NiovId::from_raw(index));
+            list.put([NiovId::from_raw(index)]);
             free.push(index);
         }
         assert_eq!(list.in_use(), held.len(), "{steps:?}");
@@ -168,14 +171,14 @@ proptest! {
                 Op::Put(_) if held.is_empty() => {}
                 Op::Put(which) => {
                     let id = held.swap_remove(which % held.len());
-                    list.put(id);
+                    list.put([id]);
                 }
             }
             prop_assert_eq!(list.in_use(), held.len());
         }
 
         for id in held.drain(..) {
-            list.put(id);
+            list.put([id]);
         }
         let mut seen = vec![false; size];
         loop {

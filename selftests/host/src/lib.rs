@@ -40,6 +40,8 @@ mod narrow_tests;
 #[cfg(test)]
 mod sequences;
 #[cfg(test)]
+mod slot_array;
+#[cfg(test)]
 mod token_tests;
 #[cfg(test)]
 mod window_tests;

@@ -5,7 +5,7 @@
 //! What threads share is behind locks here as it is there, and references are counted as page pools
 //! count them.
 
-use std::collections::BTreeMap;
+use std::num::NonZero;
 
 use loom::{
     model::Builder,
@@ -17,9 +17,10 @@ use loom::{
 };
 
 use crate::{
-    cmsg::{self, Frag, Part, Place, Reader, Stop},
+    cmsg::{self, Frag, FragInfo, Part, Passed, Place, Reader, Stop},
     free_list::{Batch, FreeList, NiovId},
-    token::{take_back, Range, Table, Take},
+    slot_array::SlotArray,
+    token::{take_back, Range, References, Take, Tokens, BASE},
     window::Window,
 };
 
@@ -31,7 +32,8 @@ pub(crate) fn explore(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// Buffers, by how many references there are to each.
+/// Buffers, by how many references there are to each: one of the packet that they are in, and those
+/// of tokens.
 struct Buffers(Vec<AtomicIsize>);
 
 impl Buffers {
@@ -45,6 +47,12 @@ impl Buffers {
         assert!(old > 0, "a reference given back twice");
     }
 
+    /// Somebody relies on the buffer.
+    fn touch(&self, buffer: usize) {
+        let count = self.0[buffer].load(Relaxed);
+        assert!(count > 0, "the buffer is somebody else's by now");
+    }
+
     fn counts(&self) -> Vec<isize> {
         self.0.iter().map(|count| count.load(Relaxed)).collect()
     }
@@ -53,16 +61,17 @@ impl Buffers {
 /// A socket: its tokens, and what user space remembers of them.
 struct Socket {
     buffers: Arc<Buffers>,
-    tokens: Mutex<BTreeMap<u32, Option<usize>>>,
+    tokens: Mutex<SlotArray>,
     told: Mutex<Vec<u32>>,
 }
 
 impl Socket {
-    fn new(buffers: usize) -> Arc<Self> {
+    /// One with `slots` for tokens, until there have to be more.
+    fn new(buffers: usize, slots: usize) -> Arc<Self> {
         let buffers = (0..buffers).map(|_| AtomicIsize::new(1)).collect();
         Arc::new(Self {
             buffers: Arc::new(Buffers(buffers)),
-            tokens: Mutex::new(BTreeMap::new()),
+            tokens: Mutex::new(SlotArray::of_size(slots)),
             told: Mutex::new(Vec::new()),
         })
     }
@@ -75,9 +84,28 @@ impl Socket {
     }
 
     /// `recvmsg()` of an skb whose frags are `buffers`, until the reader's memory ends after
-    /// `room` control messages.
+    /// `room` control messages. Returns how many there were.
     fn recvmsg(&self, buffers: std::ops::Range<usize>, room: usize) -> usize {
-        let frags: Vec<_> = buffers.map(TestFrag).collect();
+        self.pass(buffers, room, false).bytes
+    }
+
+    /// The same of an skb that is thrown away if all of it is passed.
+    fn recvmsg_and_eat(&self, buffers: std::ops::Range<usize>, room: usize) -> usize {
+        let passed = self.pass(buffers.clone(), room, true);
+
+        if passed.bytes == buffers.len() && !passed.moved {
+            buffers.for_each(|buffer| self.buffers.put(buffer));
+        }
+        passed.bytes
+    }
+
+    fn pass(&self, buffers: std::ops::Range<usize>, room: usize, eat: bool) -> Passed {
+        let frags: Vec<_> = buffers
+            .map(|buffer| TestFrag {
+                buffers: &self.buffers,
+                buffer,
+            })
+            .collect();
         let part = Part {
             readable: false,
             linear: &[],
@@ -86,75 +114,97 @@ impl Socket {
         let mut reader = User { socket: self, room };
         let window = Window::new(0, frags.len());
 
-        cmsg::pass([part].into_iter(), window, &mut reader, || self.lock()).unwrap_or(0)
+        cmsg::pass([part].into_iter(), window, &mut reader, &mut { self }, eat).unwrap_or(Passed {
+            bytes: 0,
+            moved: false,
+        })
     }
 
-    fn dontneed(&self, start: u32, count: u32) -> usize {
-        let range = Range { start, count };
-        take_back(Range::tokens([range].into_iter()), || self.lock())
+    /// Takes back what user space has, or says it has: so many tokens from that of a slot on.
+    fn dontneed(&self, slot: u32, count: u32) -> usize {
+        let start = BASE + slot;
+        take_back([Range { start, count }].into_iter(), || self.lock())
     }
+}
+
+impl<'a> Tokens<TestFrag<'a>> for &'a Socket {
+    type Error = ();
+
+    fn peek(&mut self, tokens: &mut [u32]) -> Result<NonZero<usize>, ()> {
+        let free = |tokens: &mut [u32]| NonZero::new(self.lock().tokens.locked().peek(tokens));
+
+        if let Some(count) = free(tokens) {
+            return Ok(count);
+        }
+        // Memory is allocated without the lock. Meanwhile some may have come back.
+        let size = self.lock().tokens.slots.len();
+        let mut locked = self.lock();
+        *locked.tokens = locked.tokens.grown_to(2 * size);
+        drop(locked);
+        free(tokens).ok_or(())
+    }
+
+    fn commit(&mut self, tokens: &[u32], frags: &[TestFrag<'a>], references: References) {
+        let mut locked = self.lock();
+
+        for (&token, frag) in tokens.iter().zip(frags) {
+            if references == References::Taken {
+                self.buffers.get(frag.buffer);
+            }
+            let free = locked.tokens.locked().commit(token, netmem_of(frag.buffer));
+            assert!(free, "somebody else has the token");
+        }
+    }
+}
+
+fn netmem_of(buffer: usize) -> usize {
+    buffer << 1 | 1
 }
 
 struct Locked<'a> {
-    tokens: MutexGuard<'a, BTreeMap<u32, Option<usize>>>,
+    tokens: MutexGuard<'a, SlotArray>,
     buffers: &'a Arc<Buffers>,
 }
 
-impl Table<usize> for Locked<'_> {
-    type Error = ();
-
-    fn reserve(&mut self) -> Result<u32, ()> {
-        let token = (0..)
-            .find(|token| !self.tokens.contains_key(token))
-            .unwrap();
-        self.tokens.insert(token, None);
-        Ok(token)
-    }
-
-    fn commit(&mut self, token: u32, buffer: usize) {
-        self.buffers.get(buffer);
-        let old = self.tokens.insert(token, Some(buffer));
-        assert_eq!(old, Some(None), "the token was not reserved any more");
-    }
-
-    fn cancel(&mut self, token: u32) {
-        let old = self.tokens.remove(&token);
-        assert_eq!(old, Some(None), "the token was not reserved any more");
-    }
-}
-
-/// A reference that a token stood for.
-struct Counted(Arc<Buffers>, usize);
+/// References that tokens stood for.
+#[derive(Default)]
+struct Counted(Vec<(Arc<Buffers>, usize)>);
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.put(self.1);
+        for (buffers, buffer) in &self.0 {
+            buffers.put(*buffer);
+        }
     }
 }
 
 impl Take for Locked<'_> {
-    type Counted = Counted;
+    type Returned = Counted;
 
-    fn take(&mut self, token: u32) -> Option<Counted> {
-        let buffer = (*self.tokens.get(&token)?)?;
-        self.tokens.remove(&token);
-        Some(Counted(self.buffers.clone(), buffer))
+    fn take(&mut self, token: u32, returned: &mut Counted) -> bool {
+        let netmem = self.tokens.locked().take(token);
+        let counted = netmem.map(|netmem| (self.buffers.clone(), netmem >> 1));
+
+        returned.0.extend(counted);
+        netmem.is_some()
     }
 }
 
-/// A frag of one byte, in a buffer of its own.
-struct TestFrag(usize);
+/// A frag of one byte, in a buffer of its own. Not looked at once that is back.
+struct TestFrag<'a> {
+    buffers: &'a Buffers,
+    buffer: usize,
+}
 
-impl Frag for TestFrag {
-    type Iov<'a> = usize;
-
+impl Frag for TestFrag<'_> {
     fn size(&self) -> usize {
+        self.buffers.touch(self.buffer);
         1
     }
 
-    fn place(&self) -> Option<Place<usize>> {
+    fn place(&self) -> Option<Place> {
+        self.buffers.touch(self.buffer);
         Some(Place {
-            iov: self.0,
             dmabuf_id: 1,
             offset: 0,
         })
@@ -166,12 +216,23 @@ struct User<'a> {
     room: usize,
 }
 
+/// The token that a user is told.
+#[derive(Clone, Copy, Default)]
+struct Told(u32);
+
+impl From<FragInfo> for Told {
+    fn from(frag: FragInfo) -> Self {
+        Self(frag.token)
+    }
+}
+
 impl From<Stop> for () {
     fn from(_: Stop) {}
 }
 
 impl Reader for User<'_> {
     type Error = ();
+    type Message = Told;
 
     fn copy(&mut self, _data: &[u8]) -> Result<(), ()> {
         unreachable!("there are no linear bytes")
@@ -181,10 +242,16 @@ impl Reader for User<'_> {
         unreachable!("there are no linear bytes")
     }
 
-    fn put_frag(&mut self, _id: u32, _offset: u64, _len: usize, token: u32) -> Result<(), ()> {
-        self.room = self.room.checked_sub(1).ok_or(())?;
-        self.socket.told.lock().unwrap().push(token);
-        Ok(())
+    fn put_frags(&mut self, messages: &[Told]) -> Result<(), (usize, ())> {
+        let told = messages.len().min(self.room);
+        let tokens = messages[..told].iter().map(|message| message.0);
+
+        self.room -= told;
+        self.socket.told.lock().unwrap().extend(tokens);
+        match told == messages.len() {
+            true => Ok(()),
+            false => Err((told, ())),
+        }
     }
 }
 
@@ -205,10 +272,15 @@ fn both<T: 'static>(
 /// User space returns what it was told: now all is as it was before.
 fn return_all(socket: &Socket, already: usize, references: isize) {
     let told = std::mem::take(&mut *socket.told.lock().unwrap());
-    let rest: usize = told.iter().map(|&token| socket.dontneed(token, 1)).sum();
+    let rest: usize = told
+        .iter()
+        .map(|&token| socket.dontneed(token - BASE, 1))
+        .sum();
 
     assert_eq!(already + rest, told.len(), "one return for each token told");
-    assert!(socket.tokens.lock().unwrap().is_empty(), "no token is left");
+    let tokens = socket.tokens.lock().unwrap();
+    tokens.check();
+    assert_eq!(tokens.used, 0, "no token is left");
     for count in socket.buffers.counts() {
         assert_eq!(count, references);
     }
@@ -219,7 +291,7 @@ fn return_all(socket: &Socket, already: usize, references: isize) {
 fn tokens_returned_while_they_are_handed_out() {
     for room in 0..=2 {
         explore(move || {
-            let socket = Socket::new(2);
+            let socket = Socket::new(2, 2);
             let (passed, returned) = both(
                 &socket,
                 |socket| socket.recvmsg(0..2, room),
@@ -232,11 +304,48 @@ fn tokens_returned_while_they_are_handed_out() {
     }
 }
 
+/// The same with a packet that nobody needs any more: no buffer comes back before the packet is done
+/// with it, nor is one that the packet still has, because it was not passed to the end.
+#[test]
+fn buffers_returned_while_their_references_move() {
+    for room in 0..=2 {
+        explore(move || {
+            let socket = Socket::new(2, 2);
+            let (passed, returned) = both(
+                &socket,
+                |socket| socket.recvmsg_and_eat(0..2, room),
+                |socket| socket.dontneed(0, 2) + socket.dontneed(0, 1),
+            );
+
+            assert_eq!(passed, room);
+            return_all(&socket, returned, isize::from(room < 2));
+        });
+    }
+}
+
+/// There are not enough tokens for all frags at first: two batches, of which none is all.
+#[test]
+fn tokens_returned_while_there_are_made_more() {
+    for slots in 1..=2 {
+        explore(move || {
+            let socket = Socket::new(3, slots);
+            let (passed, returned) = both(
+                &socket,
+                |socket| socket.recvmsg_and_eat(0..3, 3),
+                |socket| socket.dontneed(0, 1) + socket.dontneed(0, 2),
+            );
+
+            assert_eq!(passed, 3);
+            return_all(&socket, returned, 0);
+        });
+    }
+}
+
 /// The skb is gone once `recvmsg()` has returned: only tokens hold the buffers then.
 #[test]
 fn tokens_outlive_the_skb() {
     explore(|| {
-        let socket = Socket::new(1);
+        let socket = Socket::new(1, 1);
         let (_, returned) = both(
             &socket,
             |socket| {
@@ -255,7 +364,7 @@ fn tokens_outlive_the_skb() {
 #[test]
 fn tokens_returned_twice() {
     explore(|| {
-        let socket = Socket::new(3);
+        let socket = Socket::new(3, 3);
         socket.recvmsg(0..3, 3);
         let (ours, theirs) = both(
             &socket,
@@ -272,7 +381,7 @@ fn tokens_returned_twice() {
 #[test]
 fn batches_of_tokens_returned_twice() {
     explore(|| {
-        let socket = Socket::new(18);
+        let socket = Socket::new(18, 18);
         socket.recvmsg(0..18, 18);
         let (ours, theirs) = both(
             &socket,
@@ -285,19 +394,20 @@ fn batches_of_tokens_returned_twice() {
     });
 }
 
-/// Two calls of `recvmsg()`, one after the other as the socket lock has it, and who returns.
+/// Two calls of `recvmsg()`, one after the other as the socket lock has it, and who returns. The
+/// second one gets the token that came back, if it did in time.
 #[test]
 fn tokens_are_used_again() {
     explore(|| {
-        let socket = Socket::new(2);
+        let socket = Socket::new(2, 1);
         let (passed, returned) = both(
             &socket,
-            |socket| socket.recvmsg(0..1, 1) + socket.recvmsg(1..2, 1),
+            |socket| socket.recvmsg_and_eat(0..1, 1) + socket.recvmsg_and_eat(1..2, 1),
             |socket| socket.dontneed(0, 1) + socket.dontneed(0, 2),
         );
 
         assert_eq!(passed, 2);
-        return_all(&socket, returned, 1);
+        return_all(&socket, returned, 0);
     });
 }
 
@@ -315,12 +425,11 @@ fn no_net_iov_is_in_two_pools() {
             let mut batch = Batch::new();
             binding.free.lock().unwrap().take(&mut batch, 2);
 
-            for id in batch {
-                let index = id.into_raw();
+            for &index in batch.into_raw() {
                 let owner = &binding.owners[index as usize];
                 assert_eq!(owner.swap(name, Relaxed), 0, "somebody has it");
                 assert_eq!(owner.swap(0, Relaxed), name, "somebody took it");
-                binding.free.lock().unwrap().put(NiovId::from_raw(index));
+                binding.free.lock().unwrap().put([NiovId::from_raw(index)]);
             }
         }
     }

@@ -4,11 +4,13 @@
 //!
 //! Overflow checks are on, so each of these also shows that nothing overflows.
 
+use std::cell::RefCell;
+
 use crate::sequences::each;
 
 #[expect(
     dead_code,
-    reason = "tokens themselves do not depend on how wide numbers are"
+    reason = "what a reader is told does not depend on how wide tokens are"
 )]
 mod token {
     include!(concat!(env!("OUT_DIR"), "/token.rs"));
@@ -255,17 +257,26 @@ fn free_list_as_long_as_an_index_goes() {
         while list.in_use() < size {
             let mut batch = free_list::Batch::new();
             list.take(&mut batch, usize::MAX);
-            for id in batch {
-                assert!(!std::mem::replace(
-                    &mut seen[usize::from(id.into_raw())],
-                    true
-                ));
+            for &index in batch.into_raw() {
+                assert!(!std::mem::replace(&mut seen[usize::from(index)], true));
             }
         }
         for index in 0..size {
-            list.put(free_list::NiovId::from_raw(index as u8));
+            list.put([free_list::NiovId::from_raw(index as u8)]);
         }
         assert_eq!((list.capacity(), list.in_use()), (size, 0));
+    }
+}
+
+/// A table that has no token, or all, and knows which ones were looked up.
+struct Seen<'a>(&'a RefCell<Vec<u8>>, bool);
+
+impl token::Take for Seen<'_> {
+    type Returned = ();
+
+    fn take(&mut self, token: u8, (): &mut ()) -> bool {
+        self.0.borrow_mut().push(token);
+        self.1
     }
 }
 
@@ -278,9 +289,72 @@ fn token_ranges() {
 
             assert_eq!(range.wraps(), past > 256);
             if !range.wraps() {
-                let expected = (u32::from(start)..past).take(200).map(|token| token as u8);
-                assert!(token::Range::tokens([range].into_iter()).eq(expected));
+                check_lookups(range, true);
+                check_lookups(range, false);
             }
         }
     }
+}
+
+fn check_lookups(range: token::Range, there: bool) {
+    let past = u32::from(range.start) + u32::from(range.count);
+    let expected = (u32::from(range.start)..past)
+        .take(200)
+        .map(|token| token as u8);
+    let seen = RefCell::new(Vec::new());
+
+    let taken = token::take_back([range].into_iter(), || Seen(&seen, there));
+    let seen = seen.into_inner();
+    assert_eq!(taken, if there { seen.len() } else { 0 });
+    assert!(seen.into_iter().eq(expected), "{range:?}");
+}
+
+/// As many slots as there are tokens, and each token there is.
+#[test]
+fn slots_as_many_as_tokens() {
+    for size in 0..=128usize {
+        let (mut used, mut hint) = (0, 0);
+        let bits = u128::MAX
+            .checked_shr(128 - size as core::ffi::c_uint)
+            .unwrap_or(0);
+        let mut free = [bits as usize, (bits >> 64) as usize];
+        let mut groups = [free
+            .iter()
+            .rev()
+            .fold(0, |bits, &word| bits << 1 | usize::from(word != 0))];
+        let mut slots = vec![0; size];
+        let mut table = token::Slots {
+            used: &mut used,
+            hint: &mut hint,
+            groups: &mut groups,
+            free: &mut free,
+            slots: &mut slots,
+        };
+
+        for round in 0..2 {
+            check_slots(&mut table, size, 2 * round + 1);
+        }
+    }
+}
+
+/// Uses all slots, and takes all tokens there could be.
+fn check_slots(table: &mut token::Slots<'_>, size: usize, netmem: usize) {
+    for slot in 0..size {
+        let mut tokens = [0; 129];
+        assert_eq!(table.peek(&mut tokens), size - slot);
+        assert!(tokens[..size - slot]
+            .iter()
+            .copied()
+            .eq(128 + slot as u8..=127 + size as u8));
+        assert!(table.commit(tokens[0], netmem + slot));
+    }
+    assert_eq!(usize::from(*table.used), size);
+    assert_eq!(table.peek(&mut [0; 129]), 0);
+    for token in 0..=u8::MAX {
+        let slot = usize::from(token).checked_sub(128);
+        let expected = slot.filter(|&slot| slot < size).map(|slot| netmem + slot);
+        assert_eq!(table.take(token), expected);
+        assert_eq!(table.take(token), None);
+    }
+    assert_eq!(*table.used, 0);
 }

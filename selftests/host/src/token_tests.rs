@@ -1,156 +1,349 @@
 // SPDX-License-Identifier: GPL-2.0
 
-use std::collections::BTreeMap;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+};
 
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
     sequences::{bound, each},
-    token::{Range, Reserved, Table, BATCH, MAX_DONTNEED_FRAGS},
+    slot_array::SlotArray,
+    token::{take_back, Range, Take, BASE, BATCH, MAX_DONTNEED_FRAGS, RETURN_BATCH},
 };
 
-/// The token table of a socket as the kernel has it: the lowest free number, from 1.
-#[derive(Default)]
-struct Model {
-    entries: BTreeMap<u32, Option<u64>>,
-    limit: usize,
-    /// References to each frag.
-    references: BTreeMap<u64, usize>,
-    sections: usize,
-}
+/// A token table as it is meant: what each token stands for, if it is used.
+#[derive(Clone, Default)]
+struct Model(Vec<Option<usize>>);
 
 impl Model {
-    fn with_room_for(limit: usize) -> Self {
+    /// The free tokens, lowest first.
+    fn free(&self) -> Vec<u32> {
+        let slots = self.0.iter().zip(BASE..);
+        slots
+            .filter_map(|(used, token)| used.is_none().then_some(token))
+            .collect()
+    }
+
+    fn take(&mut self, token: u32) -> Option<usize> {
+        let slot = token.checked_sub(BASE)?;
+        self.0.get_mut(slot as usize)?.take()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// A reader learns tokens that are free. It may commit some of them, later.
+    Peek,
+    Commit,
+    /// User space gives a slot's token back, be it one that it was told or one that it guesses.
+    Take(u32),
+    /// The same, and the core looks after it.
+    TakeInC(u32),
+    Grow,
+}
+
+/// The array, the model, and the tokens that a reader knows but has not committed.
+#[derive(Clone, Default)]
+struct Run {
+    array: SlotArray,
+    model: Model,
+    peeked: VecDeque<u32>,
+    netmems: usize,
+}
+
+impl Run {
+    fn of_size(size: usize) -> Self {
         Self {
-            limit,
+            array: SlotArray::of_size(size),
+            model: Model(vec![None; size]),
             ..Self::default()
         }
     }
 
-    fn lock(&mut self) -> &mut Self {
-        self.sections += 1;
-        self
-    }
+    /// One in which only some slots are free.
+    fn with_free(size: usize, free: &[u32]) -> Self {
+        let mut run = Self::of_size(size);
 
-    fn take(&mut self, token: u32) -> Option<u64> {
-        let frag = (*self.entries.get(&token)?)?;
-        self.entries.remove(&token);
-        *self.references.get_mut(&frag).unwrap() -= 1;
-        Some(frag)
-    }
-
-    fn committed(&self) -> Vec<(u32, u64)> {
-        self.entries
-            .iter()
-            .filter_map(|(&token, &frag)| Some((token, frag?)))
-            .collect()
-    }
-}
-
-impl Table<u64> for Model {
-    type Error = &'static str;
-
-    fn reserve(&mut self) -> Result<u32, &'static str> {
-        if self.entries.len() == self.limit {
-            return Err("full");
+        for _ in 0..size {
+            run.step(Step::Commit);
         }
-        let token = (1..)
-            .find(|token| !self.entries.contains_key(token))
-            .unwrap();
-        self.entries.insert(token, None);
-        Ok(token)
+        for &slot in free {
+            run.step(Step::Take(slot));
+        }
+        run
     }
 
-    fn commit(&mut self, token: u32, frag: u64) {
-        let slot = self.entries.get_mut(&token).expect("was reserved");
-        assert_eq!(
-            slot.replace(frag),
-            None,
-            "token {token} stood for something"
+    /// The next ones that are free, up to `most`.
+    fn peek(&mut self, most: usize) -> Vec<u32> {
+        let mut tokens = vec![0; most];
+        let count = self.array.locked().peek(&mut tokens);
+
+        assert!(tokens[count..].iter().all(|&token| token == 0));
+        tokens.truncate(count);
+        tokens
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Peek => self.peeked = self.peek(BATCH).into(),
+            Step::Commit => self.commit(),
+            Step::Take(slot) => {
+                let token = BASE + slot;
+                let taken = self.array.locked().take(token);
+                assert_eq!(taken, self.model.take(token));
+            }
+            Step::TakeInC(slot) => {
+                let token = BASE + slot;
+                let taken = self.array.take_in_c(token);
+                assert_eq!(taken, self.model.take(token).unwrap_or(0));
+            }
+            Step::Grow => {
+                self.array.grow();
+                self.model.0.resize(self.array.slots.len(), None);
+            }
+        }
+    }
+
+    /// Whatever came back, or was added, since the reader looked: its tokens are free.
+    fn commit(&mut self) {
+        let next = self.peeked.pop_front();
+        let Some(token) = next.or_else(|| self.peek(1).first().copied()) else {
+            return;
+        };
+        self.netmems += 1;
+        let netmem = self.netmems << 1 | 1;
+
+        assert!(
+            self.array.locked().commit(token, netmem),
+            "{token} is not free"
         );
-        *self.references.entry(frag).or_default() += 1;
+        let old = self.model.0[(token - BASE) as usize].replace(netmem);
+        assert_eq!(old, None, "{token} stood for something");
     }
 
-    fn cancel(&mut self, token: u32) {
+    fn check(&mut self) {
+        let free = self.model.free();
+
+        self.array.check();
+        assert_eq!(self.array.slots.len(), self.model.0.len(), "slots are lost");
+        for most in [0, 1, 2, BATCH, free.len(), free.len() + 1] {
+            let told = &free[..most.min(free.len())];
+            assert_eq!(self.peek(most), told, "up to {most}");
+        }
+        self.check_guesses(&free);
+    }
+
+    /// Who returns what he does not have changes nothing; nor does who commits what is not free.
+    fn check_guesses(&mut self, free: &[u32]) {
+        let before = self.array.clone();
+        let end = BASE + self.model.0.len() as u32;
+        let others = [0, 1, BASE - 1, end, end + 1, end + 63, end + 64, u32::MAX];
+
+        for token in free.iter().copied().take(70).chain(others) {
+            assert_eq!(self.array.locked().take(token), None, "{token}");
+            assert_eq!(self.array.take_in_c(token), 0, "{token}");
+        }
+        let used = (BASE..end).filter(|token| !free.contains(token)).take(70);
+        for token in used.chain([end, end + 1, end + 63, end + 64, u32::MAX]) {
+            assert!(!self.array.locked().commit(token, 1), "{token}");
+        }
+        assert_eq!(self.array, before);
+    }
+
+    /// Each used token comes back with what it stands for, once; then all are free.
+    fn return_all(&mut self) {
+        for (slot, token) in (0..self.model.0.len()).zip(BASE..) {
+            let netmem = self.model.0[slot].take();
+            assert_eq!(self.array.locked().take(token), netmem);
+            assert_eq!(self.array.locked().take(token), None);
+        }
+        self.check();
+        assert_eq!(self.array.used, 0);
+    }
+
+    /// What holds between the steps is checked by shorter sequences.
+    fn check_steps(mut self, steps: &[Step]) {
+        for &step in steps {
+            self.step(step);
+        }
+        self.check();
+        self.return_all();
+    }
+}
+
+#[test]
+fn all_short_sequences() {
+    let steps = [
+        Step::Peek,
+        Step::Commit,
+        Step::Take(0),
+        Step::Take(1),
+        Step::TakeInC(2),
+    ];
+    for size in 0..4 {
+        let run = Run::of_size(size);
+        each(&steps, bound(6, 3), |steps| run.clone().check_steps(steps));
+    }
+}
+
+/// Where the array is replaced by a larger one in between, as the core does it.
+#[test]
+fn all_short_sequences_with_growth() {
+    let steps = [
+        Step::Peek,
+        Step::Commit,
+        Step::Take(0),
+        Step::TakeInC(1),
+        Step::Grow,
+    ];
+    for start in [
+        Run::default(),
+        Run::with_free(48, &[]),
+        Run::with_free(2, &[1]),
+    ] {
+        each(&steps, bound(4, 2), |steps| {
+            start.clone().check_steps(steps)
+        });
+    }
+}
+
+/// Slots to either side of where words end, and words of words. All others are in use.
+#[test]
+fn all_short_sequences_across_words() {
+    let steps = [
+        Step::Peek,
+        Step::Commit,
+        Step::Take(63),
+        Step::TakeInC(64),
+        Step::Take(4095),
+        Step::TakeInC(4096),
+    ];
+    for free in [&[][..], &[64], &[63, 4096], &[4095, 4096]] {
+        let run = Run::with_free(bound(4097, 130), &free[..bound(free.len(), 0)]);
+        each(&steps, bound(3, 1), |steps| run.clone().check_steps(steps));
+    }
+}
+
+/// Arrays as large as they are, and such as end near a boundary.
+#[test]
+fn all_of_an_array_of_any_size() {
+    let sizes = [0, 1, 47, 48, 63, 64, 65, 96, 127, 128, 129, 192, 384];
+    let large = [4095, 4096, 4097, 6144, 8192, 8193];
+
+    for size in sizes.into_iter().chain(large.into_iter().take(bound(6, 0))) {
+        let mut run = Run::of_size(size);
+
+        run.check();
+        assert_eq!(run.peek(size + 1), run.model.free());
+        for token in (BASE..).take(size) {
+            assert_eq!(run.peek(1), [token]);
+            run.step(Step::Commit);
+        }
+        assert_eq!(run.peek(1), []);
+        let groups = run.array.groups.len();
+        assert_eq!(run.array.hint as usize, groups, "looks where there is none");
+        run.check();
+        run.return_all();
+    }
+}
+
+#[test]
+fn growth_keeps_what_is_used() {
+    let mut run = Run::default();
+
+    for size in [48, 96, 192, 384, 768, 1536, 3072, 6144]
+        .into_iter()
+        .take(bound(8, 3))
+    {
+        run.step(Step::Grow);
+        assert_eq!(run.array.slots.len(), size);
+        run.check();
+        for _ in run.array.used..size as u32 {
+            run.step(Step::Commit);
+        }
+        assert_eq!(run.peek(1), [], "more than there are");
+        run.step(Step::Take(size as u32 / 3));
+        run.step(Step::TakeInC(size as u32 - 1));
+        run.check();
+    }
+    run.return_all();
+}
+
+#[test]
+fn the_lowest_token_comes_first() {
+    let mut run = Run::with_free(8, &[6, 2, 7]);
+
+    assert_eq!(run.peek(8), [BASE + 2, BASE + 6, BASE + 7]);
+    run.step(Step::Take(0));
+    assert_eq!(run.peek(2), [BASE, BASE + 2]);
+}
+
+/// Arrays that nobody made: no panic, and nothing of a slot is told or given that is not there.
+#[test]
+fn arrays_that_are_broken() {
+    let words = [0, 1, 6, usize::MAX];
+    let mut arrays = Vec::new();
+
+    each(&words, 2, |groups| {
+        each(&words, 2, |free| {
+            for size in [0, 1, 3, 64, 65, 200] {
+                let array = SlotArray {
+                    used: 1,
+                    hint: 0,
+                    groups: groups.to_vec(),
+                    free: free.to_vec(),
+                    slots: (0..size).map(|slot| slot % 2).collect(),
+                };
+                arrays.push(array);
+            }
+        });
+    });
+    for array in arrays.into_iter().step_by(bound(1, 20)) {
+        for hint in [0, 1, 2, 3, u32::MAX] {
+            check_broken(&SlotArray {
+                hint,
+                ..array.clone()
+            });
+        }
+    }
+}
+
+fn check_broken(broken: &SlotArray) {
+    let mut tokens = [0; 200];
+    let count = broken.clone().locked().peek(&mut tokens);
+    assert!(tokens[..count].is_sorted_by(|one, other| one < other));
+
+    for slot in [0, 1, 2, 63, 64, 65, 199, 200, 5000, BASE - 1] {
+        let (token, index) = (BASE + slot, slot as usize);
+        let is_free = broken
+            .free
+            .get(index / 64)
+            .is_some_and(|word| word >> (index % 64) & 1 != 0);
+        let before = broken.slots.get(index);
+
+        let mut array = broken.clone();
+        let committed = array.locked().commit(token, 0x1001);
+        assert_eq!(committed, is_free && before.is_some());
         assert_eq!(
-            self.entries.remove(&token),
-            Some(None),
-            "token {token} was not reserved"
+            changed(broken, &array),
+            Vec::from_iter(committed.then_some(index))
         );
+
+        let mut array = broken.clone();
+        let taken = array.locked().take(token);
+        assert!(taken.is_none() || taken.as_ref() == before);
+        assert!(changed(broken, &array).iter().all(|&slot| slot == index));
     }
 }
 
-#[test]
-fn used_tokens_stay_and_others_go() {
-    let mut table = Model::with_room_for(100);
-    let mut reserved = Reserved::new();
-
-    reserved.refill(table.lock(), 3).unwrap();
-    let first = reserved.peek().unwrap();
-    reserved.bind(70);
-    let second = reserved.peek().unwrap();
-    reserved.bind(71);
-    reserved.settle(table.lock());
-
-    assert!(reserved.is_empty());
-    assert_eq!(table.committed(), [(first, 70), (second, 71)]);
-    assert_eq!(table.entries.len(), 2);
-    assert_eq!(table.sections, 2);
-}
-
-#[test]
-fn a_token_is_there_until_it_is_bound() {
-    let mut table = Model::with_room_for(100);
-    let mut reserved = Reserved::<u64>::new();
-
-    assert_eq!(reserved.peek(), None);
-    reserved.refill(&mut table, 1).unwrap();
-    assert_eq!(reserved.peek(), reserved.peek());
-    assert!(reserved.peek().is_some());
-    reserved.bind(1);
-    assert_eq!(reserved.peek(), None);
-    reserved.settle(&mut table);
-}
-
-#[test]
-fn not_more_than_a_batch() {
-    let mut table = Model::with_room_for(1000);
-    let mut reserved = Reserved::<u64>::new();
-
-    reserved.refill(&mut table, 1000).unwrap();
-    assert_eq!(table.entries.len(), BATCH);
-    reserved.settle(&mut table);
-    assert!(table.entries.is_empty());
-}
-
-#[test]
-fn fewer_than_wanted_will_do() {
-    let mut table = Model::with_room_for(2);
-    let mut reserved = Reserved::new();
-
-    reserved.refill(&mut table, 5).unwrap();
-    reserved.bind(7);
-    reserved.bind(8);
-    assert_eq!(reserved.peek(), None);
-    // What was used stays, so there is no room now.
-    assert_eq!(reserved.refill(&mut table, 1), Err("full"));
-    assert_eq!(table.committed().len(), 2);
-    assert!(reserved.is_empty());
-}
-
-#[test]
-fn a_reserved_token_cannot_be_given_back() {
-    let mut table = Model::with_room_for(10);
-    let mut reserved = Reserved::new();
-
-    reserved.refill(&mut table, 1).unwrap();
-    let token = reserved.peek().unwrap();
-    assert_eq!(table.take(token), None);
-    reserved.bind(5);
-    assert_eq!(table.take(token), None);
-    reserved.settle(&mut table);
-    assert_eq!(table.take(token), Some(5));
-    assert_eq!(table.take(token), None);
+/// The slots that are not the same.
+fn changed(one: &SlotArray, other: &SlotArray) -> Vec<usize> {
+    assert_eq!(one.slots.len(), other.slots.len());
+    (0..one.slots.len())
+        .filter(|&slot| one.slots[slot] != other.slots[slot])
+        .collect()
 }
 
 #[test]
@@ -167,179 +360,218 @@ fn ranges_that_wrap() {
     assert!(wraps(u32::MAX, u32::MAX));
 }
 
-#[test]
-fn ranges_give_their_tokens_in_order() {
-    let ranges = [(5, 2), (1, 0), (u32::MAX, 1), (5, 1)];
-    let ranges = ranges.map(|(start, count)| Range { start, count });
-
-    let tokens: Vec<_> = Range::tokens(ranges.into_iter()).collect();
-    assert_eq!(tokens, [5, 6, u32::MAX, 5]);
+/// What happens while tokens are taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Lock,
+    LookUp(u32),
+    Unlock,
+    /// So many references.
+    GiveUp(usize),
 }
 
-#[test]
-fn ranges_end_at_the_limit() {
-    let ranges = [
-        Range {
-            start: 1,
-            count: 1000,
-        },
-        Range {
-            start: 5000,
-            count: u32::MAX - 5000,
-        },
-    ];
-
-    let tokens: Vec<_> = Range::tokens(ranges.into_iter()).collect();
-    assert_eq!(tokens.len(), MAX_DONTNEED_FRAGS as usize);
-    assert_eq!(tokens[1000], 5000);
-    assert_eq!(tokens.last(), Some(&5023));
+/// A table that has the tokens that `there` tells, and writes down what is done with it.
+struct Witness<F> {
+    there: F,
+    events: RefCell<Vec<Event>>,
+    locked: Cell<bool>,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    Refill(usize),
-    Bind,
-    Settle,
-    /// User space gives a token back that it was told, or that it guesses.
-    Take(u32),
-    /// A new `recvmsg()`, after the last one has settled.
-    Call,
-}
-
-/// What the table has to hold: tokens that were bound are told, and stand for their frag once they
-/// are settled.
-fn check_steps(limit: usize, steps: &[Step]) {
-    let mut table = Model::with_room_for(limit);
-    let mut reserved = Reserved::new();
-    let mut bound: Vec<(u32, u64)> = Vec::new();
-    let mut committed = BTreeMap::new();
-    let mut frag = 0;
-
-    for &step in steps {
-        match step {
-            Step::Refill(want) => {
-                committed.extend(bound.drain(..));
-                let room = limit - committed.len();
-                let result = reserved.refill(&mut table, want);
-                // No token is reserved that was not asked for, nor refused if there is one.
-                assert_eq!(result.is_err(), want != 0 && room == 0, "{steps:?}");
-                let count = want.min(BATCH).min(room);
-                assert_eq!(table.entries.len(), committed.len() + count, "{steps:?}");
-                assert_eq!(reserved.is_empty(), count == 0);
-            }
-            Step::Bind => {
-                let token = reserved.peek();
-                reserved.bind(frag);
-                bound.extend(token.map(|token| (token, frag)));
-                frag += 1;
-            }
-            Step::Settle | Step::Call => {
-                reserved.settle(&mut table);
-                committed.extend(bound.drain(..));
-                assert!(reserved.is_empty());
-                assert_eq!(table.entries.len(), committed.len(), "{steps:?}");
-                if matches!(step, Step::Call) {
-                    reserved = Reserved::new();
-                }
-            }
-            Step::Take(token) => assert_eq!(table.take(token), committed.remove(&token)),
+impl<F: Fn(u32) -> bool> Witness<F> {
+    fn new(there: F) -> Self {
+        Self {
+            there,
+            events: RefCell::new(Vec::new()),
+            locked: Cell::new(false),
         }
-        assert!(table
-            .committed()
-            .into_iter()
-            .eq(committed.iter().map(|(&t, &f)| (t, f))));
     }
-    reserved.settle(&mut table);
-}
 
-#[test]
-fn all_short_sequences() {
-    let steps = [
-        Step::Refill(1),
-        Step::Refill(3),
-        Step::Bind,
-        Step::Settle,
-        Step::Take(1),
-        Step::Take(2),
-        Step::Call,
-    ];
-    for limit in [0, 1, 2, 5] {
-        each(&steps, bound(6, 3), |steps| check_steps(limit, steps));
+    fn push(&self, event: Event) {
+        self.events.borrow_mut().push(event);
+    }
+
+    fn lock(&self) -> Locked<'_, F> {
+        assert!(!self.locked.replace(true), "locked twice");
+        self.push(Event::Lock);
+        Locked(self)
     }
 }
 
-/// A batch can be used to its end, and not further.
-#[test]
-fn all_of_a_batch() {
-    for used in 0..=BATCH + 2 {
-        let mut table = Model::with_room_for(100);
-        let mut reserved = Reserved::new();
+struct Locked<'a, F: Fn(u32) -> bool>(&'a Witness<F>);
 
-        reserved.refill(&mut table, usize::MAX).unwrap();
-        for frag in 0..used as u64 {
-            assert_eq!(reserved.peek().is_some(), frag < BATCH as u64);
-            reserved.bind(frag);
+impl<'a, F: Fn(u32) -> bool> Take for Locked<'a, F> {
+    type Returned = Returned<'a, F>;
+
+    fn take(&mut self, token: u32, returned: &mut Returned<'a, F>) -> bool {
+        let there = (self.0.there)(token);
+
+        self.0.push(Event::LookUp(token));
+        returned.0.get_or_insert((self.0, 0)).1 += usize::from(there);
+        there
+    }
+}
+
+impl<F: Fn(u32) -> bool> Drop for Locked<'_, F> {
+    fn drop(&mut self) {
+        assert!(self.0.locked.replace(false));
+        self.0.push(Event::Unlock);
+    }
+}
+
+/// References, with the table that they come from.
+struct Returned<'a, F: Fn(u32) -> bool>(Option<(&'a Witness<F>, usize)>);
+
+impl<F: Fn(u32) -> bool> Default for Returned<'_, F> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<F: Fn(u32) -> bool> Drop for Returned<'_, F> {
+    fn drop(&mut self) {
+        let (table, count) = self.0.expect("nothing was looked up under the lock");
+
+        // Page pools may not meet the lock.
+        assert!(!table.locked.get(), "given up under the lock");
+        table.push(Event::GiveUp(count));
+    }
+}
+
+/// What has to happen when `ranges` come back: taken from the tokens one by one.
+fn expected_events(ranges: &[Range], there: impl Fn(u32) -> bool) -> (usize, Vec<Event>) {
+    let mut tokens = ranges
+        .iter()
+        .flat_map(|range| (0..range.count).map(|i| range.start + i))
+        .take(MAX_DONTNEED_FRAGS as usize)
+        .peekable();
+    let (mut total, mut events) = (0, Vec::new());
+
+    while tokens.peek().is_some() {
+        let mut taken = 0;
+
+        events.push(Event::Lock);
+        while taken < RETURN_BATCH {
+            let Some(token) = tokens.next() else { break };
+            events.push(Event::LookUp(token));
+            taken += usize::from(there(token));
         }
-        reserved.settle(&mut table);
-        assert_eq!(table.committed().len(), used.min(BATCH));
-        assert_eq!(table.entries.len(), used.min(BATCH));
+        events.extend([Event::Unlock, Event::GiveUp(taken)]);
+        total += taken;
     }
+    (total, events)
+}
+
+fn check_take_back(ranges: &[(u32, u32)], there: impl Fn(u32) -> bool) {
+    let ranges: Vec<_> = ranges
+        .iter()
+        .map(|&(start, count)| Range { start, count })
+        .collect();
+    let (total, events) = expected_events(&ranges, &there);
+    let table = Witness::new(there);
+    let returned = take_back(ranges.iter().copied(), || table.lock());
+
+    assert_eq!(returned, total, "{ranges:?}");
+    assert_eq!(table.events.into_inner(), events, "{ranges:?}");
+}
+
+#[test]
+fn references_are_given_up_in_batches_after_the_lock() {
+    for count in [0, 1, 15, 16, 17, 31, 32, 33, 100] {
+        check_take_back(&[(0, count)], |_| true);
+        check_take_back(&[(0, count)], |_| false);
+        check_take_back(&[(0, count)], |token| token % 3 == 0);
+        check_take_back(&[(0, 5), (70, count), (90, 3)], |token| token != 71);
+    }
+}
+
+#[test]
+fn tokens_are_taken_in_the_order_in_which_they_are_named() {
+    for there in [true, false] {
+        check_take_back(&[(5, 2), (1, 0), (u32::MAX, 1), (5, 1)], |_| there);
+        check_take_back(&[], |_| there);
+        check_take_back(&[(0, 0)], |_| there);
+        check_take_back(&[(u32::MAX, 0), (0, 0), (7, 0)], |_| there);
+        check_take_back(&[(0, 0), (3, 1), (0, 0)], |_| there);
+    }
+}
+
+/// The last token there can be, by itself and after others.
+#[test]
+fn tokens_at_the_end_of_the_numbers() {
+    for there in [true, false] {
+        for count in [1, 2, 15, 16, 17, 40, 1024, 2000] {
+            check_take_back(&[(u32::MAX - (count - 1), count)], |_| there);
+            check_take_back(&[(u32::MAX - (count - 1), count), (3, 1)], |_| there);
+        }
+    }
+}
+
+#[test]
+fn lookups_end_at_the_limit() {
+    let most = MAX_DONTNEED_FRAGS;
+
+    for there in [true, false] {
+        for count in [most - 1, most, most + 1, u32::MAX] {
+            check_take_back(&[(0, count)], |_| there);
+        }
+        check_take_back(&[(1, 1000), (5000, 24), (9000, 1)], |_| there);
+        check_take_back(&[(1, 1000), (5000, u32::MAX - 5000)], |_| there);
+        check_take_back(&[(0, 1); 1030], |_| there);
+    }
+}
+
+/// Of those that could be looked up next none is.
+#[test]
+fn nobody_looks_past_the_limit() {
+    let endless = std::iter::repeat(Range { start: 7, count: 1 });
+    let table = Witness::new(|_| true);
+
+    let returned = take_back(endless, || table.lock());
+    assert_eq!(returned, MAX_DONTNEED_FRAGS as usize);
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        2 => Just(Step::Peek),
+        8 => Just(Step::Commit),
+        3 => (0u32..200).prop_map(Step::Take),
+        3 => (0u32..200).prop_map(Step::TakeInC),
+        1 => Just(Step::Grow),
+    ]
 }
 
 proptest! {
     #[test]
-    fn any_ranges(ranges in vec((any::<u32>(), any::<u32>(), 0u32..32), 0..10)) {
-        let ranges: Vec<_> = ranges
-            .into_iter()
-            .map(|(start, count, shift)| Range { start, count: count >> shift })
-            .collect();
-        for range in &ranges {
-            let past = u64::from(range.start) + u64::from(range.count);
-            prop_assert_eq!(range.wraps(), past > 1 << 32);
+    fn any_steps(size in 1usize..150, steps in vec(step(), 0..bound(100, 20))) {
+        let mut run = Run::of_size(size);
+        for step in steps {
+            // Larger ones have tests of their own.
+            if !(matches!(step, Step::Grow) && run.array.slots.len() > 150) {
+                run.step(step);
+                run.check();
+            }
         }
-
-        let sound: Vec<_> = ranges.into_iter().filter(|range| !range.wraps()).collect();
-        let expected = sound
-            .iter()
-            .flat_map(|range| (0..range.count).map(move |i| range.start.wrapping_add(i)))
-            .take(1024);
-        prop_assert!(Range::tokens(sound.iter().copied()).eq(expected));
+        run.return_all();
     }
 
-    /// Readers that fail anywhere leave exactly the tokens whose cmsgs they got, with a reference
-    /// each.
     #[test]
-    fn nothing_leaks(
-        limit in 0usize..60,
-        calls in vec(vec((1usize..20, 0usize..20), 0..5), 0..8),
+    fn any_ranges(
+        ranges in vec((any::<u32>(), any::<u32>(), 0u32..32), 0..10),
+        every in 1u32..5,
     ) {
-        let mut table = Model::with_room_for(limit);
-        let mut told = Vec::new();
-        let mut frag = 0;
-
-        for refills in calls {
-            let mut reserved = Reserved::new();
-            for (want, used) in refills {
-                if reserved.refill(&mut table, want).is_err() {
-                    prop_assert_eq!(table.entries.len(), limit);
-                    break;
-                }
-                for _ in 0..used {
-                    let Some(token) = reserved.peek() else { break };
-                    reserved.bind(frag);
-                    told.push((token, frag));
-                    frag += 1;
-                }
-            }
-            reserved.settle(&mut table);
+        let ranges: Vec<_> = ranges
+            .into_iter()
+            .map(|(start, count, shift)| (start, count >> shift))
+            .collect();
+        for &(start, count) in &ranges {
+            let past = u64::from(start) + u64::from(count);
+            prop_assert_eq!(Range { start, count }.wraps(), past > 1 << 32);
         }
 
-        told.sort_unstable();
-        prop_assert_eq!(table.committed(), told.clone());
-        prop_assert_eq!(table.entries.len(), told.len());
-        for (token, frag) in told {
-            prop_assert_eq!(table.take(token), Some(frag));
-        }
-        prop_assert!(table.references.values().all(|&count| count == 0));
+        let sound: Vec<_> = ranges
+            .into_iter()
+            .filter(|&(start, count)| !Range { start, count }.wraps())
+            .collect();
+        check_take_back(&sound, |token| token % every == 0);
     }
 }

@@ -46,6 +46,14 @@ impl Provider {
             Self::Module => "devmem_provider",
         }
     }
+
+    /// The first token that it hands out on a socket; more of them count up from there.
+    pub fn first_token(self) -> u32 {
+        match self {
+            Self::Builtin => 1,
+            Self::Module => 1 << 31,
+        }
+    }
 }
 
 /// The provider that `DEVMEM_PROVIDER` names.

@@ -159,7 +159,7 @@ fn tokens_across_fork() -> Outcome {
         bench.probe().call(&Call::new(ALL)).assert_frags(&[700]);
         Ok(())
     })?;
-    // The child's token was the first one that was free.
+    // The child's token was the lowest that was free.
     assert_eq!(return_all(&bench.connection.rx, &ours)?, 1);
     Ok(())
 }

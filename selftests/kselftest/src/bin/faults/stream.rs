@@ -20,6 +20,7 @@ use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_kselftest::Outcome;
 use devmem_kselftest::faults::Site;
+use devmem_kselftest::ktap;
 use devmem_kselftest::pair::Connection;
 use devmem_kselftest::pair::Ip;
 use devmem_kselftest::probe::wait_received;
@@ -149,7 +150,7 @@ impl Stream {
         if got.result.is_ok() {
             assert_eq!(position - self.position, consumed, "the pieces of the call");
         }
-        let untold = self.give_back(0, MAX_TOKENS)?;
+        let untold = self.give_back_all()?;
         assert!(
             untold == 0 || (over && got.result.is_err() && consumed > 0),
             "{untold} tokens that nobody was told of: {site:?}"
@@ -160,6 +161,10 @@ impl Stream {
 
     fn give_back(&self, start: u32, count: u32) -> io::Result<u32> {
         dontneed(&self.connection.rx, &[TokenRange { start, count }])
+    }
+
+    fn give_back_all(&self) -> io::Result<u32> {
+        self.give_back(ktap::provider().first_token(), MAX_TOKENS)
     }
 
     /// Receives what is queued, and asks again when there is no memory; tells how often that was.
@@ -234,7 +239,7 @@ pub fn give_back() -> Outcome {
         let socket = &stream.connection.rx;
         let (returned, site) = watch.nth_fails(nth, || dontneed(socket, &ranges))?;
         // All or none.
-        let left = stream.give_back(0, MAX_TOKENS)?;
+        let left = stream.give_back_all()?;
         let result = match returned {
             Ok(returned) => {
                 assert_eq!((returned, left), (all, 0), "returned, left");

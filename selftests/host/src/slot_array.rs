@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `struct net_devmem_tokens`, and what the core does with it in C (`net/core/devmem_core.c`).
+
+use crate::token::{Slots, BASE};
+
+const BITS: usize = usize::BITS as usize;
+
+/// Slots to begin with.
+const MIN: usize = 48;
+
+/// The array, without the lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SlotArray {
+    pub(crate) used: u32,
+    pub(crate) hint: u32,
+    pub(crate) groups: Vec<usize>,
+    pub(crate) free: Vec<usize>,
+    pub(crate) slots: Vec<usize>,
+}
+
+impl SlotArray {
+    /// One with `size` free slots.
+    pub(crate) fn of_size(size: usize) -> Self {
+        Self::default().grown_to(size)
+    }
+
+    pub(crate) fn locked(&mut self) -> Slots<'_> {
+        Slots {
+            used: &mut self.used,
+            hint: &mut self.hint,
+            groups: &mut self.groups,
+            free: &mut self.free,
+            slots: &mut self.slots,
+        }
+    }
+
+    /// `net_devmem_free_slot()`
+    fn free_slot(&mut self, slot: usize) {
+        let word = slot / BITS;
+        let group = word / BITS;
+
+        self.slots[slot] = 0;
+        self.free[word] |= 1 << (slot % BITS);
+        self.groups[group] |= 1 << (word % BITS);
+        self.hint = self.hint.min(group as u32);
+    }
+
+    /// `net_devmem_grow_tokens()`
+    pub(crate) fn grow(&mut self) {
+        *self = self.grown_to(MIN.max(2 * self.slots.len()));
+    }
+
+    /// The same, to any size.
+    pub(crate) fn grown_to(&self, size: usize) -> Self {
+        let words = size.div_ceil(BITS);
+        let old = self.slots.len();
+        let mut new = Self {
+            used: 0,
+            hint: 0,
+            groups: vec![0; words.div_ceil(BITS)],
+            free: vec![0; words],
+            slots: vec![0; size],
+        };
+
+        for slot in old..size {
+            new.free_slot(slot);
+        }
+        for slot in 0..old {
+            new.slots[slot] = self.slots[slot];
+            if new.slots[slot] == 0 {
+                new.free_slot(slot);
+            }
+        }
+        new.used = self.used;
+        new
+    }
+
+    /// `net_devmem_take_token()`
+    pub(crate) fn take_in_c(&mut self, token: u32) -> usize {
+        let slot = token.wrapping_sub(BASE) as usize;
+
+        if token < BASE || slot >= self.slots.len() {
+            return 0;
+        }
+        let netmem = self.slots[slot];
+        if netmem == 0 {
+            return 0;
+        }
+        self.free_slot(slot);
+        self.used -= 1;
+        netmem
+    }
+
+    /// The invariants of [`Slots`].
+    pub(crate) fn check(&self) {
+        let mut zeroes: Vec<bool> = self.slots.iter().map(|&slot| slot == 0).collect();
+        let used = zeroes.iter().filter(|&&zero| !zero).count();
+
+        assert_eq!(self.used as usize, used);
+        zeroes.resize(self.free.len() * BITS, false);
+        assert_eq!(self.free, bits_of(zeroes), "slots that are 0");
+
+        let mut words: Vec<bool> = self.free.iter().map(|&word| word != 0).collect();
+        words.resize(self.groups.len() * BITS, false);
+        assert_eq!(self.groups, bits_of(words), "words that are not 0");
+
+        let passed = self.groups.iter().take(self.hint as usize);
+        assert!(passed.copied().all(|group| group == 0), "the hint is past");
+    }
+}
+
+/// Words of bits.
+fn bits_of(bits: Vec<bool>) -> Vec<usize> {
+    bits.chunks(BITS)
+        .map(|chunk| {
+            chunk
+                .iter()
+                .rev()
+                .fold(0, |word, &bit| word << 1 | usize::from(bit))
+        })
+        .collect()
+}
