@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         bind::bind_tx,
         bind::unbind,
         stream::receive,
+        stream::receive_first,
         stream::give_back,
         stream::send,
         stream::close,

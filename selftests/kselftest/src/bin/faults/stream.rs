@@ -19,6 +19,7 @@ use devmem::token::MAX_TOKENS;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_kselftest::Outcome;
+use devmem_kselftest::Provider;
 use devmem_kselftest::faults::Site;
 use devmem_kselftest::ktap;
 use devmem_kselftest::pair::Connection;
@@ -207,6 +208,28 @@ pub fn receive() -> Outcome {
     let mut rig = Rig::new()?;
     let mut stream = Stream::new(&rig)?;
     walk.run(&mut rig, |_, watch, nth| {
+        stream.fill()?;
+        let (got, site) = watch.nth_fails(nth, || stream.receive())?;
+        stream.check(&got, site.as_ref())?;
+        stream.drain()?;
+        Ok((got.result.map(|_| ()), site))
+    })
+}
+
+/// The first call on a socket, which makes room for its tokens.
+pub fn receive_first() -> Outcome {
+    let walk = Walk {
+        name: "first recvmsg",
+        reach: match ktap::provider() {
+            Provider::Module => &["net_devmem_grow_tokens"],
+            Provider::Builtin => &["tcp_recvmsg"],
+        },
+        stride: 1,
+        tells: true,
+    };
+    let mut rig = Rig::new()?;
+    walk.run(&mut rig, |rig, watch, nth| {
+        let mut stream = Stream::new(rig).map_err(|err| io::Error::other(format!("{err:?}")))?;
         stream.fill()?;
         let (got, site) = watch.nth_fails(nth, || stream.receive())?;
         stream.check(&got, site.as_ref())?;
