@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What devices, providers and system calls cost, measured side by side in one boot of the guest.
+//!
+//! Each module is a series of measurements. All subjects of a series take their turn in each round, so
+//! that whatever disturbs one disturbs the others. The host makes medians, ratios, tables and plots of what this
+//! prints (`scripts/bench.py`).
+
+pub mod clock;
+pub mod record;
+
+use std::io;
+
+use clock::Clock;
+use record::Samples;
+
+/// How to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How often each case is measured.
+    pub rounds: u32,
+    /// Whether to leave out cases that a quick look does without.
+    pub quick: bool,
+    /// What to measure with.
+    pub clock: Clock,
+}
+
+/// A series: measures its cases, in rounds, and hands in what came of it.
+pub type Series = fn(&Options, &mut Samples) -> io::Result<()>;
+
+/// All series, by name.
+pub const SERIES: &[(&str, Series)] = &[];

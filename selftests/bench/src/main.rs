@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Measures series of cases, and prints what came of them as lines of JSON. To be run in the guest, as root.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::builder::PossibleValuesParser;
+use devmem_bench::Options;
+use devmem_bench::SERIES;
+use devmem_bench::clock::Clock;
+use devmem_bench::record::Samples;
+use devmem_kselftest::provider;
+
+/// Measures the providers of device memory side by side.
+#[derive(Debug, Parser)]
+struct Args {
+    /// What to measure
+    #[arg(required = true, value_parser = PossibleValuesParser::new(SERIES.iter().map(|(name, _)| *name)))]
+    series: Vec<String>,
+    /// How often to measure each case
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Only the cases that matter most
+    #[arg(long)]
+    quick: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("devmem-bench: {err}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> io::Result<()> {
+    provider::prepare()?;
+    let options = Options {
+        rounds: args.rounds,
+        quick: args.quick,
+        clock: Clock::new(),
+    };
+    for (name, series) in SERIES {
+        if !args.series.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        eprintln!("{name}: counting {}", options.clock.unit().name());
+        let mut samples = Samples::new(name);
+        let result = series(&options, &mut samples);
+        // What was measured before something went wrong is still of use.
+        samples.print()?;
+        result.map_err(|err| io::Error::new(err.kind(), format!("{name}: {err}")))?;
+    }
+    Ok(())
+}
