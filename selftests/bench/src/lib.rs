@@ -6,7 +6,10 @@
 //! that whatever disturbs one disturbs the others. The host makes medians, ratios, tables and plots of what this
 //! prints (`scripts/bench.py`).
 
+pub mod calls;
 pub mod clock;
+pub mod link;
+pub mod receive;
 pub mod record;
 
 use std::io;
@@ -29,4 +32,4 @@ pub struct Options {
 pub type Series = fn(&Options, &mut Samples) -> io::Result<()>;
 
 /// All series, by name.
-pub const SERIES: &[(&str, Series)] = &[];
+pub const SERIES: &[(&str, Series)] = &[("receive", receive::run)];
