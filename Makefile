@@ -10,7 +10,10 @@ TESTS ?=
 GUEST ?= fast
 DURATION ?= 600
 SEED ?=
-export KDIR MO KSRC FILE TESTS GUEST DURATION SEED
+MODE ?=
+SERIES ?=
+ROUNDS ?=
+export KDIR MO KSRC FILE TESTS GUEST DURATION SEED MODE SERIES ROUNDS
 
 PHONY := all
 all: ## build the module, against the cached guest kernel or KDIR=<built kernel tree>
@@ -38,6 +41,14 @@ test-debug: ## in the guest with KASAN, lockdep, kmemleak and others only (part 
 PHONY += fuzz
 fuzz: ## random operations on both providers, compared, for DURATION=600 seconds (SEED=)
 	@scripts/fuzz
+
+PHONY += bench
+bench: ## measure both providers, instructions and time (MODE=instructions|time SERIES= ROUNDS=)
+	@scripts/bench
+
+PHONY += bench-record
+bench-record: ## the same, and put the figures into Documentation/ and into what test compares with
+	@scripts/bench --record
 
 PHONY += coverage
 coverage: ## how much of the module the guest's tests run (GUEST=debug for all of them)

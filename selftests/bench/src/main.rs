@@ -17,7 +17,7 @@ use devmem_kselftest::provider;
 #[derive(Debug, Parser)]
 struct Args {
     /// What to measure
-    #[arg(required = true, value_parser = PossibleValuesParser::new(SERIES.iter().map(|(name, _)| *name)))]
+    #[arg(required_unless_present = "list", value_parser = PossibleValuesParser::new(SERIES.iter().map(|(name, _)| *name)))]
     series: Vec<String>,
     /// How often to measure each case
     #[arg(long, default_value_t = 5)]
@@ -25,6 +25,9 @@ struct Args {
     /// Only the cases that matter most
     #[arg(long)]
     quick: bool,
+    /// Only tell what series there are
+    #[arg(long)]
+    list: bool,
 }
 
 fn main() -> ExitCode {
@@ -38,6 +41,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> io::Result<()> {
+    if args.list {
+        SERIES.iter().for_each(|(name, _)| println!("{name}"));
+        return Ok(());
+    }
     provider::prepare()?;
     let options = Options {
         rounds: args.rounds,

@@ -1,0 +1,315 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""What the bench measured: medians, ratios, a table, a check, and the pages of the documentation.
+
+Reads lines of JSON, each of them one quantity of one subject in one case:
+
+  {"series": "receive", "case": {"buffer": 4096}, "subject": "builtin",
+   "unit": "instructions", "per": "MiB", "values": [437506, 437202]}
+
+Ratios are those of the module to another subject: less than 1 is better, unless the unit is one of speed.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+import sys
+
+MODULE = "devmem_provider"
+BUILTIN = "builtin"
+# The module first, then what it is to be a drop-in for.
+ORDER = [MODULE, BUILTIN]
+# More of these is better.
+SPEEDS = ("MiB/s",)
+# What does not depend on the machine.
+EXACT = ("instructions", "calls", "bytes")
+# How much worse a ratio may become, and how much better without being recorded anew.
+TOLERANCE = 0.2
+
+
+class Quantity:
+    """The subjects of one series, case, unit and kind, side by side."""
+
+    def __init__(self, series, case, unit, per):
+        self.series, self.case, self.unit, self.per = series, case, unit, per
+        self.subjects = {}
+
+    def name(self):
+        return " ".join([self.series, *(f"{k}={v}" for k, v in self.case.items()),
+                         f"[{self.unit}/{self.per}]"])
+
+    def median(self, subject):
+        return statistics.median(self.subjects[subject])
+
+    def spread(self, subject):
+        """Half of what lies between the smallest and the largest value, for the median."""
+        values = self.subjects[subject]
+        median = self.median(subject)
+        return (max(values) - min(values)) / 2 / median if median else 0.0
+
+    def ratio(self, other):
+        """The module's median to another's, turned around for speeds: less is better."""
+        ours, theirs = self.median(MODULE), self.median(other)
+        if self.unit in SPEEDS:
+            ours, theirs = theirs, ours
+        if theirs == 0:
+            return 1.0 if ours == 0 else math.inf
+        return ours / theirs
+
+    def others(self):
+        """The subjects that the module is compared with."""
+        return [s for s in self.ordered() if s != MODULE] if MODULE in self.subjects else []
+
+    def ordered(self):
+        rest = [s for s in self.subjects if s not in ORDER]
+        return [s for s in ORDER if s in self.subjects] + rest
+
+
+def read(lines):
+    """The quantities in lines of JSON, in the order in which they come."""
+    quantities = {}
+    for line in lines:
+        if not line.strip():
+            continue
+        r = json.loads(line)
+        if not r["values"] or not all(math.isfinite(v) for v in r["values"]):
+            raise ValueError(f"no values: {line.strip()}")
+        key = (r["series"], json.dumps(r["case"], sort_keys=True), r["unit"], r["per"])
+        q = quantities.setdefault(key, Quantity(r["series"], r["case"], r["unit"], r["per"]))
+        if r["subject"] in q.subjects:
+            raise ValueError(f"measured twice: {line.strip()}")
+        q.subjects[r["subject"]] = r["values"]
+    return list(quantities.values())
+
+
+def read_files(paths):
+    return read(line for path in paths for line in path.read_text().splitlines())
+
+
+def number(value):
+    """With as many digits as say something."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}".replace(",", " ")
+    return f"{value:.3g}"
+
+
+def groups(quantities):
+    """Quantities that make a table: of one series, unit and kind, with parameters of the same names."""
+    tables = {}
+    for q in quantities:
+        tables.setdefault((q.series, q.unit, q.per, tuple(sorted(q.case))), []).append(q)
+    return tables
+
+
+def parameters(quantities):
+    """Names of the parameters that differ, and those that do not with their values."""
+    names = list(quantities[0].case)
+    varying = [n for n in names if len({str(q.case[n]) for q in quantities}) > 1]
+    fixed = {n: quantities[0].case[n] for n in names if n not in varying}
+    return varying, fixed
+
+
+def rows_of(quantities):
+    """Heading and rows of a table."""
+    varying, _ = parameters(quantities)
+    subjects = list(dict.fromkeys(s for q in quantities for s in q.ordered()))
+    others = list(dict.fromkeys(s for q in quantities for s in q.others()))
+    heading = [*varying, *subjects, *(f"to {s}" for s in others)]
+    rows = []
+    for q in quantities:
+        row = [str(q.case[n]) for n in varying]
+        for s in subjects:
+            if s in q.subjects:
+                spread = q.spread(s)
+                mark = f" ±{spread * 100:.0f} %" if spread >= 0.005 else ""
+                row.append(number(q.median(s)) + mark)
+            else:
+                row.append("")
+        row += [number(q.ratio(s)) if s in q.others() else "" for s in others]
+        rows.append(row)
+    return heading, rows
+
+
+def title_of(series, unit, per, quantities):
+    fixed = ", ".join(f"{k} {v}" for k, v in parameters(quantities)[1].items())
+    what = unit if unit in SPEEDS else f"{unit} per {per}"
+    return f"{series}: {what}" + (f" ({fixed})" if fixed else "")
+
+
+def print_tables(quantities, out):
+    for (series, unit, per, _), table in groups(quantities).items():
+        heading, rows = rows_of(table)
+        widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
+        print(f"\n{title_of(series, unit, per, table)}", file=out)
+        for row in [heading, *rows]:
+            print("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths)), file=out)
+
+
+def ratios(quantities):
+    """The ratios that are the same on every machine, by name."""
+    return {
+        f"{q.name()} to {other}": q.ratio(other)
+        for q in quantities
+        if q.unit in EXACT
+        for other in q.others()
+    }
+
+
+def check(measured, expected):
+    """Judges each ratio: (name, reason why it fails or None, remark or None)."""
+    verdicts = []
+    for name in [*expected, *(n for n in measured if n not in expected)]:
+        failure = remark = None
+        if name not in measured:
+            failure = "was not measured"
+        elif name not in expected:
+            failure = f"is {measured[name]:.4g}, and nothing is recorded to compare it with"
+        else:
+            now, before = measured[name], expected[name]
+            if now > before * (1 + TOLERANCE):
+                failure = f"is {now:.4g}, recorded is {before:.4g}"
+            elif now < before / (1 + TOLERANCE):
+                remark = f"{name} is {now:.4g}, recorded is {before:.4g}: record it anew"
+        verdicts.append((name, failure, remark))
+    return verdicts
+
+
+def print_ktap(verdicts, out):
+    """Prints verdicts as KTAP; whether all passed."""
+    print("KTAP version 1", file=out)
+    print(f"1..{len(verdicts)}", file=out)
+    for i, (name, failure, remark) in enumerate(verdicts, 1):
+        if failure:
+            print(f"# {failure}", file=out)
+        if remark:
+            print(f"# {remark}", file=out)
+        print(f"{'not ok' if failure else 'ok'} {i} {name}", file=out)
+    return not any(failure for _, failure, _ in verdicts)
+
+
+def write_json(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def rst_table(heading, rows):
+    """A simple table; a cell that is empty would join the row before."""
+    rows = [[c or "\\ " if i == 0 else c or "--" for i, c in enumerate(row)] for row in rows]
+    widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
+    rule = " ".join("=" * w for w in widths)
+    lines = [" ".join(c.ljust(w) for c, w in zip(row, widths)).rstrip()
+             for row in [heading, *rows]]
+    return [rule, lines[0], rule, *lines[1:], rule]
+
+
+def write_rst(path, quantities):
+    """Tables of all quantities, for a page to include."""
+    lines = [".. SPDX-License-Identifier: GPL-2.0", ".. made by scripts/bench.py", ""]
+    for (series, unit, per, _), table in groups(quantities).items():
+        lines += [f"**{title_of(series, unit, per, table)}**", "", *rst_table(*rows_of(table)), ""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines))
+
+
+def plot(path, title, quantities):
+    """Bars of the subjects, a group for each case."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    # The same numbers make the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "devmem"
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot
+
+    varying, _ = parameters(quantities)
+    subjects = list(dict.fromkeys(s for q in quantities for s in q.ordered()))
+    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.22 * len(quantities) * (len(subjects) + 1)))
+    height = 1 / (len(subjects) + 1)
+    for i, subject in enumerate(subjects):
+        present = [(n, q) for n, q in enumerate(quantities) if subject in q.subjects]
+        axes.barh([n + i * height for n, _ in present], [q.median(subject) for _, q in present],
+                  height, label=subject)
+    axes.set_yticks([n + height * (len(subjects) - 1) / 2 for n in range(len(quantities))],
+                    [", ".join(f"{k} {q.case[k]}" for k in varying) for q in quantities],
+                    fontsize=8)
+    axes.invert_yaxis()
+    values = [q.median(s) for q in quantities for s in q.subjects if q.median(s) > 0]
+    if values and max(values) > 30 * min(values):
+        axes.set_xscale("log")
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+    # matplotlib pads lines.
+    text = "\n".join(line.rstrip() for line in path.read_text().splitlines())
+    head, _, rest = text.partition("\n")
+    path.write_text(f"{head}\n<!-- SPDX-License-Identifier: GPL-2.0 -->\n{rest}\n")
+
+
+def write_plots(directory, mode, quantities):
+    """A plot for each series and kind of cost: of whole costs, not of their parts."""
+    wanted = [q for q in quantities
+              if q.case.get("phase", "all") == "all" and q.unit in ("instructions", "ns", *SPEEDS)]
+    by_name = {}
+    for (series, unit, per, _), table in groups(wanted).items():
+        name = f"{mode}-{series}-{per}".replace(" ", "-").replace("/", "-").replace(",", "")
+        by_name.setdefault(name, []).append((title_of(series, unit, per, table), table))
+    for name, tables in by_name.items():
+        for i, (title, table) in enumerate(tables):
+            suffix = f"-{i + 1}" if len(tables) > 1 else ""
+            plot(directory / f"{name}{suffix}.svg", title, table)
+
+
+def write_page(directory, mode, quantities):
+    """What the page about performance shows: the data, tables and plots."""
+    data = [
+        {"series": q.series, "case": q.case, "unit": q.unit, "per": q.per,
+         "values": q.subjects}
+        for q in quantities
+    ]
+    write_json(directory / f"{mode}.json", data)
+    write_rst(directory / f"{mode}.rst", quantities)
+    for old in directory.glob(f"{mode}-*.svg"):
+        old.unlink()
+    write_plots(directory, mode, quantities)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    sub = {
+        name: commands.add_parser(name, help=text)
+        for name, text in (
+            ("table", "prints medians, spread and ratios"),
+            ("check", "compares ratios with recorded ones, and prints KTAP"),
+            ("record", "records ratios"),
+            ("page", "writes data, tables and plots"),
+        )
+    }
+    for name in ("check", "record"):
+        sub[name].add_argument("--expected", type=pathlib.Path, required=True)
+    sub["page"].add_argument("--directory", type=pathlib.Path, required=True)
+    sub["page"].add_argument("--mode", required=True, help="what the files' names begin with")
+    for command in sub.values():
+        command.add_argument("files", type=pathlib.Path, nargs="+", help="lines of JSON")
+    args = parser.parse_args()
+
+    quantities = read_files(args.files)
+    if not quantities:
+        sys.exit("nothing was measured")
+    if args.command == "table":
+        print_tables(quantities, sys.stdout)
+    elif args.command == "record":
+        write_json(args.expected, {k: round(v, 4) for k, v in ratios(quantities).items()})
+    elif args.command == "page":
+        write_page(args.directory, args.mode, quantities)
+    elif not print_ktap(check(ratios(quantities), json.loads(args.expected.read_text())),
+                        sys.stdout):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
