@@ -31,6 +31,10 @@ struct test_segment {
 struct test_dmabuf {
 	struct devmem_test_dmabuf spec;
 	struct test_segment *segments;
+	/* What all attachments are told if there is no memory to map: made once, so
+	 * that it is no part of what a binding costs.
+	 */
+	struct sg_table numbers;
 };
 
 static size_t memory_size(const struct test_segment *segment)
@@ -60,43 +64,27 @@ static int map_memory(const struct test_dmabuf *test, struct device *dev,
 	return dma_map_sgtable(dev, sgt, direction, 0);
 }
 
-static void map_numbers(const struct test_dmabuf *test, struct sg_table *sgt)
-{
-	const struct test_segment *segment = test->segments;
-	struct scatterlist *sg;
-	unsigned int i;
-
-	sgt->nents = test->spec.num_segments;
-	for_each_sgtable_dma_sg(sgt, sg, i) {
-		sg_dma_address(sg) = segment->spec.addr;
-		sg_dma_len(sg) = segment->spec.len;
-		segment++;
-	}
-}
-
 static struct sg_table *test_map(struct dma_buf_attachment *attachment,
 				 enum dma_data_direction direction)
 {
-	const struct test_dmabuf *test = attachment->dmabuf->priv;
+	struct test_dmabuf *test = attachment->dmabuf->priv;
 	struct sg_table *sgt;
 	int err;
 
 	if (test->spec.map_error)
 		return ERR_PTR(-test->spec.map_error);
+	if (!(test->spec.flags & DEVMEM_TEST_MEMORY))
+		return &test->numbers;
 
 	sgt = kzalloc_obj(*sgt);
 	if (!sgt)
 		return ERR_PTR(-ENOMEM);
 
-	/* There is no table without entries, only one without mapped ones. */
-	err = sg_alloc_table(sgt, max(test->spec.num_segments, 1), GFP_KERNEL);
+	err = sg_alloc_table(sgt, test->spec.num_segments, GFP_KERNEL);
 	if (err)
 		goto err_free;
 
-	if (test->spec.flags & DEVMEM_TEST_MEMORY)
-		err = map_memory(test, attachment->dev, sgt, direction);
-	else
-		map_numbers(test, sgt);
+	err = map_memory(test, attachment->dev, sgt, direction);
 	if (err)
 		goto err_free_table;
 
@@ -114,8 +102,9 @@ static void test_unmap(struct dma_buf_attachment *attachment,
 {
 	const struct test_dmabuf *test = attachment->dmabuf->priv;
 
-	if (test->spec.flags & DEVMEM_TEST_MEMORY)
-		dma_unmap_sgtable(attachment->dev, sgt, direction, 0);
+	if (!(test->spec.flags & DEVMEM_TEST_MEMORY))
+		return;
+	dma_unmap_sgtable(attachment->dev, sgt, direction, 0);
 	sg_free_table(sgt);
 	kfree(sgt);
 }
@@ -128,6 +117,7 @@ static void test_free(struct test_dmabuf *test)
 		if (test->segments[i].memory)
 			free_pages_exact(test->segments[i].memory,
 					 memory_size(&test->segments[i]));
+	sg_free_table(&test->numbers);
 	kvfree(test->segments);
 	kfree(test);
 }
@@ -186,6 +176,28 @@ static int read_segments(struct test_dmabuf *test)
 	return 0;
 }
 
+static int make_numbers(struct test_dmabuf *test)
+{
+	const struct test_segment *segment = test->segments;
+	struct scatterlist *sg;
+	unsigned int i;
+	int err;
+
+	/* There is no table without entries, only one without mapped ones. */
+	err = sg_alloc_table(&test->numbers, max(test->spec.num_segments, 1),
+			     GFP_KERNEL);
+	if (err)
+		return err;
+
+	test->numbers.nents = test->spec.num_segments;
+	for_each_sgtable_dma_sg(&test->numbers, sg, i) {
+		sg_dma_address(sg) = segment->spec.addr;
+		sg_dma_len(sg) = segment->spec.len;
+		segment++;
+	}
+	return 0;
+}
+
 static struct test_dmabuf *test_new(const struct devmem_test_dmabuf *spec)
 {
 	struct test_dmabuf *test;
@@ -204,6 +216,8 @@ static struct test_dmabuf *test_new(const struct devmem_test_dmabuf *spec)
 	test->spec = *spec;
 	test->segments = kvzalloc_objs(*test->segments, spec->num_segments);
 	err = test->segments ? read_segments(test) : -ENOMEM;
+	if (!err && !(spec->flags & DEVMEM_TEST_MEMORY))
+		err = make_numbers(test);
 	if (err) {
 		test_free(test);
 		return ERR_PTR(err);

@@ -99,6 +99,7 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 	struct seq_file *seq = file->private_data;
 	struct devmem_test *test = seq->private;
 	struct devmem_test_dmabuf dmabuf;
+	struct devmem_test_bench bench;
 	long ret;
 
 	switch (cmd) {
@@ -106,6 +107,10 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 		if (copy_from_user(&dmabuf, (void __user *)arg, sizeof(dmabuf)))
 			return -EFAULT;
 		return devmem_test_make_dmabuf(&dmabuf);
+	case DEVMEM_TEST_IOC_BENCH:
+		if (copy_from_user(&bench, (void __user *)arg, sizeof(bench)))
+			return -EFAULT;
+		return devmem_test_bench(&bench);
 	case DEVMEM_TEST_IOC_FAULT:
 	case DEVMEM_TEST_IOC_WATCH:
 		mutex_lock(&test->lock);
@@ -140,6 +145,6 @@ static struct miscdevice devmem_test_misc = {
 };
 module_misc_device(devmem_test_misc);
 
-MODULE_DESCRIPTION("Odd dma-bufs and failing calls, for tests of device memory");
+MODULE_DESCRIPTION("Odd dma-bufs, failing calls and benches, for tests of device memory");
 MODULE_LICENSE("GPL");
 MODULE_IMPORT_NS("DMA_BUF");

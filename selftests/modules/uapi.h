@@ -60,4 +60,40 @@ struct devmem_test_fault {
 /* Starts the counts of what the file tells anew. */
 #define DEVMEM_TEST_IOC_FORGET	_IO('D', 0x43)
 
+/* Buffers from the provider of a queue, by the callbacks of page pools. */
+#define DEVMEM_TEST_BENCH_DIRECT	0
+/* Buffers from page pools, with their caches. */
+#define DEVMEM_TEST_BENCH_POOL		1
+
+struct devmem_test_sample {
+	/* Cycles for taking the buffers, and for giving them back. */
+	__u64 take;
+	__u64 give;
+	/* How many: a provider's last answer may be more than is needed. */
+	__u32 buffers;
+	__u32 reserved;
+};
+
+struct devmem_test_bench {
+	__u32 ifindex;
+	/* The first queue, and how many: each is bound, and gets a pool. */
+	__u32 queue;
+	__u32 num_queues;
+	__u32 op;
+	/* Buffers held aside meanwhile, */
+	__u32 held;
+	/* one of each so many of a row, the others are given back: 1 for all. */
+	__u32 stride;
+	/* Buffers that each pool takes, and then gives back, in a sample. */
+	__u32 count;
+	__u32 num_samples;
+	/* Address of an array of struct devmem_test_sample. */
+	__u64 samples;
+};
+
+/* Measures what buffers cost. -ENODATA if a queue is not bound, -ENOSPC if there are
+ * not as many buffers.
+ */
+#define DEVMEM_TEST_IOC_BENCH	_IOW('D', 0x44, struct devmem_test_bench)
+
 #endif /* DEVMEM_TEST_UAPI_H */
