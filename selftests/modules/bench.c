@@ -16,6 +16,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/timekeeping.h>
 #include <linux/timex.h>
 #include <linux/uaccess.h>
 #include <net/net_namespace.h>
@@ -159,6 +160,13 @@ static void bench_unhold(struct bench *bench)
 		forget_direct(pool, &bench->held);
 }
 
+static u64 bench_now(const struct bench *bench)
+{
+	if (bench->spec->clock == DEVMEM_TEST_CLOCK_NS)
+		return ktime_get_ns();
+	return get_cycles();
+}
+
 static void bench_take(struct bench *bench)
 {
 	const struct devmem_test_bench *spec = bench->spec;
@@ -208,21 +216,19 @@ static int bench_taken(const struct bench *bench, u32 *taken)
  */
 static int bench_sample(struct bench *bench, struct devmem_test_sample *sample)
 {
-	cycles_t start, middle, end;
+	u64 start;
 	int err;
 	u32 i;
 
 	local_bh_disable();
-	start = get_cycles();
+	start = bench_now(bench);
 	bench_take(bench);
-	middle = get_cycles();
+	sample->take = bench_now(bench) - start;
 	err = bench_taken(bench, &sample->buffers);
-	sample->take = middle - start;
 
-	start = get_cycles();
+	start = bench_now(bench);
 	bench_give(bench);
-	end = get_cycles();
-	sample->give = end - start;
+	sample->give = bench_now(bench) - start;
 	for (i = 0; i < bench->num_pools; i++)
 		forget_direct(bench->pools[i].pool, &bench->pools[i].buffers);
 	local_bh_enable();
@@ -348,6 +354,7 @@ static bool bench_is_valid(const struct devmem_test_bench *spec)
 	u32 held;
 
 	return spec->op <= DEVMEM_TEST_BENCH_POOL && spec->stride &&
+	       spec->clock <= DEVMEM_TEST_CLOCK_NS && !spec->reserved &&
 	       spec->num_queues && spec->num_queues <= MAX_POOLS &&
 	       spec->queue <= S32_MAX && spec->count && spec->count <= MAX_BUFFERS &&
 	       !check_mul_overflow(spec->held, spec->stride, &held) &&

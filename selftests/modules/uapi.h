@@ -65,8 +65,12 @@ struct devmem_test_fault {
 /* Buffers from page pools, with their caches. */
 #define DEVMEM_TEST_BENCH_POOL		1
 
+/* Cycles as user space counts them, or nanoseconds. */
+#define DEVMEM_TEST_CLOCK_CYCLES	0
+#define DEVMEM_TEST_CLOCK_NS		1
+
 struct devmem_test_sample {
-	/* Cycles for taking the buffers, and for giving them back. */
+	/* What taking the buffers took, and giving them back. */
 	__u64 take;
 	__u64 give;
 	/* How many: a provider's last answer may be more than is needed. */
@@ -80,6 +84,9 @@ struct devmem_test_bench {
 	__u32 queue;
 	__u32 num_queues;
 	__u32 op;
+	__u32 clock;
+	/* 0 */
+	__u32 reserved;
 	/* Buffers held aside meanwhile, */
 	__u32 held;
 	/* one of each so many of a row, the others are given back: 1 for all. */

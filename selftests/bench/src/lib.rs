@@ -6,9 +6,12 @@
 //! that whatever disturbs one disturbs the others. The host makes medians, ratios, tables and plots of what this
 //! prints (`scripts/bench.py`).
 
+pub mod bind;
 pub mod calls;
 pub mod clock;
+pub mod layout;
 pub mod link;
+pub mod provider;
 pub mod receive;
 pub mod record;
 
@@ -32,4 +35,8 @@ pub struct Options {
 pub type Series = fn(&Options, &mut Samples) -> io::Result<()>;
 
 /// All series, by name.
-pub const SERIES: &[(&str, Series)] = &[("receive", receive::run)];
+pub const SERIES: &[(&str, Series)] = &[
+    ("provider", provider::run),
+    ("bind", bind::run),
+    ("receive", receive::run),
+];
