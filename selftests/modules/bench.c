@@ -23,6 +23,7 @@
 #include <net/netdev_lock.h>
 #include <net/page_pool/helpers.h>
 #include <net/page_pool/memory_provider.h>
+#include <net/xdp.h>
 
 #include "devmem_test.h"
 
@@ -81,6 +82,21 @@ static void give_direct(struct page_pool *pool, struct bench_buffers *buffers)
 		pool->mp_ops->release_netmem(pool, buffers->netmems[i]);
 }
 
+/* As page pools do it that got many at once. */
+static void give_direct_bulk(struct page_pool *pool, struct bench_buffers *buffers)
+{
+	u32 i, count;
+
+	if (!pool->mp_ops->release_netmems) {
+		give_direct(pool, buffers);
+		return;
+	}
+	for (i = 0; i < buffers->count; i += count) {
+		count = min(buffers->count - i, XDP_BULK_QUEUE_SIZE);
+		pool->mp_ops->release_netmems(pool, &buffers->netmems[i], count);
+	}
+}
+
 /* What a page pool does whose provider has taken a buffer back, for all of them. */
 static void forget_direct(struct page_pool *pool, struct bench_buffers *buffers)
 {
@@ -107,6 +123,17 @@ static void give_to_pool(struct page_pool *pool, struct bench_buffers *buffers)
 	/* As from NAPI: we are the only user of the pool. */
 	for (i = 0; i < buffers->count; i++)
 		page_pool_put_full_netmem(pool, buffers->netmems[i], true);
+	buffers->count = 0;
+}
+
+static void give_to_pool_bulk(struct bench_buffers *buffers)
+{
+	u32 i, count;
+
+	for (i = 0; i < buffers->count; i += count) {
+		count = min(buffers->count - i, XDP_BULK_QUEUE_SIZE);
+		page_pool_put_netmem_bulk(&buffers->netmems[i], count);
+	}
 	buffers->count = 0;
 }
 
@@ -175,10 +202,15 @@ static void bench_take(struct bench *bench)
 	for (i = 0; i < bench->num_pools; i++) {
 		struct bench_pool *pool = &bench->pools[i];
 
-		if (spec->op == DEVMEM_TEST_BENCH_DIRECT)
+		switch (spec->op) {
+		case DEVMEM_TEST_BENCH_DIRECT:
+		case DEVMEM_TEST_BENCH_DIRECT_BULK:
 			take_direct(pool->pool, &pool->buffers, spec->count);
-		else
+			break;
+		default:
 			take_from_pool(pool->pool, &pool->buffers, spec->count);
+			break;
+		}
 	}
 }
 
@@ -189,10 +221,20 @@ static void bench_give(struct bench *bench)
 	for (i = 0; i < bench->num_pools; i++) {
 		struct bench_pool *pool = &bench->pools[i];
 
-		if (bench->spec->op == DEVMEM_TEST_BENCH_DIRECT)
+		switch (bench->spec->op) {
+		case DEVMEM_TEST_BENCH_DIRECT:
 			give_direct(pool->pool, &pool->buffers);
-		else
+			break;
+		case DEVMEM_TEST_BENCH_DIRECT_BULK:
+			give_direct_bulk(pool->pool, &pool->buffers);
+			break;
+		case DEVMEM_TEST_BENCH_POOL:
 			give_to_pool(pool->pool, &pool->buffers);
+			break;
+		default:
+			give_to_pool_bulk(&pool->buffers);
+			break;
+		}
 	}
 }
 
@@ -353,7 +395,7 @@ static bool bench_is_valid(const struct devmem_test_bench *spec)
 {
 	u32 held;
 
-	return spec->op <= DEVMEM_TEST_BENCH_POOL && spec->stride &&
+	return spec->op <= DEVMEM_TEST_BENCH_POOL_BULK && spec->stride &&
 	       spec->clock <= DEVMEM_TEST_CLOCK_NS && !spec->reserved &&
 	       spec->num_queues && spec->num_queues <= MAX_POOLS &&
 	       spec->queue <= S32_MAX && spec->count && spec->count <= MAX_BUFFERS &&

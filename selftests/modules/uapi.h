@@ -64,6 +64,9 @@ struct devmem_test_fault {
 #define DEVMEM_TEST_BENCH_DIRECT	0
 /* Buffers from page pools, with their caches. */
 #define DEVMEM_TEST_BENCH_POOL		1
+/* As above, but given back as many at a time as the return of tokens does. */
+#define DEVMEM_TEST_BENCH_DIRECT_BULK	2
+#define DEVMEM_TEST_BENCH_POOL_BULK	3
 
 /* Cycles as user space counts them, or nanoseconds. */
 #define DEVMEM_TEST_CLOCK_CYCLES	0

@@ -74,6 +74,21 @@ enum Op {
     Direct = 0,
     /// Through a page pool.
     Pool = 1,
+    /// By the callbacks, given back several at a time if the provider offers that.
+    DirectBulk = 2,
+    /// Through a page pool, given back several at a time as returned tokens are.
+    PoolBulk = 3,
+}
+
+impl Op {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Pool => "pool",
+            Self::DirectBulk => "direct, bulk",
+            Self::PoolBulk => "pool, bulk",
+        }
+    }
 }
 
 /// How many buffers are held aside.
@@ -140,7 +155,10 @@ impl Case {
             case(Op::Direct, Fill::Half, 1, BATCH),
             case(Op::Direct, Fill::Scattered, 1, BATCH),
             case(Op::Direct, Fill::Full, 1, BATCH),
+            case(Op::DirectBulk, Fill::Empty, 1, BATCH),
+            case(Op::DirectBulk, Fill::Half, 1, BATCH),
             case(Op::Pool, Fill::Empty, 1, BATCH),
+            case(Op::PoolBulk, Fill::Empty, 1, BATCH),
         ];
         if layout.buffers > 2 * u64::from(BURST) {
             all.push(case(Op::Direct, Fill::Some, 1, BATCH));
@@ -148,6 +166,8 @@ impl Case {
         if layout.buffers >= 2 * u64::from(BURST) {
             all.push(case(Op::Pool, Fill::Empty, 1, BURST));
             all.push(case(Op::Pool, Fill::Half, 1, BURST));
+            all.push(case(Op::PoolBulk, Fill::Empty, 1, BURST));
+            all.push(case(Op::PoolBulk, Fill::Half, 1, BURST));
             all.push(case(Op::Pool, Fill::Empty, SHARED, BATCH));
             all.push(case(Op::Direct, Fill::Empty, SHARED, BATCH));
         }
@@ -181,13 +201,9 @@ impl Case {
     }
 
     fn params(&self) -> record::Case {
-        let op = match self.op {
-            Op::Direct => "direct",
-            Op::Pool => "pool",
-        };
         self.layout
             .params()
-            .with("op", op)
+            .with("op", self.op.name())
             .with("fill", self.fill.name())
             .with("queues", self.queues)
             .with("at_once", self.count)
