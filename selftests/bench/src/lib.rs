@@ -14,6 +14,7 @@ pub mod link;
 pub mod provider;
 pub mod receive;
 pub mod record;
+pub mod transmit;
 
 use std::io;
 
@@ -39,4 +40,5 @@ pub const SERIES: &[(&str, Series)] = &[
     ("provider", provider::run),
     ("bind", bind::run),
     ("receive", receive::run),
+    ("transmit", transmit::run),
 ];
