@@ -9,6 +9,7 @@
 pub mod bind;
 pub mod calls;
 pub mod clock;
+pub mod flows;
 pub mod layout;
 pub mod link;
 pub mod provider;
@@ -41,4 +42,5 @@ pub const SERIES: &[(&str, Series)] = &[
     ("bind", bind::run),
     ("receive", receive::run),
     ("transmit", transmit::run),
+    ("flows", flows::run),
 ];

@@ -70,10 +70,22 @@ impl Link {
 
     /// Connects to a queue, with buffers that all of a measurement fits in.
     pub fn connect(&self, queue: u32) -> io::Result<Connection> {
-        let port = PORT + queue as u16;
-        self.pair.steer(port, queue)?;
-        let listener = self.pair.listen(Ip::V4, port)?;
+        let listener = self.listen(queue)?;
         connect_large(&self.pair, &listener)
+    }
+
+    /// Connects to a queue several times.
+    pub fn connect_many(&self, queue: u32, count: usize) -> io::Result<Vec<Connection>> {
+        let listener = self.listen(queue)?;
+        (0..count)
+            .map(|_| connect_large(&self.pair, &listener))
+            .collect()
+    }
+
+    fn listen(&self, queue: u32) -> io::Result<TcpListener> {
+        let port = PORT + queue as u16;
+        self.pair.steer_nth(queue, port, queue)?;
+        self.pair.listen(Ip::V4, port)
     }
 
     /// Binds a queue to memory, by this provider.
