@@ -138,13 +138,19 @@ def title_of(series, unit, per, quantities):
     return f"{series}: {what}" + (f" ({fixed})" if fixed else "")
 
 
-def print_tables(quantities, out):
+def print_table(title, heading, rows, out):
+    widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
+    print(f"\n{title}", file=out)
+    for row in [heading, *rows]:
+        print("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths)), file=out)
+
+
+def print_tables(quantities, targets, out):
     for (series, unit, per, _), table in groups(quantities).items():
-        heading, rows = rows_of(table)
-        widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
-        print(f"\n{title_of(series, unit, per, table)}", file=out)
-        for row in [heading, *rows]:
-            print("  " + "  ".join(c.rjust(w) for c, w in zip(row, widths)), file=out)
+        print_table(title_of(series, unit, per, table), *rows_of(table), out)
+    heading, rows = target_rows(targets, quantities)
+    if rows:
+        print_table("targets: ratios", heading, rows, out)
 
 
 def ratios(quantities):
@@ -189,6 +195,44 @@ def print_ktap(verdicts, out):
     return not any(failure for _, failure, _ in verdicts)
 
 
+def select(quantities, wanted):
+    """The quantities of a series, unit and kind whose case has these parameters."""
+    return [q for q in quantities
+            if all(getattr(q, n) == wanted[n] for n in ("series", "unit", "per"))
+            and wanted["case"].items() <= q.case.items()]
+
+
+def reached(target, quantities):
+    """How far a target is reached, at worst: a ratio, or None if that was not measured.
+
+    Cases that the target selects are compared with another subject (`to`), or with the same
+    case but for some parameters (`to_case`).
+    """
+    found = []
+    for q in select(quantities, target):
+        if MODULE not in q.subjects:
+            continue
+        if "to" in target:
+            if target["to"] in q.subjects:
+                found.append(q.ratio(target["to"]))
+            continue
+        for other in select(quantities, {**target, "case": {**q.case, **target["to_case"]}}):
+            if MODULE in other.subjects and other.median(MODULE):
+                found.append(q.median(MODULE) / other.median(MODULE))
+    return max(found, default=None)
+
+
+def target_rows(targets, quantities):
+    """Heading and rows of a table of targets, those that were measured."""
+    rows = []
+    for target in targets:
+        ratio = reached(target, quantities)
+        if ratio is not None:
+            met = "yes" if ratio <= target["at_most"] else "no"
+            rows.append([target["name"], number(target["at_most"]), number(ratio), met])
+    return ["Target", "at most", "measured", "met"], rows
+
+
 def write_json(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
@@ -204,9 +248,12 @@ def rst_table(heading, rows):
     return [rule, lines[0], rule, *lines[1:], rule]
 
 
-def write_rst(path, quantities):
+def write_rst(path, quantities, targets):
     """Tables of all quantities, for a page to include."""
     lines = [".. SPDX-License-Identifier: GPL-2.0", ".. made by scripts/bench.py", ""]
+    heading, rows = target_rows(targets, quantities)
+    if rows:
+        lines += [*rst_table(heading, rows), ""]
     for (series, unit, per, _), table in groups(quantities).items():
         lines += [f"**{title_of(series, unit, per, table)}**", "", *rst_table(*rows_of(table)), ""]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +310,7 @@ def write_plots(directory, mode, quantities):
             plot(directory / f"{name}{suffix}.svg", title, table)
 
 
-def write_page(directory, mode, quantities):
+def write_page(directory, mode, quantities, targets):
     """What the page about performance shows: the data, tables and plots."""
     data = [
         {"series": q.series, "case": q.case, "unit": q.unit, "per": q.per,
@@ -271,7 +318,7 @@ def write_page(directory, mode, quantities):
         for q in quantities
     ]
     write_json(directory / f"{mode}.json", data)
-    write_rst(directory / f"{mode}.rst", quantities)
+    write_rst(directory / f"{mode}.rst", quantities, targets)
     for old in directory.glob(f"{mode}-*.svg"):
         old.unlink()
     write_plots(directory, mode, quantities)
@@ -291,6 +338,8 @@ def main():
     }
     for name in ("check", "record"):
         sub[name].add_argument("--expected", type=pathlib.Path, required=True)
+    for name in ("table", "page"):
+        sub[name].add_argument("--targets", type=pathlib.Path, required=True)
     sub["page"].add_argument("--directory", type=pathlib.Path, required=True)
     sub["page"].add_argument("--mode", required=True, help="what the files' names begin with")
     for command in sub.values():
@@ -301,11 +350,11 @@ def main():
     if not quantities:
         sys.exit("nothing was measured")
     if args.command == "table":
-        print_tables(quantities, sys.stdout)
+        print_tables(quantities, json.loads(args.targets.read_text()), sys.stdout)
     elif args.command == "record":
         write_json(args.expected, {k: round(v, 4) for k, v in ratios(quantities).items()})
     elif args.command == "page":
-        write_page(args.directory, args.mode, quantities)
+        write_page(args.directory, args.mode, quantities, json.loads(args.targets.read_text()))
     elif not print_ktap(check(ratios(quantities), json.loads(args.expected.read_text())),
                         sys.stdout):
         sys.exit(1)

@@ -92,6 +92,31 @@ class Check(unittest.TestCase):
         self.assertEqual(results.skipped, [])
 
 
+class Targets(unittest.TestCase):
+    MEASURED = bench.read([line("devmem_provider", [10], held=0), line("builtin", [40], held=0),
+                           line("devmem_provider", [12], held=9), line("builtin", [24], held=9)])
+    TARGET = {"name": "half", "series": "receive", "unit": "instructions", "per": "MiB",
+              "case": {}, "to": "builtin", "at_most": 0.5}
+
+    def rows(self, **changes):
+        return bench.target_rows([{**self.TARGET, **changes}], self.MEASURED)[1]
+
+    def test_the_worst_case_counts(self):
+        self.assertEqual(self.rows(), [["half", "0.5", "0.5", "yes"]])
+        self.assertEqual(self.rows(at_most=0.4), [["half", "0.4", "0.5", "no"]])
+        self.assertEqual(self.rows(case={"held": 0}), [["half", "0.5", "0.25", "yes"]])
+
+    def test_against_another_case(self):
+        target = {k: v for k, v in self.TARGET.items() if k != "to"}
+        target |= {"case": {"held": 9}, "to_case": {"held": 0}, "at_most": 1.1}
+        self.assertEqual(bench.target_rows([target], self.MEASURED)[1],
+                         [["half", "1.1", "1.2", "no"]])
+
+    def test_what_was_not_measured_is_left_out(self):
+        self.assertEqual(self.rows(case={"held": 7}), [])
+        self.assertEqual(self.rows(to="tcp"), [])
+
+
 class Pages(unittest.TestCase):
     LINES = [line(subject, [value, value * 1.1], size=size)
              for size, value in ((1, 1000), (2, 2000))
@@ -112,7 +137,7 @@ class Pages(unittest.TestCase):
             with tempfile.TemporaryDirectory() as directory:
                 path = pathlib.Path(directory)
                 bench.write_json(path / "a.json", {"x": 1})
-                bench.write_rst(path / "a.rst", bench.read(self.LINES))
+                bench.write_rst(path / "a.rst", bench.read(self.LINES), [])
                 written.append({f.name: f.read_text() for f in path.iterdir()})
         self.assertEqual(written[0], written[1])
         self.assertIn("receive: instructions per MiB", written[0]["a.rst"])

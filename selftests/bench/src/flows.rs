@@ -77,6 +77,7 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
         bindings.push(link.bind(by, queue, memory, None)?);
     }
     for count in COUNTS {
+        eprintln!("flows: {count}");
         let lanes = lanes(&link, count)?;
         // The first round warms up.
         for round in 0..=options.rounds {
