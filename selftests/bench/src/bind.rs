@@ -20,6 +20,7 @@ use crate::Options;
 use crate::layout::BUFFER;
 use crate::layout::Bound;
 use crate::layout::Layout;
+use crate::layout::freeing_cost;
 use crate::layout::idle_device;
 use crate::layout::subjects;
 use crate::layout::wait_until_freed;
@@ -118,11 +119,8 @@ fn measure(
     let bind = |queue| Bound::new(pair, subject, [queue], dmabuf, clock);
 
     let (bound, cost) = bind(0)?;
-    let (freed, unbind) = clock.measure(|| {
-        drop(bound);
-        wait_until_freed(before)
-    });
-    freed?;
+    let ((), closed) = clock.measure(|| drop(bound));
+    let unbind = closed + freeing_cost(before, clock)?;
 
     let at_once = if layout.bytes() > SMALL { 1 } else { AT_ONCE };
     let free = free_memory()?;

@@ -18,6 +18,7 @@ use devmem_kselftest::odd::Shape;
 use devmem_kselftest::provider;
 
 use crate::clock::Clock;
+use crate::clock::Unit;
 use crate::record::Case;
 
 /// Bytes of a buffer.
@@ -27,6 +28,8 @@ const MIB: u64 = 1 << 20;
 const NOWHERE: u64 = 1 << 40;
 /// How long a binding may take to go. The C provider frees 1 GiB of single pages in half a minute.
 const GONE: Duration = Duration::from_secs(120);
+/// How often to look whether a binding is gone.
+const POLL: Duration = Duration::from_millis(10);
 
 /// What a dma-buf looks like to the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -175,9 +178,40 @@ pub fn wait_until_freed(attachments: u64) -> io::Result<()> {
         if start.elapsed() > GONE {
             return Err(io::Error::other("a binding is not freed"));
         }
-        thread::yield_now();
+        thread::sleep(POLL);
     }
     Ok(())
+}
+
+/// Like [`wait_until_freed`], and tells what this CPU did meanwhile: it is kept from being idle, and what
+/// takes it away is counted. On more than one CPU that is not all, so it is the time until then there.
+pub fn freeing_cost(attachments: u64, clock: &Clock) -> io::Result<u64> {
+    /// Turns between two looks.
+    const TURNS: u32 = 10_000;
+    /// A turn takes less than this, whatever takes the CPU away takes more.
+    const GAP: u64 = 300;
+
+    if clock.unit() == Unit::Nanoseconds {
+        let (freed, cost) = clock.measure(|| wait_until_freed(attachments));
+        return freed.map(|()| cost);
+    }
+    let mut looks = Vec::new();
+    let mut cost = 0;
+    loop {
+        let mut last = clock.now();
+        for _ in 0..TURNS {
+            let now = clock.now();
+            cost += Some(now - last).filter(|&gap| gap > GAP).unwrap_or(0);
+            last = now;
+        }
+        let (attached, look) = clock.measure(provider::attachments);
+        looks.push(look);
+        if attached? <= attachments {
+            // What took longer for a look than it takes did something else.
+            let least = looks.iter().min().copied().unwrap_or(0);
+            return Ok(cost + looks.iter().map(|look| look - least).sum::<u64>());
+        }
+    }
 }
 
 /// The device of the tests' module, which [`Layout::make`] loads.
