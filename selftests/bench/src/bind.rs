@@ -25,9 +25,12 @@ use crate::layout::idle_device;
 use crate::layout::subjects;
 use crate::layout::wait_until_freed;
 use crate::record::Samples;
+use crate::record::median;
 
 /// Bindings at once, of small dma-bufs, whose memory is told apart from what else goes on by their number.
 const AT_ONCE: u32 = 8;
+/// Bindings of one buffer of which the middle is taken.
+const FIXED: u32 = 3;
 /// Up to here dma-bufs are small. The C provider takes more than the 16 MiB themselves for each binding of
 /// 16 MiB in single pages.
 const SMALL: u64 = 16 << 20;
@@ -76,13 +79,31 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
         let dmabuf = layout.make()?;
         for round in 0..options.rounds {
             for subject in subjects(round) {
-                let fixed = measure(options, &pair, subject, Layout::ONE, &one)?;
+                let fixed = fixed(options, &pair, subject, &one)?;
                 let all = measure(options, &pair, subject, layout, &dmabuf)?;
                 hand_in(options, samples, subject, layout, &fixed, &all);
             }
         }
     }
     Ok(())
+}
+
+/// The middle of some bindings of one buffer: one that was disturbed would spoil the rates of the round.
+fn fixed(
+    options: &Options,
+    pair: &Pair,
+    subject: Provider,
+    dmabuf: &OddDmaBuf,
+) -> io::Result<Cost> {
+    let costs = (0..FIXED)
+        .map(|_| measure(options, pair, subject, Layout::ONE, dmabuf))
+        .collect::<io::Result<Vec<_>>>()?;
+    let middle = |part: fn(&Cost) -> f64| median(costs.iter().map(part).collect());
+    Ok(Cost {
+        bind: middle(|cost| cost.bind),
+        unbind: middle(|cost| cost.unbind),
+        memory: middle(|cost| cost.memory),
+    })
 }
 
 fn hand_in(

@@ -20,6 +20,7 @@ use crate::layout::test_device;
 use crate::layout::wait_until_freed;
 use crate::record;
 use crate::record::Samples;
+use crate::record::median;
 
 /// Buffers in a sample: a refill of a page pool.
 const BATCH: u32 = 64;
@@ -261,11 +262,6 @@ impl Part {
         };
         cost as f64 / f64::from(sample.buffers)
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// Whether there is time to measure a case.

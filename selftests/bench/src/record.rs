@@ -99,3 +99,9 @@ impl Samples {
         out.flush()
     }
 }
+
+/// The middle one of some values, of which there has to be one.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
