@@ -286,7 +286,7 @@ impl Session<'_> {
         self.note_binding(result, memory, PAGE)
     }
 
-    fn bind_attrs(&self, device: Device, memory: Memory) -> Attrs {
+    fn bind_attrs(&self, device: Device, memory: Memory) -> Attrs<'static> {
         Attrs::new()
             .u32(dmabuf::IFINDEX, self.world.ifindex(device))
             .u32(dmabuf::FD, self.world.fd(memory) as u32)

@@ -103,6 +103,6 @@ impl Ethtool {
     }
 }
 
-fn device(ifindex: u32) -> Attrs {
+fn device(ifindex: u32) -> Attrs<'static> {
     Attrs::new().nested(HEADER, &Attrs::new().u32(HEADER_DEV_INDEX, ifindex))
 }

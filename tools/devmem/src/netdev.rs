@@ -4,7 +4,6 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::os::fd::AsRawFd;
 
 use crate::netlink::Attrs;
 use crate::netlink::Error;
@@ -214,10 +213,25 @@ impl BindRx {
     }
 
     /// The request, for changing it before it is sent with [`Netdev::bind_rx`].
-    pub fn attrs(&self, dmabuf: impl AsFd) -> Attrs {
+    ///
+    /// The dma-buf has to be open until then:
+    ///
+    /// ```compile_fail,E0597
+    /// # fn main() -> std::io::Result<()> {
+    /// use devmem::{BindRx, DmaBuf};
+    ///
+    /// let attrs = {
+    ///     let memory = DmaBuf::udmabuf(1 << 20)?;
+    ///     BindRx::new(1).queue(1).attrs(&memory)
+    /// };
+    /// drop(attrs);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn attrs<'fd>(&self, dmabuf: &'fd impl AsFd) -> Attrs<'fd> {
         let mut attrs = Attrs::new()
             .u32(dmabuf::IFINDEX, self.ifindex)
-            .u32(dmabuf::FD, dmabuf.as_fd().as_raw_fd() as u32);
+            .fd(dmabuf::FD, dmabuf.as_fd());
         for &id in &self.queues {
             let queue = Attrs::new()
                 .u32(queue::TYPE, queue::TYPE_RX)
@@ -232,10 +246,11 @@ impl BindRx {
 
     /// Binds, in the network namespace of the calling thread.
     ///
-    /// Needs CAP_NET_ADMIN there, and a device with header split on and hds-thresh 0.
+    /// Needs CAP_NET_ADMIN there, and a device with header split on and hds-thresh 0. The binding keeps
+    /// the dma-buf, not the descriptor, which may be given away here.
     pub fn bind(&self, dmabuf: impl AsFd) -> Result<Binding, Error> {
         let mut netdev = Netdev::open()?;
-        let id = netdev.bind_rx(&self.attrs(dmabuf))?;
+        let id = netdev.bind_rx(&self.attrs(&dmabuf))?;
         Ok(Binding {
             id,
             _netdev: netdev,
@@ -278,17 +293,19 @@ impl BindTx {
         Self { ifindex }
     }
 
-    /// The request, for changing it before it is sent with [`Netdev::bind_tx`].
-    pub fn attrs(&self, dmabuf: impl AsFd) -> Attrs {
+    /// The request, for changing it before it is sent with [`Netdev::bind_tx`]; until then the dma-buf has
+    /// to be open, as for [`BindRx::attrs`].
+    pub fn attrs<'fd>(&self, dmabuf: &'fd impl AsFd) -> Attrs<'fd> {
         Attrs::new()
             .u32(dmabuf::IFINDEX, self.ifindex)
-            .u32(dmabuf::FD, dmabuf.as_fd().as_raw_fd() as u32)
+            .fd(dmabuf::FD, dmabuf.as_fd())
     }
 
-    /// Binds, in the network namespace of the calling thread. Needs no capability.
+    /// Binds, in the network namespace of the calling thread. Needs no capability. As with
+    /// [`BindRx::bind`], the descriptor may be given away.
     pub fn bind(&self, dmabuf: impl AsFd) -> Result<TxBinding, Error> {
         let mut netdev = Netdev::open()?;
-        let id = netdev.bind_tx(&self.attrs(dmabuf))?;
+        let id = netdev.bind_tx(&self.attrs(&dmabuf))?;
         Ok(TxBinding {
             id,
             _netdev: netdev,

@@ -7,6 +7,10 @@
 
 use std::fmt;
 use std::io;
+use std::marker::PhantomData;
+use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 
 use netlink_packet_core::NLA_F_NESTED;
 use netlink_packet_core::NLA_HEADER_SIZE;
@@ -47,14 +51,20 @@ const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 /// No request of ours takes longer; an answer that never comes is an error.
 const TIMEOUT_SECONDS: i64 = 60;
 
-/// Attributes of a request.
+/// Attributes of a request, which lives no longer than the descriptors in it: the kernel looks them up when
+/// the request is sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Attrs(Vec<u8>);
+pub struct Attrs<'fd>(Vec<u8>, PhantomData<&'fd OwnedFd>);
 
-impl Attrs {
+impl<'fd> Attrs<'fd> {
     /// No attributes.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Adds a descriptor.
+    pub fn fd(self, kind: u16, fd: BorrowedFd<'fd>) -> Self {
+        self.u32(kind, fd.as_raw_fd() as u32)
     }
 
     /// Adds a number of 32 bits.
@@ -73,7 +83,7 @@ impl Attrs {
     }
 
     /// Adds an attribute made of others.
-    pub fn nested(self, kind: u16, inner: &Attrs) -> Self {
+    pub fn nested(self, kind: u16, inner: &Attrs<'fd>) -> Self {
         self.bytes(kind | NLA_F_NESTED, &inner.0)
     }
 
@@ -415,11 +425,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn queue(id: u32) -> Attrs {
+    fn queue(id: u32) -> Attrs<'static> {
         Attrs::new().u32(3, 0).u32(1, id)
     }
 
-    fn request() -> (Attrs, Vec<u8>) {
+    fn request() -> (Attrs<'static>, Vec<u8>) {
         let attrs = Attrs::new()
             .u32(1, 9)
             .nested(2, &queue(4))

@@ -73,24 +73,24 @@ impl Bench {
         })
     }
 
-    fn ifindex(&self) -> Attrs {
+    fn ifindex(&self) -> Attrs<'_> {
         Attrs::new().u32(dmabuf::IFINDEX, self.pair.rx.ifindex)
     }
 
-    fn ifindex_and_fd(&self) -> Attrs {
+    fn ifindex_and_fd(&self) -> Attrs<'_> {
         self.ifindex()
             .u32(dmabuf::FD, self.memory.as_fd().as_raw_fd() as u32)
     }
 
-    fn with_queue(&self, queue: &Attrs) -> Attrs {
+    fn with_queue<'s>(&'s self, queue: &Attrs<'s>) -> Attrs<'s> {
         self.ifindex_and_fd().nested(dmabuf::QUEUES, queue)
     }
 
-    fn good(&self, queue: u32) -> Attrs {
+    fn good(&self, queue: u32) -> Attrs<'_> {
         self.pair.request(&[queue]).attrs(&self.memory)
     }
 
-    fn with_page_size(&self, size: u32) -> Attrs {
+    fn with_page_size(&self, size: u32) -> Attrs<'_> {
         self.pair
             .request(&[1])
             .rx_page_size(size)
@@ -189,7 +189,7 @@ fn check(answer: Result<u32, Error>, expected: Refusal) {
     }
 }
 
-fn rx_queue(id: u32) -> Attrs {
+fn rx_queue(id: u32) -> Attrs<'static> {
     Attrs::new()
         .u32(queue::TYPE, queue::TYPE_RX)
         .u32(queue::ID, id)

@@ -17,6 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use devmem::BindRx;
+use devmem::BindTx;
 use devmem::Binding;
 use devmem::DmaBuf;
 use devmem::Frag;
@@ -30,8 +31,10 @@ use devmem_kselftest::pair::Connection;
 use devmem_kselftest::pair::Ip;
 use devmem_kselftest::pair::address;
 use devmem_kselftest::provider;
+use devmem_kselftest::sockopt;
 use devmem_kselftest::traffic;
 use devmem_kselftest::traffic::Reader;
+use devmem_kselftest::tx;
 
 const PAGE: usize = 4096;
 const MEMORY: usize = 1024 * PAGE;
@@ -69,6 +72,32 @@ fn check(memory: &DmaBuf, mut position: u64, frags: &[Frag<'_>]) -> io::Result<(
         traffic::compare(position, &bytes);
         position += u64::from(frag.size);
     }
+    Ok(())
+}
+
+/// A binding needs the dma-buf, but no descriptor of it: the only one may be given to the request.
+fn the_only_descriptor_given_away() -> Outcome {
+    const LEN: u64 = 20_000;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let map = memory.map()?;
+    let pair = Pair::new()?;
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    let request = pair.request(&[QUEUE]);
+    let binding = pair.rx.ns.run(|| Ok(request.bind(memory)))??;
+    let mut reader = Reader::new(&connection.rx, &map, binding.id());
+    traffic::send(&connection.tx, 0, LEN, LEN as usize)?;
+    reader.read_until(LEN)?;
+    reader.assert_all_device_memory();
+
+    let source = DmaBuf::udmabuf(MEMORY)?;
+    tx::fill(&source)?;
+    let request = BindTx::new(pair.tx.ifindex);
+    let binding = pair.tx.ns.run(|| Ok(request.bind(source)))??;
+    sockopt::set(&connection.tx, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1_i32)?;
+    let part = [tx::extent(LEN, LEN)];
+    let sent = tx::Call::new(binding.id(), &part).send(&connection.tx)?;
+    assert_eq!(sent as u64, LEN);
+    reader.read_until(2 * LEN)?;
     Ok(())
 }
 
@@ -405,6 +434,10 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     ktap::run(&[
+        Test {
+            name: "the_only_descriptor_given_away",
+            run: the_only_descriptor_given_away,
+        },
         Test {
             name: "unbound_with_tokens_held",
             run: unbound_with_tokens_held,

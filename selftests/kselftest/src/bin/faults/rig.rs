@@ -57,11 +57,11 @@ impl Rig {
     }
 
     /// The requests to bind the memory.
-    pub fn rx_attrs(&self) -> Attrs {
+    pub fn rx_attrs(&self) -> Attrs<'_> {
         self.pair.request(&[Self::QUEUE, 2]).attrs(&self.rx_memory)
     }
 
-    pub fn tx_attrs(&self) -> Attrs {
+    pub fn tx_attrs(&self) -> Attrs<'_> {
         BindTx::new(self.pair.tx.ifindex).attrs(&self.tx_memory)
     }
 
