@@ -15,6 +15,7 @@ pub mod link;
 pub mod provider;
 pub mod receive;
 pub mod record;
+pub mod seam;
 pub mod transmit;
 
 use std::io;
