@@ -37,6 +37,11 @@ LIBURING_VERSION=2.15-1
 GUEST=${GUEST:-fast}
 export GUEST
 
+# Which patches that kernel has: all of them, or only those that make netdevsim a NIC for
+# device memory ("netdevsim"), to compare with.
+PATCHES=${PATCHES:-all}
+export PATCHES
+
 # What the user told our Makefile is not meant for the makes that the scripts run.
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
 
@@ -271,7 +276,11 @@ kernel_version()
 
 kernel_source()
 {
-	echo "$CACHE/source/$(kernel_version)"
+	local dir
+
+	dir=$CACHE/source/$(kernel_version)
+	[ "$PATCHES" = all ] || dir+=/$PATCHES
+	echo "$dir"
 }
 
 # The configuration of the guest's kernel.
