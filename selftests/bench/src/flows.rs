@@ -18,7 +18,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use devmem::Binding;
-use devmem::DmaBuf;
 use devmem::Piece;
 use devmem::Receiver;
 use devmem::TokenBatch;
@@ -28,6 +27,7 @@ use crate::clock::Unit;
 use crate::link::Link;
 use crate::link::PROVIDERS;
 use crate::link::Segments;
+use crate::memory::Memory;
 use crate::record::Case;
 use crate::record::Samples;
 
@@ -71,7 +71,7 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
         mss: 4096,
         offload: true,
     })?;
-    let memories = [DmaBuf::udmabuf(MEMORY)?, DmaBuf::udmabuf(MEMORY)?];
+    let memories = [Memory::pages(MEMORY)?, Memory::pages(MEMORY)?];
     let mut bindings: Vec<Binding> = Vec::new();
     for ((queue, by), memory) in (1..).zip(PROVIDERS).zip(&memories) {
         bindings.push(link.bind(by, queue, memory, None)?);

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod flows;
 pub mod layout;
 pub mod link;
+pub mod memory;
 pub mod provider;
 pub mod receive;
 pub mod record;

@@ -13,7 +13,6 @@ use std::time::Instant;
 
 use devmem::BindTx;
 use devmem::Binding;
-use devmem::DmaBuf;
 use devmem::TxBinding;
 use devmem::provider;
 use devmem_kselftest::Pair;
@@ -24,6 +23,8 @@ use devmem_kselftest::pair::Ip;
 use devmem_kselftest::probe::received;
 use devmem_kselftest::sockopt;
 use devmem_kselftest::traffic;
+
+use crate::memory::Memory;
 
 /// Both providers.
 pub const PROVIDERS: [Provider; 2] = [Provider::Module, Provider::Builtin];
@@ -93,7 +94,7 @@ impl Link {
         &self,
         by: Provider,
         queue: u32,
-        memory: &DmaBuf,
+        memory: &Memory,
         rx_page_size: Option<u32>,
     ) -> io::Result<Binding> {
         provider::select(by.name())?;
@@ -107,7 +108,7 @@ impl Link {
     }
 
     /// Binds memory for the sending end, by this provider.
-    pub fn bind_tx(&self, by: Provider, memory: &DmaBuf) -> io::Result<TxBinding> {
+    pub fn bind_tx(&self, by: Provider, memory: &Memory) -> io::Result<TxBinding> {
         provider::select(by.name())?;
         let end = &self.pair.tx;
         let binding = end.ns.run(|| Ok(BindTx::new(end.ifindex).bind(memory)))??;

@@ -11,10 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use devmem::Binding;
-use devmem::DmaBuf;
 use devmem_kselftest::Provider;
 use devmem_kselftest::pair::Connection;
-use devmem_kselftest::provider;
 
 use crate::Options;
 use crate::calls::Caller;
@@ -24,6 +22,7 @@ use crate::link::Link;
 use crate::link::PROVIDERS;
 use crate::link::Segments;
 use crate::link::queue_up;
+use crate::memory::Memory;
 use crate::record::Case;
 use crate::record::Samples;
 
@@ -129,7 +128,7 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
 struct Lane {
     connection: Connection,
     /// What serves it; plain TCP otherwise.
-    bound: Option<(Provider, Binding, DmaBuf)>,
+    bound: Option<(Provider, Binding, Memory)>,
 }
 
 impl Lane {
@@ -266,17 +265,15 @@ impl Lab {
 }
 
 /// Memory for buffers of this size.
-fn memory(buffer: u32) -> io::Result<DmaBuf> {
+fn memory(buffer: u32) -> io::Result<Memory> {
     if buffer == 4 * KIB {
-        return DmaBuf::udmabuf(MEMORY);
+        return Memory::pages(MEMORY);
     }
-    let size = if buffer > 16 * KIB {
+    Memory::huge(if buffer > 16 * KIB {
         MEMORY_LARGE
     } else {
         MEMORY
-    };
-    provider::huge_pages(size / devmem::dmabuf::HUGE_PAGE)?;
-    DmaBuf::udmabuf_huge(size)
+    })
 }
 
 /// Has the socket hold tokens: peeking gives new ones for the same bytes.

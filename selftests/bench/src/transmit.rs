@@ -14,7 +14,6 @@ use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
 
-use devmem::DmaBuf;
 use devmem::Extent;
 use devmem::TxBinding;
 use devmem::completion;
@@ -23,7 +22,6 @@ use devmem::send::enable_zerocopy;
 use devmem::send::send_dmabuf;
 use devmem_kselftest::pair::Connection;
 use devmem_kselftest::probe::received;
-use devmem_kselftest::provider;
 
 use crate::Options;
 use crate::calls::Cost;
@@ -32,6 +30,7 @@ use crate::link::Link;
 use crate::link::PROVIDERS;
 use crate::link::Segments;
 use crate::link::wait_received;
+use crate::memory::Memory;
 use crate::record::Case;
 use crate::record::Samples;
 
@@ -70,10 +69,9 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
     } else {
         &[4096, 65_536, MIB]
     };
-    provider::huge_pages(MEMORY / HUGE_PAGE)?;
     for (layout, memory) in [
-        ("pages", DmaBuf::udmabuf(MEMORY)?),
-        ("contiguous", DmaBuf::udmabuf_huge(MEMORY)?),
+        ("pages", Memory::pages(MEMORY)?),
+        ("contiguous", Memory::huge(MEMORY)?),
     ] {
         let link = Link::new(Segments {
             mss: 4096,
@@ -96,7 +94,7 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
 }
 
 /// A lane for each subject, behind a queueing discipline.
-fn lanes(link: &Link, memory: &DmaBuf) -> io::Result<Vec<Lane>> {
+fn lanes(link: &Link, memory: &Memory) -> io::Result<Vec<Lane>> {
     let tx = &link.pair.tx;
     tx.tc(&format!(
         "qdisc add dev {} root netem delay {}ms limit 100000",
