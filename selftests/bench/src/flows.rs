@@ -27,6 +27,7 @@ use crate::clock::Unit;
 use crate::link::Link;
 use crate::link::PROVIDERS;
 use crate::link::Segments;
+use crate::link::select;
 use crate::memory::Memory;
 use crate::record::Case;
 use crate::record::Samples;
@@ -82,6 +83,7 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
         // The first round warms up.
         for round in 0..=options.rounds {
             for lane in &lanes {
+                select(lane.subject)?;
                 let start = Instant::now();
                 let mut times = lane.transfer(MESSAGES / count)?;
                 let elapsed = start.elapsed();

@@ -117,6 +117,16 @@ impl Link {
     }
 }
 
+/// Has a subject that is a provider be the one that sockets turn to.
+///
+/// Some kernels ask the provider that is selected now, and not the one whose tokens they are.
+pub fn select(subject: &str) -> io::Result<()> {
+    match PROVIDERS.iter().any(|by| by.name() == subject) {
+        true => provider::select(subject),
+        false => Ok(()),
+    }
+}
+
 /// A ratio of a provider against itself would look very well.
 fn check(info: &provider::BindingInfo, by: Provider) -> io::Result<()> {
     match info.provider == by.name() {

@@ -22,6 +22,7 @@ use crate::link::Link;
 use crate::link::PROVIDERS;
 use crate::link::Segments;
 use crate::link::queue_up;
+use crate::link::select;
 use crate::memory::Memory;
 use crate::record::Case;
 use crate::record::Samples;
@@ -191,6 +192,7 @@ impl Lab {
             .collect();
         for (lane, caller) in &mut callers {
             if lane.bound.is_some() {
+                select(lane.subject())?;
                 hold(lane, caller, way.outstanding)?;
             }
         }
@@ -200,6 +202,7 @@ impl Lab {
                 queue_up(&lane.connection, MIB as u64, MIB)?;
                 thread::sleep(DELAYED_ACK);
                 caller.reset();
+                select(lane.subject())?;
                 match lane.bound {
                     Some(_) => drain(caller, way)?,
                     None => drain_copy(caller)?,
@@ -211,6 +214,7 @@ impl Lab {
         }
         for (lane, caller) in &mut callers {
             if lane.bound.is_some() {
+                select(lane.subject())?;
                 caller.give_back(Tokens::Merged, 0)?;
             }
         }

@@ -29,6 +29,7 @@ use crate::clock::Clock;
 use crate::link::Link;
 use crate::link::PROVIDERS;
 use crate::link::Segments;
+use crate::link::select;
 use crate::link::wait_received;
 use crate::memory::Memory;
 use crate::record::Case;
@@ -82,6 +83,7 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
             let case = Case::new().with("layout", layout).with("call", size);
             for round in 0..options.rounds + WARM_UP {
                 for lane in &mut lanes {
+                    select(lane.subject)?;
                     lane.round(options.clock, size)?;
                     if round >= WARM_UP {
                         lane.hand_in(options.clock, &case, samples);
