@@ -43,7 +43,7 @@ fuzz: ## random operations on both providers, compared, for DURATION=600 seconds
 	@scripts/fuzz
 
 PHONY += bench
-bench: ## measure both providers, instructions and time (MODE=instructions|time SERIES= ROUNDS=)
+bench: ## measure both providers, instructions and time (MODE=instructions|time|seam SERIES= ROUNDS=)
 	@scripts/bench
 
 PHONY += bench-record

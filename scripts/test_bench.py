@@ -54,6 +54,20 @@ class Ratios(unittest.TestCase):
         self.assertEqual(ratios([1], [2], unit="ns"), {})
         self.assertEqual(ratios([1], [2], unit="MiB/s"), {})
 
+    def test_what_differs_from_boot_to_boot_is_left_out(self):
+        quantities = bench.read([line(subject, [1], op=op) for op in ("bind", "unbind")
+                                 for subject in ("devmem_provider", "builtin")])
+        unchecked = [{"series": "receive", "case": {"op": "unbind"}}]
+        self.assertEqual(list(bench.ratios(quantities, unchecked)),
+                         ["receive op=bind [instructions/MiB] to builtin"])
+        for other in ({"series": "bind"}, {"per": "buffer"}, {"unit": "bytes"}):
+            self.assertEqual(len(bench.ratios(quantities, [{**other, "case": {}}])), 2)
+
+    def test_the_patched_kernel_to_the_unpatched_one(self):
+        quantity, = bench.read([line("unpatched", [4]), line("patched", [2])])
+        self.assertEqual(quantity.ordered(), ["patched", "unpatched"])
+        self.assertEqual(quantity.ratio("unpatched"), 0.5)
+
     def test_nothing_to_nothing(self):
         self.assertEqual(list(ratios([0], [0]).values()), [1.0])
         self.assertEqual(list(ratios([1], [0]).values()), [float("inf")])
@@ -111,6 +125,11 @@ class Targets(unittest.TestCase):
         target |= {"case": {"held": 9}, "to_case": {"held": 0}, "at_most": 1.1}
         self.assertEqual(bench.target_rows([target], self.MEASURED)[1],
                          [["half", "1.1", "1.2", "no"]])
+
+    def test_the_figure_itself(self):
+        target = {k: v for k, v in self.TARGET.items() if k != "to"}
+        self.assertEqual(bench.target_rows([{**target, "at_most": 11}], self.MEASURED)[1],
+                         [["half", "11", "12", "no"]])
 
     def test_what_was_not_measured_is_left_out(self):
         self.assertEqual(self.rows(case={"held": 7}), [])
