@@ -309,10 +309,18 @@ def plot(path, title, quantities):
     path.write_text(f"{head}\n<!-- SPDX-License-Identifier: GPL-2.0 -->\n{rest}\n")
 
 
+def is_plotted(case):
+    """Whole costs are, not their parts; of what holds many cases, those that tell most."""
+    wanted = {"phase": ("all",), "part": ("alloc + release",), "fill": ("empty", "half"), "queues": (1,)}
+    if "part" in case and case.get("op") != "direct":
+        return False
+    return all(case.get(name, values[0]) in values for name, values in wanted.items())
+
+
 def write_plots(directory, mode, quantities):
-    """A plot for each series and kind of cost: of whole costs, not of their parts."""
+    """A plot for each series and kind of cost."""
     wanted = [q for q in quantities
-              if q.case.get("phase", "all") == "all" and q.unit in ("instructions", "ns", *SPEEDS)]
+              if q.unit in ("instructions", "ns", *SPEEDS) and is_plotted(q.case)]
     by_name = {}
     for (series, unit, per, _), table in groups(wanted).items():
         name = f"{mode}-{series}-{per}".replace(" ", "-").replace("/", "-").replace(",", "")

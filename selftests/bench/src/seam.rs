@@ -21,11 +21,13 @@ use devmem::BindTx;
 use devmem::Binding;
 use devmem::DmaBuf;
 use devmem::TxBinding;
+use devmem::dmabuf::HUGE_PAGE;
 use devmem::netdev::Netdev;
 use devmem::netlink::Attrs;
 use devmem::provider;
 use devmem_kselftest::pair::Connection;
 use devmem_kselftest::pair::End;
+use devmem_kselftest::provider::huge_pages;
 use devmem_kselftest::sockopt;
 use devmem_kselftest::traffic;
 use devmem_kselftest::tx;
@@ -118,10 +120,15 @@ impl<'o> Lab<'o> {
     fn new(options: &'o Options) -> io::Result<Self> {
         let link = Link::new(PAGES)?;
         let (rx, tx) = (&link.pair.rx, &link.pair.tx);
-        let memory = DmaBuf::udmabuf(MEMORY)?;
+        // Single pages of a udmabuf share scatterlist entries as it happens, and this is to be the
+        // same in two boots.
+        huge_pages(2 * MEMORY / HUGE_PAGE)?;
+        let memory = DmaBuf::udmabuf_huge(MEMORY)?;
         tx::fill(&memory)?;
         let request = link.pair.request(&[QUEUE]);
-        let binding = rx.ns.run(|| Ok(request.bind(DmaBuf::udmabuf(MEMORY)?)))??;
+        let binding = rx
+            .ns
+            .run(|| Ok(request.bind(DmaBuf::udmabuf_huge(MEMORY)?)))??;
         let request = BindTx::new(tx.ifindex);
         let tx_binding = tx.ns.run(|| Ok(request.bind(&memory)))??;
         let plain = link.connect(PLAIN_QUEUE)?;
