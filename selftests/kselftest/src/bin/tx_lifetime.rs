@@ -447,6 +447,23 @@ fn interface_down_and_up() -> Outcome {
     Ok(())
 }
 
+/// A socket that has found no route looks for one when it is asked to send.
+fn first_send_after_the_interface_was_down() -> Outcome {
+    let bench = Bench::new()?;
+    bench.delay()?;
+    let call = bench.call();
+    bench.send(&call);
+    bench.pair.tx.set_up(false)?;
+    // It sends again what was lost, and then knows that there is no route.
+    thread::sleep(RETRANSMITTED);
+    fails(call.send(&bench.connection.tx), Errno::EHOSTUNREACH);
+    bench.pair.tx.set_up(true)?;
+    bench.send(&call);
+    tx::expect(&bench.connection.rx, &[PART, PART])?;
+    Completions::default().wait(&bench.connection.tx, 2)?;
+    Ok(())
+}
+
 /// Deletes the sender's device while frags are in a queue of it, or wait to be sent again.
 fn device_deleted(in_queue: bool) -> Outcome {
     let bench = Bench::new()?;
@@ -622,6 +639,7 @@ fn main() -> ExitCode {
         route_to_another_device,
         route_to_another_device_with_data_in_flight,
         interface_down_and_up,
+        first_send_after_the_interface_was_down,
         device_deleted_with_data_queued,
         device_deleted_with_data_unacknowledged,
         device_deleted_after_unbind,
