@@ -53,6 +53,13 @@ struct Unloader {
 }
 
 impl Unloader {
+    /// Was the module unloaded, and was it in use? It never is while another provider serves.
+    fn met_both(&self) -> bool {
+        let refused = self.refused.load(Ordering::Relaxed) > 0;
+        self.unloaded.load(Ordering::Relaxed) > 0
+            && (refused || ktap::provider() != Provider::Module)
+    }
+
     fn run(&self, mut rng: Rng) -> io::Result<()> {
         while !self.over.load(Ordering::Relaxed) {
             match delete_module(c"devmem_provider", DeleteModuleFlags::O_NONBLOCK) {
@@ -133,6 +140,8 @@ fn is_served(id: u32) -> Outcome {
 pub fn unloaded_and_loaded() -> Outcome {
     storm::run(|storm| {
         const STEPS: u32 = 40;
+        /// Times as many steps at most, until the module was found in use, and not in use.
+        const MOST: u32 = 10;
         let pair = Pair::new()?;
         pair.steer(PORT, QUEUE)?;
         let memory = DmaBuf::udmabuf(MEMORY)?;
@@ -152,7 +161,12 @@ pub fn unloaded_and_loaded() -> Outcome {
         thread::scope(|scope| -> Outcome {
             let thread = scope.spawn(|| unloader.run(rng));
             let mut steps = || -> Outcome {
-                for _ in 0..storm.steps(STEPS) {
+                let steps = storm.steps(STEPS);
+                // On a slow machine the module is hardly ever there when a few steps begin.
+                for step in 0..MOST * steps {
+                    if step >= steps && unloader.met_both() {
+                        break;
+                    }
                     let plan = Plan::draw(storm);
                     storm.step(&plan);
                     plan.run(&pair)?;
