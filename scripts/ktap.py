@@ -363,6 +363,9 @@ def main():
     args = parser.parse_args()
 
     results = Results()
+    # First: they may be why others fail.
+    for reason in args.fail:
+        results.fail("run", reason)
     if args.cargo:
         results.add(parse_cargo(args.cargo.read_text(errors="replace")))
     if args.unittest:
@@ -378,8 +381,6 @@ def main():
         intended = read_expected(args.intended_differences) if args.intended_differences else {}
         differences, as_intended = compare(args.ktap, args.runs, intended)
         results.add(differences)
-    for reason in args.fail:
-        results.fail("run", reason)
 
     for name, reason in as_intended:
         print(f"differs as intended: {name}: {reason}")

@@ -22,10 +22,23 @@ is_loaded()
 	[ -e "/sys/module/$1" ]
 }
 
+# udev would give network devices other names, at some time after they appeared.
+keep_names()
+{
+	local rules=/run/udev/rules.d
+
+	[ ! -e "$rules/80-net-setup-link.rules" ] || return 0
+	mkdir -p "$rules"
+	ln -s /dev/null "$rules/80-net-setup-link.rules"
+	# Without udev there is nothing to tell.
+	udevadm control --reload || true
+}
+
 load_netdevsim()
 {
 	local m
 
+	keep_names
 	for m in psample ptp_mock netdevsim; do
 		is_loaded "$m" || insmod "$NETDEVSIM_DIR/$m.ko"
 	done
@@ -42,8 +55,6 @@ new_nic()
 	local dir=/sys/bus/netdevsim/devices/netdevsim$1/net
 
 	echo "$1 1 $QUEUES" >/sys/bus/netdevsim/new_device
-	# udev gives it another name, at some time after it appeared.
-	udevadm settle
 	ip link set dev "$(ls "$dir")" name "$3" netns "$2"
 }
 
