@@ -129,7 +129,7 @@ impl Receive for RxBinding {
 /// It has a net_iov for each of its [extents](extent). They are never handed out: each frag in
 /// flight holds the binding.
 pub(crate) struct TxBinding {
-    extents: ExtentMap<KVVec<u64>>,
+    extents: ExtentMap<KVVec<u64>, KVVec<u32>>,
     area: NetIovArea,
     owner: Owner,
     /// Unmapped when the binding is freed: when no frag is left, no device can read it any more.
@@ -140,7 +140,7 @@ impl TxBinding {
     /// A binding that `owner` made, of `count` extents, as [`extent::count`] counts those of
     /// `mapping`.
     ///
-    /// `ENOMEM` if there is no memory for 72 bytes for each extent, charged to the current task's
+    /// `ENOMEM` if there is no memory for 76 bytes for each extent, charged to the current task's
     /// memory cgroup.
     pub(crate) fn new(owner: Owner, mapping: Mapping, count: usize) -> Result<Self> {
         let mut ends = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
@@ -150,22 +150,30 @@ impl TxBinding {
             ends.push_within_capacity(end).map_err(|_| ENOMEM)?;
         }
 
+        let (_, slots) = extent::slots(&ends).ok_or(EINVAL)?;
+        let firsts = KVVec::from_elem(0, slots, GFP_KERNEL_ACCOUNT)?;
+
         let addresses = extent::extents(mapping.segments()).map(|extent| extent.addr);
         Ok(Self {
             area: NetIovArea::new(count, addresses)?,
-            extents: ExtentMap::new(ends, mapping.size()).ok_or(EINVAL)?,
+            extents: ExtentMap::new(ends, firsts, mapping.size()).ok_or(EINVAL)?,
             owner,
             _mapping: mapping,
         })
     }
 
-    /// The memory from `offset` bytes into the dma-buf on, as far as it is there.
-    ///
-    /// `hint` is the extent to look at first.
-    pub(crate) fn walk(&self, offset: u64, hint: u32) -> impl Iterator<Item = (TxIov<'_>, Place)> {
-        self.extents
-            .walk(offset, hint)
-            .map_while(|place| Some((self.area.transmit(place.extent)?, place)))
+    /// The memory at `offset` bytes into the dma-buf, if it is there.
+    pub(crate) fn locate(&self, offset: u64) -> Option<(TxIov<'_>, Place)> {
+        self.with_iov(self.extents.locate(offset)?)
+    }
+
+    /// The memory that follows an extent, if there is more.
+    pub(crate) fn after(&self, extent: u32) -> Option<(TxIov<'_>, Place)> {
+        self.with_iov(self.extents.after(extent)?)
+    }
+
+    fn with_iov(&self, place: Place) -> Option<(TxIov<'_>, Place)> {
+        Some((self.area.transmit(place.extent)?, place))
     }
 }
 

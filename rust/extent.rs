@@ -8,12 +8,10 @@
 
 #![deny(unsafe_code)]
 
-use core::{
-    num::NonZero,
-    ops::{
-        Deref,
-        Range, //
-    }, //
+use core::ops::{
+    Deref,
+    DerefMut,
+    Range, //
 };
 
 use crate::area::{
@@ -102,17 +100,35 @@ fn end(segment: Segment, start: u64) -> Result<u64, LayoutError> {
 
 /// Which extent an offset into the dma-buf is in.
 ///
-/// `S` is where the extents end, as offsets, for all extents in their order.
+/// `E` is where the extents end, as offsets, for all extents in their order. `F` says where to look for
+/// them: the dma-buf is cut into slots, which are about as long as an average extent, so that few
+/// extents are in most of them.
 ///
 /// # Invariants
 ///
-/// The ends are strictly ascending, and there is at least one of them.
-pub(crate) struct ExtentMap<S> {
-    ends: S,
-    /// Length of an average extent in bytes.
-    typical: NonZero<u64>,
+/// - The ends are strictly ascending, and there is at least one of them.
+/// - For each slot with an offset below the last end, `firsts` has the extent of its first byte, in
+///   ascending order, and after them at least once the last extent.
+pub(crate) struct ExtentMap<E, F> {
+    ends: E,
+    firsts: F,
+    /// Length of a slot, as a power of two.
+    slot_shift: u8,
     /// Offsets from here on are not to be used, even if there are extents.
     size: u64,
+}
+
+/// The length of slots for extents that end at `ends`, as a power of two; and how many slots
+/// [`ExtentMap::new`] is to be given.
+///
+/// None if `ends` is empty, or ends before its first byte.
+pub(crate) fn slots(ends: &[u64]) -> Option<(u8, usize)> {
+    let end = *ends.last()?;
+    let average = end.div_ceil(ends.len() as u64);
+    // CAST: A `u64` has 64 bits.
+    let slot_shift = average.checked_next_power_of_two()?.trailing_zeros() as u8;
+
+    Some((slot_shift, (end.checked_sub(1)? >> slot_shift) as usize + 2))
 }
 
 /// A place in an extent.
@@ -126,11 +142,17 @@ pub(crate) struct Place {
     pub(crate) left: usize,
 }
 
-impl<S: Deref<Target = [u64]>> ExtentMap<S> {
-    /// The map of extents that end at `ends`, for a dma-buf of `size` bytes.
+impl<E, F> ExtentMap<E, F>
+where
+    E: Deref<Target = [u64]>,
+    F: DerefMut<Target = [u32]>,
+{
+    /// The map of extents that end at `ends`, for a dma-buf of `size` bytes. `firsts` has as many
+    /// elements as [`slots`] says, of any value.
     ///
-    /// None if `ends` is empty or not strictly ascending, or if an extent is too long.
-    pub(crate) fn new(ends: S, size: u64) -> Option<Self> {
+    /// None if `ends` is empty or not strictly ascending, if an extent is too long, or if there are not
+    /// enough `firsts`.
+    pub(crate) fn new(ends: E, mut firsts: F, size: u64) -> Option<Self> {
         let mut start = 0;
         for &end in ends.iter() {
             if end <= start || end - start > MAX_LEN {
@@ -139,12 +161,25 @@ impl<S: Deref<Target = [u64]>> ExtentMap<S> {
             start = end;
         }
 
-        let typical = NonZero::new(start.checked_div(ends.len() as u64)?)?;
-        // INVARIANT: Both were just checked.
+        let (slot_shift, slots) = slots(&ends)?;
+        let last = ends.len() - 1;
+        let mut extent = 0;
+        for (slot, first) in firsts.get_mut(..slots)?.iter_mut().enumerate() {
+            let start = (slot as u64).checked_mul(1 << slot_shift);
+
+            while extent < last && start.is_none_or(|start| ends[extent] <= start) {
+                extent += 1;
+            }
+            // CAST: The caller has not more of them than that.
+            *first = extent as u32;
+        }
+
+        // INVARIANT: The ends were checked, and the last slot begins where the last extent has ended.
         Some(Self {
-            ends,
-            typical,
             size: size.min(start),
+            ends,
+            firsts,
+            slot_shift,
         })
     }
 
@@ -154,22 +189,20 @@ impl<S: Deref<Target = [u64]>> ExtentMap<S> {
     }
 
     /// Finds `offset`, if it is in the dma-buf.
-    ///
-    /// Looks at extent `hint` first, then where `offset` is if all extents are of the same length,
-    /// as those of a dma-buf of pages are; and searches if it is neither.
-    pub(crate) fn locate(&self, offset: u64, hint: u32) -> Option<Place> {
+    pub(crate) fn locate(&self, offset: u64) -> Option<Place> {
         if offset >= self.size {
             return None;
         }
 
-        let guess = (offset / self.typical) as usize;
-        let index = [hint as usize, guess]
-            .into_iter()
-            .find(|&index| {
-                self.range(index)
-                    .is_some_and(|range| range.contains(&offset))
-            })
-            .unwrap_or_else(|| self.ends.partition_point(|&end| end <= offset));
+        let slot = (offset >> self.slot_shift) as usize;
+        let first = *self.firsts.get(slot)? as usize;
+        let last = *self.firsts.get(slot + 1)? as usize;
+        // Of the extent in which the next slot begins, the end need not be looked at.
+        let index = first
+            + self
+                .ends
+                .get(first..last)?
+                .partition_point(|&end| end <= offset);
         let range = self.range(index)?;
 
         // CAST: No extent is longer than `MAX_LEN`, and there are not more of them than that.
@@ -180,27 +213,17 @@ impl<S: Deref<Target = [u64]>> ExtentMap<S> {
         })
     }
 
-    /// Finds `offset`, as [`locate`](Self::locate) does, and then the extents that follow it.
-    pub(crate) fn walk(&self, offset: u64, hint: u32) -> impl Iterator<Item = Place> + '_ {
-        let first = self.locate(offset, hint);
-        let next = first.map_or(0, |place| place.extent + 1);
-        let ends = self.ends.get(next as usize..).unwrap_or(&[]);
-        let mut start = match first {
-            Some(place) => offset + place.left as u64,
-            None => self.size,
-        };
-        let rest = (next..).zip(ends).map_while(move |(extent, &end)| {
-            let left = end.min(self.size).checked_sub(start)?;
+    /// The beginning of the extent that follows this one, if that is in the dma-buf.
+    pub(crate) fn after(&self, extent: u32) -> Option<Place> {
+        let extent = extent.checked_add(1)?;
+        let range = self.range(extent as usize)?;
+        let left = range.end.min(self.size).checked_sub(range.start)?;
 
-            start = end;
-            (left != 0).then_some(Place {
-                extent,
-                offset: 0,
-                left: left as usize,
-            })
-        });
-
-        first.into_iter().chain(rest)
+        (left != 0).then_some(Place {
+            extent,
+            offset: 0,
+            left: left as usize,
+        })
     }
 
     fn range(&self, index: usize) -> Option<Range<u64>> {

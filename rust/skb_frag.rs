@@ -153,39 +153,32 @@ pub(crate) fn fill(
     mut len: usize,
     binding: &TxBinding,
 ) -> Result {
-    let mut next = 0;
-
     while len != 0 {
         let Some(range) = ranges.first() else {
             break;
         };
         let wanted = range.len.min(len);
         let mut left = wanted;
-        let result = binding
-            .walk(range.start, next)
-            .try_for_each(|(iov, place)| {
-                let part = place.left.min(left);
+        let mut next = binding.locate(range.start);
 
-                if part != 0 {
-                    skb.append(iov, place.offset, part).map_err(Some)?;
-                    next = place.extent + 1;
-                    left -= part;
-                }
-                // Ends the walk.
-                if left == 0 {
-                    Err(None)
-                } else {
-                    Ok(())
-                }
-            });
+        let result = loop {
+            let Some((iov, place)) = next else {
+                break Err(EFAULT);
+            };
+            let part = place.left.min(left);
+            if let Err(error) = skb.append(iov, place.offset, part) {
+                break Err(error);
+            }
+            left -= part;
+            if left == 0 {
+                break Ok(());
+            }
+            next = binding.after(place.extent);
+        };
 
         ranges.advance(wanted - left);
         len -= wanted - left;
-        match result {
-            Err(None) => {}
-            Err(Some(error)) => return Err(error),
-            Ok(()) => return Err(EFAULT),
-        }
+        result?;
     }
     Ok(())
 }

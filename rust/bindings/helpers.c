@@ -156,11 +156,6 @@ void rust_helper_skb_add_rx_frag_netmem(struct sk_buff *skb, int i,
 	skb_add_rx_frag_netmem(skb, i, netmem, off, size, truesize);
 }
 
-bool rust_helper_user_backed_iter(const struct iov_iter *i)
-{
-	return user_backed_iter(i);
-}
-
 size_t rust_helper_iov_iter_count(const struct iov_iter *i)
 {
 	return iov_iter_count(i);

@@ -60,7 +60,6 @@ void rust_helper_skb_add_rx_frag_netmem(struct sk_buff *skb, int i,
 					netmem_ref netmem, int off, int size,
 					unsigned int truesize);
 
-bool rust_helper_user_backed_iter(const struct iov_iter *i);
 size_t rust_helper_iov_iter_count(const struct iov_iter *i);
 size_t rust_helper_iter_iov_addr(const struct iov_iter *i);
 size_t rust_helper_iter_iov_len(const struct iov_iter *i);

@@ -15,8 +15,12 @@ use crate::bindings;
 ///
 /// # Invariants
 ///
-/// The pointer is to an `ITER_IOVEC` or `ITER_UBUF` iterator that is nobody else's for `'a`.
-pub(crate) struct OffsetRanges<'a>(NonNull<bindings::iov_iter>, PhantomData<&'a mut ()>);
+/// `iter` is an `ITER_IOVEC` or `ITER_UBUF` iterator that is nobody else's for `'a`, over `count` bytes.
+pub(crate) struct OffsetRanges<'a> {
+    iter: NonNull<bindings::iov_iter>,
+    count: usize,
+    _iter: PhantomData<&'a mut ()>,
+}
 
 /// A range of a dma-buf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,38 +37,53 @@ impl OffsetRanges<'_> {
     /// # Safety
     ///
     /// `ptr` has to be to a valid iterator, which is nobody else's for the lifetime of the result.
-    pub(super) unsafe fn from_raw(ptr: NonNull<bindings::iov_iter>) -> Option<Self> {
+    pub(super) unsafe fn from_raw(iter: NonNull<bindings::iov_iter>) -> Option<Self> {
         // SAFETY: By the requirements of this function.
-        let user_backed = unsafe { bindings::user_backed_iter(ptr.as_ptr()) };
+        let kind = unsafe { (*iter.as_ptr()).iter_type };
+        let user_backed = matches!(
+            bindings::iter_type::from(kind),
+            bindings::iter_type_ITER_UBUF | bindings::iter_type_ITER_IOVEC
+        );
 
         // INVARIANT: Checked above; the rest by the requirements of this function.
-        user_backed.then_some(Self(ptr, PhantomData))
+        user_backed.then(|| Self {
+            iter,
+            // SAFETY: By the requirements of this function.
+            count: unsafe { bindings::iov_iter_count(iter.as_ptr()) },
+            _iter: PhantomData,
+        })
     }
 
     /// What is left of the first range that is not empty.
     pub(crate) fn first(&mut self) -> Option<OffsetRange> {
-        // SAFETY: By the type invariants the iterator is valid. An iovec is looked at only while
-        // there are bytes left, so that there is one.
-        unsafe {
-            let iter = self.0.as_ptr();
-            let count = bindings::iov_iter_count(iter);
-            if count == 0 {
-                return None;
-            }
-            if bindings::iter_iov_len(iter) == 0 {
-                // Moves on to the next one that is not empty.
-                bindings::iov_iter_advance(iter, 0);
-            }
-            Some(OffsetRange {
-                start: bindings::iter_iov_addr(iter) as u64,
-                len: bindings::iter_iov_len(iter).min(count),
-            })
+        if self.count == 0 {
+            return None;
         }
+        let iter = self.iter.as_ptr();
+        // SAFETY: By the type invariants the iterator is valid. There are bytes left, so that there
+        // is an iovec.
+        let mut len = unsafe { bindings::iter_iov_len(iter) };
+        if len == 0 {
+            // SAFETY: As above. Moves on to the next one that is not empty.
+            len = unsafe {
+                bindings::iov_iter_advance(iter, 0);
+                bindings::iter_iov_len(iter)
+            };
+        }
+        Some(OffsetRange {
+            // SAFETY: As above.
+            start: unsafe { bindings::iter_iov_addr(iter) } as u64,
+            len: len.min(self.count),
+        })
     }
 
-    /// Moves on by `len` bytes.
+    /// Moves on by `len` bytes, or to the end.
     pub(crate) fn advance(&mut self, len: usize) {
+        let len = len.min(self.count);
+
+        // INVARIANT: The iterator moves as far.
+        self.count -= len;
         // SAFETY: By the type invariants the iterator is valid. It does not move past its end.
-        unsafe { bindings::iov_iter_advance(self.0.as_ptr(), len) }
+        unsafe { bindings::iov_iter_advance(self.iter.as_ptr(), len) }
     }
 }

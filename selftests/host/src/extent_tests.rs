@@ -4,7 +4,7 @@ use proptest::{collection::vec, prelude::*};
 
 use crate::{
     area::{LayoutError, Segment},
-    extent::{count, extents, ExtentMap, Place},
+    extent::{count, extents, slots, ExtentMap, Place},
     sequences::{bound, each},
 };
 
@@ -18,7 +18,15 @@ fn join(segments: &[Segment]) -> Vec<Segment> {
     extents(segments.iter().copied()).collect()
 }
 
-fn map(segments: &[Segment], size: u64) -> ExtentMap<Vec<u64>> {
+/// The map of extents that end there; what is in `firsts` at first does not matter.
+fn map_of(ends: Vec<u64>, size: u64) -> Option<ExtentMap<Vec<u64>, Vec<u32>>> {
+    let slots = slots(&ends).map_or(0, |(_, slots)| slots);
+    // Not many more of them than extents.
+    assert!(slots <= ends.len() + 2, "{slots} {}", ends.len());
+    ExtentMap::new(ends, vec![u32::MAX; slots], size)
+}
+
+fn map(segments: &[Segment], size: u64) -> ExtentMap<Vec<u64>, Vec<u32>> {
     let mut end = 0;
     let ends = extents(segments.iter().copied())
         .map(|extent| {
@@ -26,7 +34,7 @@ fn map(segments: &[Segment], size: u64) -> ExtentMap<Vec<u64>> {
             end
         })
         .collect();
-    ExtentMap::new(ends, size).unwrap()
+    map_of(ends, size).unwrap()
 }
 
 #[test]
@@ -113,9 +121,9 @@ fn offsets_from_the_size_on_are_not_there() {
     };
 
     assert_eq!(map.size(), 0x1801);
-    assert_eq!(map.locate(0x1800, 0), Some(last));
-    assert_eq!(map.locate(0x1801, 0), None);
-    assert_eq!(map.locate(u64::MAX, 0), None);
+    assert_eq!(map.locate(0x1800), Some(last));
+    assert_eq!(map.locate(0x1801), None);
+    assert_eq!(map.locate(u64::MAX), None);
 }
 
 #[test]
@@ -123,13 +131,13 @@ fn a_size_beyond_the_segments_is_cut() {
     let map = map(&[segment(0x1000, 0x1000)], 0x8000);
 
     assert_eq!(map.size(), 0x1000);
-    assert_eq!(map.locate(0x1000, 0), None);
+    assert_eq!(map.locate(0x1000), None);
 }
 
 #[test]
 fn bad_ends_make_no_map() {
     for ends in [vec![], vec![0], vec![5, 5], vec![5, 4], vec![3 * GIB]] {
-        assert!(ExtentMap::new(ends, 1).is_none());
+        assert!(map_of(ends, 1).is_none());
     }
 }
 
@@ -220,22 +228,46 @@ fn a_pebibyte() {
     let extents = bound(1 << 19, 1 << 6) as u64;
     let size = extents << 31;
     let ends: Vec<u64> = (1..=extents).map(|i| i << 31).collect();
-    let map = ExtentMap::new(ends, u64::MAX).unwrap();
+    let map = map_of(ends, u64::MAX).unwrap();
     assert_eq!(map.size(), size);
     for offset in [0, (1 << 31) - 1, 1 << 31, size / 2 + 5, size - 1] {
-        for hint in [0, 1, extents as u32 - 1, extents as u32, u32::MAX] {
-            let expected = Place {
-                extent: (offset >> 31) as u32,
-                offset: (offset % (1 << 31)) as u32,
-                left: (2 * GIB - offset % (1 << 31)) as usize,
-            };
-            assert_eq!(map.locate(offset, hint), Some(expected));
-        }
+        let expected = Place {
+            extent: (offset >> 31) as u32,
+            offset: (offset % (1 << 31)) as u32,
+            left: (2 * GIB - offset % (1 << 31)) as usize,
+        };
+        assert_eq!(map.locate(offset), Some(expected));
     }
-    assert_eq!(map.locate(size, 0), None);
+    assert_eq!(map.locate(size), None);
 }
 
-/// All ends up to 10, all sizes, all offsets, all hints.
+/// Most extents are in one slot.
+#[test]
+fn a_long_extent_among_short_ones() {
+    for long in [0, 1, 50, 99] {
+        let mut end = 0;
+        let ends: Vec<u64> = (0..100)
+            .map(|i| {
+                end += if i == long { GIB } else { 3 };
+                end
+            })
+            .collect();
+        let map = map_of(ends.clone(), u64::MAX).unwrap();
+
+        for (i, &end) in ends.iter().enumerate() {
+            assert_eq!(
+                map.locate(end - 1).map(|place| place.extent),
+                Some(i as u32)
+            );
+            assert_eq!(
+                map.locate(end).map(|place| place.offset),
+                (i < 99).then_some(0)
+            );
+        }
+    }
+}
+
+/// All ends up to 10, all sizes, all offsets, and all extents that follow others.
 #[test]
 fn all_small_maps() {
     for set in (1u32..1 << bound(10, 4)).step_by(bound(1, 3)) {
@@ -243,16 +275,22 @@ fn all_small_maps() {
         let end = *ends.last().unwrap();
 
         for size in 0..=end + 1 {
-            let map = ExtentMap::new(&*ends, size).unwrap();
+            let map = map_of(ends.clone(), size).unwrap();
             assert_eq!(map.size(), size.min(end));
-            for (offset, hint) in (0..=end + 1).flat_map(|o| (0..12).map(move |h| (o, h))) {
+            for offset in 0..=end + 1 {
                 let index = ends.partition_point(|&end| end <= offset);
                 let expected = (offset < size.min(end)).then(|| Place {
                     extent: index as u32,
                     offset: (offset - if index == 0 { 0 } else { ends[index - 1] }) as u32,
                     left: (ends[index].min(size) - offset) as usize,
                 });
-                assert_eq!(map.locate(offset, hint), expected, "{ends:?} {size} {hint}");
+                assert_eq!(map.locate(offset), expected, "{ends:?} {size}");
+            }
+            for (extent, &end) in (0..).zip(&ends) {
+                assert_eq!(map.after(extent), map.locate(end), "{ends:?} {size}");
+            }
+            for extent in [ends.len() as u32, u32::MAX - 1, u32::MAX] {
+                assert_eq!(map.after(extent), None);
             }
         }
     }
@@ -319,7 +357,6 @@ proptest! {
     #[test]
     fn each_byte_is_found(
         segments in segments(),
-        hint in 0..50u32,
         cut in 0..200u64,
     ) {
         let bytes = bytes(&segments);
@@ -329,7 +366,7 @@ proptest! {
         let map = map(&segments, size);
 
         for (offset, &addr) in bytes.iter().enumerate() {
-            let place = map.locate(offset as u64, hint);
+            let place = map.locate(offset as u64);
             if offset as u64 >= size {
                 prop_assert_eq!(place, None);
                 continue;

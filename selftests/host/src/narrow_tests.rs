@@ -191,7 +191,8 @@ fn check_map(ends: &[u16], size: u16) {
             .iter()
             .zip([0].iter().chain(ends))
             .all(|(end, start)| end > start && end - start <= 128);
-    let Some(map) = extent::ExtentMap::new(ends, size) else {
+    let slots = extent::slots(ends).map_or(0, |(_, slots)| slots);
+    let Some(map) = extent::ExtentMap::new(ends, vec![255; slots], size) else {
         assert!(!sound, "{ends:?}");
         return;
     };
@@ -207,11 +208,13 @@ fn check_map(ends: &[u16], size: u16) {
             offset: (offset - start) as u8,
             left: usize::from(ends[index].min(size) - offset),
         });
-        for hint in [0, 1, 2, 3, 255] {
-            assert_eq!(map.locate(offset, hint), expected, "{ends:?} {size}");
-        }
+        assert_eq!(map.locate(offset), expected, "{ends:?} {size}");
     }
-    assert_eq!(map.locate(u16::MAX, 0), None);
+    assert_eq!(map.locate(u16::MAX), None);
+    for (extent, &end) in (0..=254).zip(ends) {
+        assert_eq!(map.after(extent), map.locate(end), "{ends:?} {size}");
+    }
+    assert_eq!(map.after(255), None);
 }
 
 #[test]
@@ -225,13 +228,12 @@ fn extent_map_of_boundary_ends() {
 }
 
 #[test]
-fn extent_map_to_the_last_number() {
-    let ends: Vec<u16> = (1..=512u32).map(|i| (i * 128 - 1) as u16).collect();
-    let map = extent::ExtentMap::new(ends, u16::MAX).unwrap();
-
-    // There may not be as many extents as that: `count` sees to it.
-    assert_eq!(map.size(), u16::MAX);
-    assert_eq!(map.locate(u16::MAX - 1, 0).map(|place| place.left), Some(1));
+fn extent_map_of_as_many_as_there_may_be() {
+    // Not more extents than a `u8` can tell apart: `count` sees to it.
+    let ends: Vec<_> = (1..=u16::from(u8::MAX)).map(|i| i * 128).collect();
+    for size in [u16::MAX, 255 * 128, 254 * 128 + 1] {
+        check_map(&ends, size);
+    }
 }
 
 /// More extents than a `u8` can count, though not too many bytes.
