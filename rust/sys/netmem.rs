@@ -64,16 +64,16 @@ unsafe impl Send for NetIovArea {}
 unsafe impl Sync for NetIovArea {}
 
 impl NetIovArea {
-    /// Makes `count` net_iovs of device memory for buffers at `addresses`.
+    /// Makes net_iovs of device memory for buffers at `addresses`, of which there are `count`.
     ///
     /// `ENOMEM` if there is no memory for them, which is charged to the current task's memory cgroup.
-    pub(crate) fn new(count: usize, addresses: impl Iterator<Item = u64>) -> Result<Self> {
+    pub(crate) fn new(count: usize, mut addresses: impl Iterator<Item = u64>) -> Result<Self> {
         let area = KBox::new(Opaque::zeroed(), GFP_KERNEL_ACCOUNT)?;
         // How many there are is up to an exporter. That there may be too many is no bug in here.
         let mut niovs = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
 
         // Not a `for` loop, which takes several times as long: the iterator is nested.
-        addresses.take(count).try_for_each(|addr| {
+        addresses.try_for_each(|addr| {
             let mut niov = bindings::net_iov {
                 type_: bindings::net_iov_type_NET_IOV_DMABUF,
                 owner: area.get(),
