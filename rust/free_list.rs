@@ -66,7 +66,7 @@ impl Batch {
 
 impl Batch {
     /// The indices, with the right to them left to the caller.
-    pub(crate) fn into_raw(&mut self) -> &[u32] {
+    pub(crate) fn take_raw(&mut self) -> &[u32] {
         let len = core::mem::take(&mut self.len);
         &self.ids[..len]
     }

@@ -58,7 +58,7 @@ pub(super) unsafe fn refill(
     area: &NetIovArea,
     batch: &mut Batch,
 ) -> bindings::netmem_ref {
-    let ids = batch.into_raw();
+    let ids = batch.take_raw();
 
     // SAFETY: By the requirements of this function. The cache is empty, and has room for a batch. The
     // net_iovs have no page pool: there is only one right to each, which was just given up, and net_iovs

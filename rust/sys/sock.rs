@@ -225,8 +225,8 @@ pub(crate) struct FragMessage {
     frag: bindings::dmabuf_cmsg,
 }
 
-static_assert!(size_of::<FragMessage>() == bindings::DMABUF_CMSG_LEN as usize);
-static_assert!(size_of::<FragMessage>() == bindings::DMABUF_CMSG_SPACE as usize);
+static_assert!(size_of::<FragMessage>() == bindings::DMABUF_CMSG_LEN);
+static_assert!(size_of::<FragMessage>() == bindings::DMABUF_CMSG_SPACE);
 
 impl FragMessage {
     /// One about `len` bytes of device memory, at `offset` in the dma-buf of binding `dmabuf_id`,
@@ -312,6 +312,10 @@ impl Message<'_> {
     }
 
     /// Whether control messages go to user space as they are, and not in a 32-bit form.
+    #[allow(
+        clippy::bad_bit_mask,
+        reason = "MSG_CMSG_COMPAT is 0 in kernels without CONFIG_COMPAT"
+    )]
     fn has_plain_control(&self) -> bool {
         // SAFETY: By the type invariant the message is valid.
         let msg = unsafe { self.0.as_ref() };

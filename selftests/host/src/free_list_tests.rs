@@ -16,7 +16,7 @@ fn take(list: &mut FreeList<Vec<u32>>, most: usize) -> Vec<NiovId> {
     let mut batch = Batch::new();
     list.take(&mut batch, most);
     // Page pools use the last first.
-    let indices = batch.into_raw().iter().rev();
+    let indices = batch.take_raw().iter().rev();
     indices.map(|&index| NiovId::from_raw(index)).collect()
 }
 

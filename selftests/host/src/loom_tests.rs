@@ -425,7 +425,7 @@ fn no_net_iov_is_in_two_pools() {
             let mut batch = Batch::new();
             binding.free.lock().unwrap().take(&mut batch, 2);
 
-            for &index in batch.into_raw() {
+            for &index in batch.take_raw() {
                 let owner = &binding.owners[index as usize];
                 assert_eq!(owner.swap(name, Relaxed), 0, "somebody has it");
                 assert_eq!(owner.swap(0, Relaxed), name, "somebody took it");

@@ -259,7 +259,7 @@ fn free_list_as_long_as_an_index_goes() {
         while list.in_use() < size {
             let mut batch = free_list::Batch::new();
             list.take(&mut batch, usize::MAX);
-            for &index in batch.into_raw() {
+            for &index in batch.take_raw() {
                 assert!(!std::mem::replace(&mut seen[usize::from(index)], true));
             }
         }
