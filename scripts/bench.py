@@ -247,8 +247,14 @@ def target_rows(targets, quantities):
 
 
 def write_json(path, data):
+    """A list has a line for each of its members, a dictionary for each key."""
+    if isinstance(data, list):
+        lines = ",\n".join(json.dumps(member, ensure_ascii=False) for member in data)
+        text = f"[\n{lines}\n]"
+    else:
+        text = json.dumps(data, indent=1, ensure_ascii=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(text + "\n")
 
 
 def rst_table(heading, rows):
