@@ -12,11 +12,13 @@ Ratios are those of the module to another subject, or of the patched kernel to t
 """
 
 import argparse
+import collections
 import json
 import math
 import pathlib
 import statistics
 import sys
+import textwrap
 
 MODULE = "devmem_provider"
 BUILTIN = "builtin"
@@ -279,6 +281,22 @@ def write_rst(path, quantities, targets):
     path.write_text("\n".join(lines))
 
 
+def usual_values(varying, quantities):
+    """Values that most of the cases have, of parameters that vary."""
+    usual = {}
+    for name in varying:
+        value, count = collections.Counter(q.case[name] for q in quantities).most_common(1)[0]
+        if count > len(quantities) / 2:
+            usual[name] = value
+    return usual
+
+
+def label(case, varying, usual):
+    """What is special about a case."""
+    special = [f"{k} {case[k]}" for k in varying if case[k] != usual.get(k)]
+    return ", ".join(special) or "as usual"
+
+
 def plot(path, title, quantities):
     """Bars of the subjects, a group for each case."""
     import matplotlib
@@ -290,22 +308,28 @@ def plot(path, title, quantities):
     from matplotlib import pyplot
 
     varying, _ = parameters(quantities)
+    usual = usual_values(varying, quantities)
     subjects = list(dict.fromkeys(s for q in quantities for s in q.ordered()))
-    figure, axes = pyplot.subplots(figsize=(8, 0.6 + 0.22 * len(quantities) * (len(subjects) + 1)))
+    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.2 * len(quantities) * (len(subjects) + 1)))
     height = 1 / (len(subjects) + 1)
     for i, subject in enumerate(subjects):
-        present = [(n, q) for n, q in enumerate(quantities) if subject in q.subjects]
-        axes.barh([n + i * height for n, _ in present], [q.median(subject) for _, q in present],
-                  height, label=subject)
+        present = [(n, q.median(subject)) for n, q in enumerate(quantities) if subject in q.subjects]
+        bars = axes.barh([n + i * height for n, _ in present], [v for _, v in present], height, label=subject)
+        axes.bar_label(bars, [number(v) for _, v in present], padding=3, fontsize=7)
     axes.set_yticks([n + height * (len(subjects) - 1) / 2 for n in range(len(quantities))],
-                    [", ".join(f"{k} {q.case[k]}" for k in varying) for q in quantities],
-                    fontsize=8)
+                    [label(q.case, varying, usual) for q in quantities], fontsize=8)
     axes.invert_yaxis()
+    axes.margins(x=0.1, y=0.01)
     values = [q.median(s) for q in quantities for s in q.subjects if q.median(s) > 0]
     if values and max(values) > 30 * min(values):
         axes.set_xscale("log")
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=8)
+        # Of bars on such an axis only the ends say something.
+        axes.set_xlim(left=min(values) / 3)
+    if usual:
+        title += "; unless said, " + ", ".join(f"{k} {v}" for k, v in usual.items())
+    figure.suptitle(textwrap.fill(title, 120), x=0.01, ha="left", fontsize=9)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(subjects),
+                borderaxespad=2.5)
     figure.tight_layout()
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(figure)

@@ -17,6 +17,8 @@ use devmem::token::TokenRange;
 use devmem::token::dontneed;
 
 use crate::clock::Clock;
+use crate::ring::ENTRIES;
+use crate::ring::Ring;
 
 /// What calls of one kind have cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +46,8 @@ pub enum Tokens {
     Ranges,
     /// Consecutive tokens as one range.
     Merged,
+    /// Each with a request of its own, but not a system call: by io_uring.
+    Uring,
 }
 
 impl Tokens {
@@ -53,6 +57,7 @@ impl Tokens {
             Self::OneByOne => "one by one",
             Self::Ranges => "128 ranges",
             Self::Merged => "merged",
+            Self::Uring => "io_uring",
         }
     }
 }
@@ -64,6 +69,7 @@ pub struct Caller<'s> {
     socket: &'s TcpStream,
     data: Vec<u8>,
     control: Vec<u8>,
+    ring: Option<Ring>,
     /// Tokens that were received and are not given back yet.
     pub tokens: Vec<u32>,
     /// Pieces of device memory so far.
@@ -85,6 +91,7 @@ impl<'s> Caller<'s> {
             // Written to, so that there is memory behind it.
             data: vec![1; data],
             control: vec![1; frags * cmsg::SPACE],
+            ring: None,
             tokens: Vec::with_capacity(1 << 17),
             frags: 0,
             frag_bytes: 0,
@@ -162,12 +169,16 @@ impl<'s> Caller<'s> {
         let per_call = match how {
             Tokens::OneByOne => 1,
             Tokens::Ranges | Tokens::Merged => MAX_RANGES,
+            Tokens::Uring => ENTRIES,
         };
         let mut returned = 0;
         let mut rest = &ranges[..];
         while !rest.is_empty() {
             let now = call_of(rest, per_call);
-            let (ret, ticks) = self.clock.measure(|| dontneed(self.socket, &rest[..now]));
+            let (ret, ticks) = match how {
+                Tokens::Uring => self.by_ring(&rest[..now])?,
+                _ => self.clock.measure(|| dontneed(self.socket, &rest[..now])),
+            };
             returned += ret?;
             self.dontneed.add(ticks);
             rest = &rest[now..];
@@ -179,6 +190,18 @@ impl<'s> Caller<'s> {
                 "the kernel knew only {returned} of {count} tokens"
             ))),
         }
+    }
+
+    /// Returns these ranges by the ring, and what its system call has cost.
+    fn by_ring(&mut self, ranges: &[TokenRange]) -> io::Result<(io::Result<u32>, u64)> {
+        let ring = match &mut self.ring {
+            Some(ring) => ring,
+            none => none.insert(Ring::new()?),
+        };
+        ring.prepare(self.socket.as_raw_fd(), ranges)?;
+        let (entered, ticks) = self.clock.measure(|| ring.enter(ranges.len()));
+        entered?;
+        Ok((ring.finish(), ticks))
     }
 }
 

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod provider;
 pub mod receive;
 pub mod record;
+pub mod ring;
 pub mod seam;
 pub mod transmit;
 

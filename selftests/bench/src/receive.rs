@@ -93,7 +93,7 @@ fn layouts() -> Vec<Layout> {
 /// The ways to receive with pages, the case that all targets are about.
 fn ways(quick: bool) -> Vec<Way> {
     let mut ways = vec![WAY];
-    for tokens in [Tokens::OneByOne, Tokens::Ranges] {
+    for tokens in [Tokens::OneByOne, Tokens::Ranges, Tokens::Uring] {
         ways.push(Way { tokens, ..WAY });
     }
     ways.push(Way { cmsgs: 16, ..WAY });
