@@ -45,7 +45,7 @@ const PER_BUFFER: u64 = 68;
 
 /// Entries of the scatterlist of [`scattered`], and bytes that a transmit binding has for each.
 const ENTRIES: u64 = 1024;
-const PER_ENTRY: u64 = 72;
+const PER_ENTRY: u64 = 76;
 
 /// `struct udmabuf_create_list`, with as many items as the kernel takes.
 #[repr(C)]
