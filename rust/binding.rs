@@ -200,6 +200,7 @@ impl Transmit for TxBinding {
         self.owner.is_current()
     }
 
+    #[inline]
     fn fill(&self, skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>, len: usize) -> Result {
         skb_frag::fill(skb, ranges, len, self)
     }

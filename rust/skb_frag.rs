@@ -147,6 +147,7 @@ pub(crate) fn dontneed(
 ///
 /// Mirrors `zerocopy_fill_skb_from_devmem()` in
 /// [`net/core/datagram.c`](srctree/net/core/datagram.c).
+#[inline]
 pub(crate) fn fill(
     skb: &mut TxSkBuff<'_>,
     ranges: &mut OffsetRanges<'_>,
@@ -158,27 +159,53 @@ pub(crate) fn fill(
             break;
         };
         let wanted = range.len.min(len);
-        let mut left = wanted;
-        let mut next = binding.locate(range.start);
+        let (appended, result) = append(skb, binding, range.start, wanted);
 
-        let result = loop {
-            let Some((iov, place)) = next else {
-                break Err(EFAULT);
-            };
-            let part = place.left.min(left);
-            if let Err(error) = skb.append(iov, place.offset, part) {
-                break Err(error);
-            }
-            left -= part;
-            if left == 0 {
-                break Ok(());
-            }
-            next = binding.after(place.extent);
-        };
-
-        ranges.advance(wanted - left);
-        len -= wanted - left;
+        ranges.advance(appended);
+        len -= appended;
         result?;
     }
     Ok(())
+}
+
+/// Appends `len` bytes from `start` of the dma-buf; tells how many were, and why not all.
+#[inline]
+fn append(skb: &mut TxSkBuff<'_>, binding: &TxBinding, start: u64, len: usize) -> (usize, Result) {
+    let Some((iov, place)) = binding.locate(start) else {
+        return (0, Err(EFAULT));
+    };
+    let part = place.left.min(len);
+
+    match skb.append(iov, place.offset, part) {
+        Ok(()) if part < len => {
+            let (rest, result) = append_after(skb, binding, place.extent, len - part);
+            (part + rest, result)
+        }
+        Ok(()) => (len, Ok(())),
+        Err(error) => (0, Err(error)),
+    }
+}
+
+/// Like [`append`], from the beginning of the next extent.
+#[inline(never)]
+fn append_after(
+    skb: &mut TxSkBuff<'_>,
+    binding: &TxBinding,
+    mut extent: u32,
+    len: usize,
+) -> (usize, Result) {
+    let mut left = len;
+
+    while left != 0 {
+        let Some((iov, place)) = binding.after(extent) else {
+            return (len - left, Err(EFAULT));
+        };
+        let part = place.left.min(left);
+        if let Err(error) = skb.append(iov, place.offset, part) {
+            return (len - left, Err(error));
+        }
+        left -= part;
+        extent = place.extent;
+    }
+    (len, Ok(()))
 }
