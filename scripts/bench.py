@@ -49,10 +49,13 @@ class Quantity:
         return statistics.median(self.subjects[subject])
 
     def spread(self, subject):
-        """Half of what lies between the smallest and the largest value, for the median."""
+        """Half of what lies between the quartiles, for the median."""
         values = self.subjects[subject]
         median = self.median(subject)
-        return (max(values) - min(values)) / 2 / median if median else 0.0
+        if len(values) < 2 or not median:
+            return 0.0
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+        return (high - low) / 2 / median
 
     def ours(self):
         """What is compared with the others, if it was measured."""

@@ -144,7 +144,7 @@ class Pages(unittest.TestCase):
     def test_table(self):
         heading, rows = bench.rows_of(bench.read(self.LINES))
         self.assertEqual(heading, ["size", "devmem_provider", "builtin", "to builtin"])
-        self.assertEqual(rows[0], ["1", "1 050 ±5 %", "4 200 ±5 %", "0.25"])
+        self.assertEqual(rows[0], ["1", "1 050 ±2 %", "4 200 ±2 %", "0.25"])
 
     def test_cells_of_a_row_line_up(self):
         lines = bench.rst_table(["a", "b"], [["", "1"], ["xx", ""]])

@@ -17,6 +17,7 @@ use devmem_kselftest::odd::OddDmaBuf;
 use devmem_kselftest::provider;
 
 use crate::Options;
+use crate::clock::Unit;
 use crate::layout::BUFFER;
 use crate::layout::Bound;
 use crate::layout::Layout;
@@ -42,17 +43,20 @@ const SETTLED: Duration = Duration::from_millis(500);
 struct Cost {
     bind: f64,
     unbind: f64,
-    memory: f64,
+    /// `None` where times are measured: it is the same there, and to wait for it is what takes longest.
+    memory: Option<f64>,
 }
 
 impl Cost {
     /// Its parts, their units, and what the records call them.
-    fn parts(&self, ticks: &'static str) -> [(&'static str, &'static str, f64); 3] {
-        [
-            ("bind", ticks, self.bind),
-            ("unbind", ticks, self.unbind),
-            ("memory", "bytes", self.memory),
-        ]
+    fn parts(
+        &self,
+        ticks: &'static str,
+    ) -> impl Iterator<Item = (&'static str, &'static str, f64)> {
+        let memory = self.memory.map(|bytes| ("memory", "bytes", bytes));
+        [("bind", ticks, self.bind), ("unbind", ticks, self.unbind)]
+            .into_iter()
+            .chain(memory)
     }
 
     /// The same for each of so many buffers, without what `one` buffer costs.
@@ -61,7 +65,7 @@ impl Cost {
         Self {
             bind: rate(self.bind, one.bind),
             unbind: rate(self.unbind, one.unbind),
-            memory: rate(self.memory, one.memory),
+            memory: self.memory.zip(one.memory).map(|(all, one)| rate(all, one)),
         }
     }
 }
@@ -102,7 +106,11 @@ fn fixed(
     Ok(Cost {
         bind: middle(|cost| cost.bind),
         unbind: middle(|cost| cost.unbind),
-        memory: middle(|cost| cost.memory),
+        memory: costs
+            .iter()
+            .map(|cost| cost.memory)
+            .collect::<Option<Vec<_>>>()
+            .map(median),
     })
 }
 
@@ -143,18 +151,27 @@ fn measure(
     let ((), closed) = clock.measure(|| drop(bound));
     let unbind = closed + freeing_cost(before, clock)?;
 
+    let memory = match clock.unit() {
+        Unit::Instructions => Some(memory(layout, bind)?),
+        Unit::Nanoseconds => None,
+    };
+    Ok(Cost {
+        bind: cost as f64,
+        unbind: unbind as f64,
+        memory,
+    })
+}
+
+/// Bytes that a binding keeps.
+fn memory(layout: Layout, bind: impl FnMut(u32) -> io::Result<(Bound, u64)>) -> io::Result<f64> {
+    let before = provider::attachments()?;
     let at_once = if layout.bytes() > SMALL { 1 } else { AT_ONCE };
     let free = free_memory()?;
     let bindings = (0..at_once).map(bind).collect::<io::Result<Vec<_>>>()?;
     let taken = free - free_memory()?;
     drop(bindings);
     wait_until_freed(before)?;
-
-    Ok(Cost {
-        bind: cost as f64,
-        unbind: unbind as f64,
-        memory: taken / f64::from(at_once),
-    })
+    Ok(taken / f64::from(at_once))
 }
 
 /// Bytes that are free: in the zones, and kept by CPUs for what they allocate next.

@@ -69,7 +69,7 @@ pub struct Caller<'s> {
     socket: &'s TcpStream,
     data: Vec<u8>,
     control: Vec<u8>,
-    ring: Option<Ring>,
+    ring: Option<Ring<TokenRange>>,
     /// Tokens that were received and are not given back yet.
     pub tokens: Vec<u32>,
     /// Pieces of device memory so far.
@@ -177,14 +177,17 @@ impl<'s> Caller<'s> {
             let now = call_of(rest, per_call);
             let (ret, ticks) = match how {
                 Tokens::Uring => self.by_ring(&rest[..now])?,
-                _ => self.clock.measure(|| dontneed(self.socket, &rest[..now])),
+                _ => {
+                    let (ret, ticks) = self.clock.measure(|| dontneed(self.socket, &rest[..now]));
+                    (ret.map(u64::from), ticks)
+                }
             };
             returned += ret?;
             self.dontneed.add(ticks);
             rest = &rest[now..];
         }
         self.tokens.truncate(kept);
-        match returned as usize == count {
+        match returned == count as u64 {
             true => Ok(()),
             false => Err(io::Error::other(format!(
                 "the kernel knew only {returned} of {count} tokens"
@@ -193,13 +196,13 @@ impl<'s> Caller<'s> {
     }
 
     /// Returns these ranges by the ring, and what its system call has cost.
-    fn by_ring(&mut self, ranges: &[TokenRange]) -> io::Result<(io::Result<u32>, u64)> {
+    fn by_ring(&mut self, ranges: &[TokenRange]) -> io::Result<(io::Result<u64>, u64)> {
         let ring = match &mut self.ring {
             Some(ring) => ring,
             none => none.insert(Ring::new()?),
         };
-        ring.prepare(self.socket.as_raw_fd(), ranges)?;
-        let (entered, ticks) = self.clock.measure(|| ring.enter(ranges.len()));
+        ring.prepare(self.socket.as_raw_fd(), ranges.iter().copied())?;
+        let (entered, ticks) = self.clock.measure(|| ring.enter());
         entered?;
         Ok((ring.finish(), ticks))
     }

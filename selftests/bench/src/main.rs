@@ -13,6 +13,9 @@ use devmem_bench::clock::Clock;
 use devmem_bench::record::Samples;
 use devmem_kselftest::provider;
 
+/// Rounds that nobody sees the end of.
+const ENDLESS: u32 = 1_000_000;
+
 /// Measures the providers of device memory side by side.
 #[derive(Debug, Parser)]
 struct Args {
@@ -25,6 +28,9 @@ struct Args {
     /// Only the cases that matter most
     #[arg(long)]
     quick: bool,
+    /// Only the first case of receive or transmit, again and again, for those who look on
+    #[arg(long)]
+    endless: bool,
     /// Only tell what series there are
     #[arg(long)]
     list: bool,
@@ -47,7 +53,8 @@ fn run(args: &Args) -> io::Result<()> {
     }
     provider::prepare()?;
     let options = Options {
-        rounds: args.rounds,
+        rounds: if args.endless { ENDLESS } else { args.rounds },
+        endless: args.endless,
         quick: args.quick,
         clock: Clock::new(),
     };

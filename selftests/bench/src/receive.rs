@@ -110,14 +110,14 @@ fn ways(quick: bool) -> Vec<Way> {
 
 /// Measures.
 pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
-    for (index, layout) in layouts().into_iter().enumerate() {
+    for (index, &layout) in options.cases(&layouts()).iter().enumerate() {
         let (main, most) = (index == 0, index < 2);
         if options.quick && !most {
             continue;
         }
         let ways = if main { ways(options.quick) } else { vec![WAY] };
         let lab = Lab::new(layout)?;
-        for way in ways {
+        for &way in options.cases(&ways) {
             lab.measure(options, way, samples)?;
         }
     }
@@ -198,6 +198,7 @@ impl Lab {
         }
         // The first round warms up.
         for round in 0..=options.rounds {
+            options.tell_round(round, 1);
             for (lane, caller) in &mut callers {
                 queue_up(&lane.connection, MIB as u64, MIB)?;
                 thread::sleep(DELAYED_ACK);

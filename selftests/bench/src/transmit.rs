@@ -4,22 +4,22 @@
 //!
 //! A queueing discipline holds the packets back until all calls are made. So the figures have TCP's way down to
 //! the device in them, but neither the simulated DMA nor the receiver. Completions are read once all is
-//! acknowledged.
+//! acknowledged, by `recvmsg()`.
 
 use std::fs;
 use std::io;
 use std::io::Read;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
+use std::ptr;
 use std::thread;
 use std::time::Duration;
 
-use devmem::Extent;
 use devmem::TxBinding;
+use devmem::cmsg;
 use devmem::completion;
 use devmem::dmabuf::HUGE_PAGE;
 use devmem::send::enable_zerocopy;
-use devmem::send::send_dmabuf;
 use devmem_kselftest::pair::Connection;
 use devmem_kselftest::probe::received;
 
@@ -32,8 +32,11 @@ use crate::link::Segments;
 use crate::link::select;
 use crate::link::wait_received;
 use crate::memory::Memory;
+use crate::message::Message;
 use crate::record::Case;
 use crate::record::Samples;
+use crate::ring::ENTRIES;
+use crate::ring::Ring;
 
 const MIB: usize = 1 << 20;
 const MEMORY: usize = HUGE_PAGE;
@@ -41,6 +44,25 @@ const MEMORY: usize = HUGE_PAGE;
 const HELD: Duration = Duration::from_millis(200);
 /// The first rounds open the congestion window.
 const WARM_UP: u32 = 3;
+
+/// How it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// A system call for each message.
+    Sendmsg,
+    /// A request for each, and a system call for as many as there is room for.
+    Uring,
+}
+
+impl Way {
+    /// What the records call it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sendmsg => "sendmsg",
+            Self::Uring => "io_uring",
+        }
+    }
+}
 
 /// From where it is sent.
 #[derive(Debug)]
@@ -59,16 +81,23 @@ struct Lane {
     source: Source,
     connection: Connection,
     data: Vec<u8>,
+    ring: Ring<Message>,
     send: Cost,
     completions: Cost,
 }
 
 /// Measures.
 pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
-    let sizes: &[usize] = if options.quick {
-        &[65_536]
+    let sizes: &[_] = if options.quick {
+        &[(65_536, Way::Sendmsg), (65_536, Way::Uring)]
     } else {
-        &[4096, 65_536, MIB]
+        &[
+            (4096, Way::Sendmsg),
+            (4096, Way::Uring),
+            (65_536, Way::Sendmsg),
+            (65_536, Way::Uring),
+            (MIB, Way::Sendmsg),
+        ]
     };
     for (layout, memory) in [
         ("pages", Memory::pages(MEMORY)?),
@@ -79,12 +108,19 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
             offload: true,
         })?;
         let mut lanes = lanes(&link, &memory)?;
-        for &size in sizes {
-            let case = Case::new().with("layout", layout).with("call", size);
+        for &(size, way) in options.cases(sizes) {
+            let case = Case::new()
+                .with("layout", layout)
+                .with("call", size)
+                .with("by", way.name());
             for round in 0..options.rounds + WARM_UP {
+                options.tell_round(round, WARM_UP);
+                // Nobody is always first, or follows the same one.
+                lanes.rotate_left(1);
+                lanes.reverse();
                 for lane in &mut lanes {
                     select(lane.subject)?;
-                    lane.round(options.clock, size)?;
+                    lane.round(options.clock, size, way)?;
                     if round >= WARM_UP {
                         lane.hand_in(options.clock, &case, samples);
                     }
@@ -130,6 +166,7 @@ fn lanes(link: &Link, memory: &Memory) -> io::Result<Vec<Lane>> {
                 source,
                 connection,
                 data: vec![1; MIB],
+                ring: Ring::new()?,
                 send: Cost::default(),
                 completions: Cost::default(),
             })
@@ -138,17 +175,17 @@ fn lanes(link: &Link, memory: &Memory) -> io::Result<Vec<Lane>> {
 }
 
 impl Lane {
-    /// Sends a MiB, a call for each `size` bytes, and takes it off at the other end.
-    fn round(&mut self, clock: Clock, size: usize) -> io::Result<()> {
+    /// Sends a MiB in messages of `size` bytes, and takes it off at the other end.
+    fn round(&mut self, clock: Clock, size: usize, way: Way) -> io::Result<()> {
         self.send = Cost::default();
         self.completions = Cost::default();
         let end = received(&self.connection.rx)? + MIB as u64;
-        for at in (0..MIB).step_by(size) {
-            let (sent, ticks) = clock.measure(|| self.send(at, size));
-            self.send.add(ticks);
-            if sent? != size {
-                return Err(io::Error::other("the socket has no room"));
-            }
+        let sent = match way {
+            Way::Sendmsg => self.send_by_calls(clock, size)?,
+            Way::Uring => self.send_by_ring(clock, size)?,
+        };
+        if sent != MIB as u64 {
+            return Err(io::Error::other("the socket has no room"));
         }
         wait_received(&self.connection.rx, end)?;
         sink(&self.connection.rx)?;
@@ -167,29 +204,51 @@ impl Lane {
         Ok(())
     }
 
-    fn send(&self, at: usize, size: usize) -> io::Result<usize> {
-        let flags = match &self.source {
-            Source::Bound(binding) => {
-                let extent = Extent {
-                    offset: at as u64,
-                    len: size as u64,
-                };
-                return send_dmabuf(&self.connection.tx, binding.id(), &[extent], 0);
-            }
-            Source::Copied => 0,
-            Source::Zerocopy => libc::MSG_ZEROCOPY,
+    fn send_by_calls(&mut self, clock: Clock, size: usize) -> io::Result<u64> {
+        let mut sent = 0;
+        for at in (0..MIB).step_by(size) {
+            let mut message = self.message(at, size);
+            let fd = self.connection.tx.as_raw_fd();
+            let (ret, ticks) = clock.measure(|| message.send(fd));
+            self.send.add(ticks);
+            sent += ret?;
+        }
+        Ok(sent)
+    }
+
+    fn send_by_ring(&mut self, clock: Clock, size: usize) -> io::Result<u64> {
+        let mut sent = 0;
+        let starts: Vec<_> = (0..MIB).step_by(size).collect();
+        for starts in starts.chunks(ENTRIES) {
+            let messages: Vec<_> = starts.iter().map(|&at| self.message(at, size)).collect();
+            self.ring
+                .prepare(self.connection.tx.as_raw_fd(), messages)?;
+            let (entered, ticks) = clock.measure(|| self.ring.enter());
+            self.send.add(ticks);
+            entered?;
+            sent += self.ring.finish()?;
+        }
+        Ok(sent)
+    }
+
+    /// The message of the bytes from `at`.
+    fn message(&self, at: usize, size: usize) -> Message {
+        let process = self.data[at..at + size].as_ptr().cast_mut().cast();
+        let (base, control, flags) = match &self.source {
+            Source::Bound(binding) => (
+                // An offset, never dereferenced.
+                ptr::without_provenance_mut(at),
+                Some(cmsg::tx_control(binding.id())),
+                libc::MSG_ZEROCOPY,
+            ),
+            Source::Copied => (process, None, 0),
+            Source::Zerocopy => (process, None, libc::MSG_ZEROCOPY),
         };
-        let part = &self.data[at..at + size];
-        // SAFETY: `part` is readable for its length, and stays until the call is completed.
-        let ret = unsafe {
-            libc::send(
-                self.connection.tx.as_raw_fd(),
-                part.as_ptr().cast(),
-                part.len(),
-                flags,
-            )
+        let iov = libc::iovec {
+            iov_base: base,
+            iov_len: size,
         };
-        usize::try_from(ret).map_err(|_| io::Error::last_os_error())
+        Message::new(iov, control, flags | libc::MSG_DONTWAIT)
     }
 
     fn hand_in(&self, clock: Clock, case: &Case, samples: &mut Samples) {
@@ -200,7 +259,7 @@ impl Lane {
         let unit = clock.unit().name();
         for (phase, cost) in [
             ("all", all),
-            ("sendmsg", self.send),
+            ("send", self.send),
             ("completions", self.completions),
         ] {
             if phase == "completions" && matches!(self.source, Source::Copied) {

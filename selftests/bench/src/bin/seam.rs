@@ -40,6 +40,7 @@ fn run(args: &Args) -> io::Result<()> {
     }
     let options = Options {
         rounds: args.rounds,
+        endless: false,
         quick: false,
         clock: Clock::new(),
     };
