@@ -38,12 +38,16 @@ PHONY += test-debug
 test-debug: ## in the guest with KASAN, lockdep, kmemleak and others only (part of test)
 	@scripts/test debug
 
+PHONY += test-kcsan
+test-kcsan: ## in the guest that looks for data races (not part of test)
+	@scripts/test kcsan
+
 PHONY += fuzz
 fuzz: ## random operations on both providers, compared, for DURATION=600 seconds (SEED=)
 	@scripts/fuzz
 
 PHONY += bench
-bench: ## measure both providers, instructions and time (MODE=instructions|time|seam SERIES= ROUNDS=)
+bench: ## measure both providers, instructions and time (MODE=instructions|time|seam|profile SERIES= ROUNDS=)
 	@scripts/bench
 
 PHONY += bench-record
