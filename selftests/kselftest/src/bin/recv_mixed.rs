@@ -266,6 +266,13 @@ fn merged_in_the_receive_queue() -> Outcome {
     Ok(())
 }
 
+/// Has TCP hand as much to the device at once as there is, however slow the machine is: it makes shorter
+/// segments of many, the longer the round trips are, and starts anew with a small window after a pause.
+fn send_in_one_go() -> io::Result<()> {
+    fs::write("/proc/sys/net/ipv4/tcp_min_tso_segs", "64")?;
+    fs::write("/proc/sys/net/ipv4/tcp_slow_start_after_idle", "0")
+}
+
 /// Segments that come at once are merged by GRO, more of them than an skb has frags.
 fn merged_by_gro() -> Outcome {
     const SEGMENTS: usize = 30;
@@ -274,6 +281,7 @@ fn merged_by_gro() -> Outcome {
     let bench = Bench::new()?;
     // The sender's stack cuts one large segment up, at the device and in one go.
     bench.pair.tx.set_tso(false)?;
+    bench.pair.tx.ns.run(send_in_one_go)?;
     bench.pair.steer(Bench::PORT + 1, Bench::QUEUE)?;
     let listener = bench.pair.listen(Ip::V4, Bench::PORT + 1)?;
     sockopt::set(&listener, libc::IPPROTO_TCP, libc::TCP_MAXSEG, 536)?;
