@@ -244,7 +244,8 @@ impl World {
             Number::Small(n) => n.into(),
             Number::Any(n) => n,
             Number::Power(exponent) => 1 << (exponent % 32),
-            Number::BelowPower(exponent) => (1 << (exponent % 32)) - 1,
+            // The largest of all is one of them.
+            Number::BelowPower(exponent) => u32::MAX >> (exponent % 32),
             Number::RxDevice => self.pair.rx.ifindex,
             Number::TxDevice => self.pair.tx.ifindex,
             Number::RxMemory => fd(self.memory.as_fd()),
