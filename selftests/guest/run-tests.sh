@@ -16,6 +16,23 @@ load_provider
 # Ten times as many take as many times longer.
 [ "$GUEST" = fast ] || export STORM_CONNECTIONS=${STORM_CONNECTIONS:-1000}
 
+# The guest that looks for data races does so from now on: booting has races of its own.
+look_for_races()
+{
+	[ "$GUEST" != kcsan ] || echo on >/sys/kernel/debug/kcsan
+}
+
+# How many accesses were watched, lest nobody looked.
+tell_watched()
+{
+	local watched
+
+	[ "$GUEST" = kcsan ] || return 0
+	watched=$(sed -n 's/^setup_watchpoints: //p' /sys/kernel/debug/kcsan)
+	echo "# accesses watched by KCSAN: $watched"
+	[ "$watched" -gt 0 ]
+}
+
 # What nobody refers to any more, and yet was not freed: the kernel's log counts it, which
 # fails the run. The first scan only finds what may be lost.
 scan_memory()
@@ -43,6 +60,7 @@ check_mappings()
 	fi
 }
 
+look_for_races
 i=0
 for run; do
 	i=$((i + 1))
@@ -60,3 +78,4 @@ for run; do
 done
 scan_memory
 check_mappings
+tell_watched
