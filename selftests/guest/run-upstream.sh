@@ -20,6 +20,9 @@ export LOCAL_PREFIX_V6=2001:db8:2::/64
 make_local_pair()
 {
 	ip netns add remote
+	# The tests send from ports at random, some thirty of them, and without SO_REUSEADDR:
+	# one that waits for late segments (TIME_WAIT) would be in use still.
+	ip netns exec remote sysctl -qw net.ipv4.tcp_max_tw_buckets=0
 	ip -n remote link set lo up
 	new_pair local "$NETIF" remote ethremote
 
