@@ -20,6 +20,9 @@ const SOON: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_micros(10);
 /// `TCP_CLOSE`.
 const CLOSED: u8 = 7;
+/// States in which an end waits for its own FIN to be acknowledged: `TCP_FIN_WAIT1`, `TCP_LAST_ACK`,
+/// `TCP_CLOSING`.
+const ENDING: [u8; 3] = [4, 9, 11];
 /// States with the peer's FIN: `TCP_TIME_WAIT`, `TCP_CLOSE`, `TCP_CLOSE_WAIT`, `TCP_LAST_ACK`,
 /// `TCP_CLOSING`.
 const ENDED: [u8; 5] = [6, CLOSED, 8, 9, 11];
@@ -151,6 +154,11 @@ impl Flow {
             None => Ok(()),
         }
     }
+}
+
+/// Waits until the other end has acknowledged that this one sends no more. False if it does not.
+pub fn acknowledged(socket: &TcpStream) -> io::Result<bool> {
+    soon(|| Ok(!ENDING.contains(&tcp_info(socket)?.0)))
 }
 
 /// Waits for a condition; false if it does not come true.

@@ -12,6 +12,7 @@ mod corpus;
 mod flow;
 mod fuzz;
 mod generate;
+mod grace;
 mod intended;
 mod leftovers;
 mod op;
@@ -33,6 +34,7 @@ use devmem_kselftest::provider;
 
 use crate::fuzz::Extent;
 use crate::fuzz::Fuzzer;
+use crate::grace::Pace;
 
 /// How many tests the random sequences are.
 const BLOCKS: u32 = 10;
@@ -44,7 +46,7 @@ struct Args {
     #[arg(long)]
     seed: Option<u64>,
     /// How many operations, on each provider
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 50_000)]
     ops: u64,
     /// For so many seconds instead
     #[arg(long, value_name = "SECONDS")]
@@ -116,7 +118,9 @@ fn run(args: &Args) -> io::Result<bool> {
         Some(seconds) => Extent::Time(Duration::from_secs(seconds) / BLOCKS),
         None => Extent::Ops(args.ops.div_ceil(BLOCKS.into())),
     };
+    let mut pace = Pace::current()?;
     for block in 0..BLOCKS {
+        pace.hurry(block % 2 == 1)?;
         let seed = seed.wrapping_add(block.into());
         diag(format_args!("seed {seed}"));
         let good = fuzzer.block(seed, extent)?;

@@ -39,6 +39,7 @@ use nix::unistd::Pid;
 use nix::unistd::fork;
 
 use crate::flow::Flow;
+use crate::flow::acknowledged;
 use crate::flow::soon;
 use crate::leftovers::Leftovers;
 use crate::op::BindingRef;
@@ -103,6 +104,8 @@ pub struct Session<'w> {
     first_token: u32,
     /// Buffers of connections that only the other process has.
     orphaned: u32,
+    /// Whether bindings were unbound that the other process has still: it is killed, and they go.
+    unbound_at_kill: bool,
     faults: Vec<String>,
 }
 
@@ -134,6 +137,7 @@ pub fn run(
         child: None,
         first_token: first_token(provider),
         orphaned: 0,
+        unbound_at_kill: false,
         faults: Vec::new(),
     };
     let mut transcript = Transcript::default();
@@ -323,6 +327,7 @@ impl Session<'_> {
 
     fn unbind(&mut self, owner: u8) -> io::Result<Saw> {
         drop(mem::take(&mut self.owners[usize::from(owner % OWNERS)]));
+        self.unbound_at_kill |= self.child.is_some();
         Ok(Saw::Nothing)
     }
 
@@ -566,17 +571,16 @@ impl Session<'_> {
             How::Write => Shutdown::Write,
             How::Both => Shutdown::Both,
         };
-        let result = match (end, &flow.tx) {
-            (End::Receiver, _) => flow.rx.shutdown(direction),
+        let socket = match (end, &flow.tx) {
+            (End::Receiver, _) => &flow.rx,
             (End::Peer, None) => return Ok(Saw::Nothing),
-            (End::Peer, Some(tx)) => {
-                let result = tx.shutdown(direction);
-                if how != How::Read && result.is_ok() {
-                    self.wait_end(flow)?;
-                }
-                result
-            }
+            (End::Peer, Some(tx)) => tx,
         };
+        let result = socket.shutdown(direction);
+        // What comes next depends on the states of both ends.
+        if how != How::Read && result.is_ok() && !acknowledged(socket)? {
+            self.fault("the end of the stream was not acknowledged");
+        }
         Ok(done(result))
     }
 
@@ -650,8 +654,19 @@ impl Session<'_> {
             .iter_mut()
             .flatten()
             .for_each(|flow| flow.shared = false);
-        for flow in flows.iter().flatten().filter(|flow| flow.tx.is_none()) {
-            self.wait_end(flow)?;
+        // Its bindings go as its sockets do: queues are reset, and what they have just then is lost. A
+        // segment that resets a connection is not sent again. So these connections end here.
+        let lossy = mem::take(&mut self.unbound_at_kill);
+        for slot in &mut flows {
+            let Some(flow) = slot.take_if(|flow| flow.tx.is_none()) else {
+                continue;
+            };
+            if lossy {
+                self.check_all_held(&flow)?;
+            } else {
+                self.wait_end(&flow)?;
+                *slot = Some(flow);
+            }
         }
         self.flows = flows;
         Ok(Saw::Call(Ok(0)))

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 
@@ -66,6 +67,8 @@ pub struct World {
     lent: Vec<Lent>,
     read_only: DmaBuf,
     file: File,
+    /// Has the kernel take the time of every packet: it begins only some time after it was asked to.
+    _stamped: UdpSocket,
 }
 
 impl World {
@@ -94,6 +97,7 @@ impl World {
             lent: lent.into_iter().map(Lent::new).collect::<io::Result<_>>()?,
             read_only: DmaBuf::heap("/dev/dma_heap/system".as_ref(), MIB / 16, libc::O_RDONLY)?,
             file: File::open("/dev/null")?,
+            _stamped: stamped()?,
             home: Netns::current()?,
             pair,
         })
@@ -180,6 +184,13 @@ fn listen(pair: &Pair, flow: u8, ip: Ip) -> io::Result<TcpListener> {
         RECEIVE_BUFFER,
     )?;
     Ok(listener)
+}
+
+/// A socket that wants to know when packets came.
+fn stamped() -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    sockopt::set(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMP, 1)?;
+    Ok(socket)
 }
 
 fn enter(netns: &Netns) -> io::Result<()> {
