@@ -75,10 +75,9 @@ static int keep_profile(struct notifier_block *nb, unsigned long state, void *da
 
 	if (state != MODULE_STATE_GOING || strcmp(mod->name, profiled))
 		return NOTIFY_DONE;
-	if (!mod->sect_attrs) {
-		pr_err("WARNING: %s has no sections\n", mod->name);
+	/* Refused for its parameters: it never ran */
+	if (!mod->sect_attrs)
 		return NOTIFY_DONE;
-	}
 	snprintf(name, sizeof(name), "%u", unloads++);
 	dir = debugfs_create_dir(name, root);
 	/* The first member of a struct which is private to kernel/module/sysfs.c. */
