@@ -304,6 +304,23 @@ kernel_obj()
 	echo "$(kernel_source)/obj-$key"
 }
 
+# lock FD MODE: MODE is -s for shared, -x for exclusive. Guests share the tree's lock and
+# that of their objects, which nobody may replace then. First comes the tree's.
+lock()
+{
+	flock -n "$2" "$1" && return
+	say "waiting for another run on this cache to end"
+	flock "$2" "$1"
+}
+
+tree_lock=$CACHE/kernel.lock
+
+# obj_lock OBJ: the lock of an object directory.
+obj_lock()
+{
+	echo "$CACHE/kernel-${1##*/}.lock"
+}
+
 # Where scripts/upstream builds the kernel's own tests, for a kernel version, a
 # toolchain and what else goes into it. Our patches do not touch the tests.
 upstream_dir()
