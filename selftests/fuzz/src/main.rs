@@ -12,7 +12,6 @@ mod corpus;
 mod flow;
 mod fuzz;
 mod generate;
-mod grace;
 mod intended;
 mod leftovers;
 mod op;
@@ -29,12 +28,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use devmem_kselftest::grace::Pace;
 use devmem_kselftest::ktap::diag;
 use devmem_kselftest::provider;
 
 use crate::fuzz::Extent;
 use crate::fuzz::Fuzzer;
-use crate::grace::Pace;
 
 /// How many tests the random sequences are.
 const BLOCKS: u32 = 10;

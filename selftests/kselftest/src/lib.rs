@@ -11,6 +11,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod child;
 pub mod faults;
+pub mod grace;
 mod ifctl;
 pub mod ktap;
 pub mod odd;

@@ -12,6 +12,7 @@ use devmem::TxBinding;
 use devmem_kselftest::Outcome;
 use devmem_kselftest::Pair;
 use devmem_kselftest::aftermath;
+use devmem_kselftest::grace::Pace;
 use devmem_kselftest::ktap;
 use devmem_kselftest::pair::Ip;
 use devmem_kselftest::pump;
@@ -239,7 +240,9 @@ pub fn bound_and_unbound() -> Outcome {
     const PAIRS: usize = 4;
     /// Before the first look at the kernel's memory: by then its caches have what they keep.
     const WARM: u32 = 25;
-    const STEPS: u32 = 150;
+    const STEPS: u32 = 600;
+    /// One of so many steps is at the usual pace.
+    const USUAL: u32 = 4;
     /// Far less than what even the smallest structure of a binding would take, were it lost each time.
     const GROWTH: u64 = 4 << 20;
     storm::run(|storm| {
@@ -251,8 +254,10 @@ pub fn bound_and_unbound() -> Outcome {
         let mut flows = Flows::new();
         flows.start(connection, From::Host, &memories, storm.rng.u64(..))?;
 
-        let steps = |storm: &mut Storm, count| -> Outcome {
-            for _ in 0..count {
+        let mut pace = Pace::current()?;
+        let mut steps = |storm: &mut Storm, count| -> Outcome {
+            for step in 0..count {
+                pace.hurry(step % USUAL != 0)?;
                 let cycles: Vec<_> = pairs.iter().map(|_| Cycle::draw(&mut storm.rng)).collect();
                 storm.step(&cycles);
                 at_once(
@@ -270,6 +275,7 @@ pub fn bound_and_unbound() -> Outcome {
         let count = storm.steps(STEPS);
         steps(storm, count)?;
         let growth = kernel_memory()?.saturating_sub(before);
+        drop(pace);
         storm.count("bytes received meanwhile", flows.finish()?);
         storm.count("bytes of kernel memory more", growth);
         assert!(growth < GROWTH, "kernel memory grew by {growth} bytes");

@@ -2,8 +2,9 @@
 
 //! How long the kernel takes for a grace period of RCU.
 //!
-//! Queues are reset with several of them, and most of a sequence's time is waiting for these. In a hurry
-//! four times as many operations fit; at the usual pace readers have longer to be in the way. A fuzzer wants both.
+//! Queues are reset with several of them, and most of the time of a binding's life is waiting for these. In
+//! a hurry many times as many bindings fit; at the usual pace readers have longer to be in the way. A test that
+//! wants many does both.
 
 use std::fs;
 use std::io;
