@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use devmem_kselftest::grace::Pace;
+use devmem_kselftest::ktap;
 use devmem_kselftest::ktap::diag;
 use devmem_kselftest::provider;
 
@@ -41,12 +42,12 @@ const BLOCKS: u32 = 10;
 /// Differential fuzzer of the providers of device memory.
 #[derive(Debug, Parser)]
 struct Args {
-    /// What random sequences begin with; another one each time, if it is not given
+    /// What random sequences begin with
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many operations, on each provider; 50 000 if it is not given, or 5000 where all is slow
     #[arg(long)]
-    seed: Option<u64>,
-    /// How many operations, on each provider
-    #[arg(long, default_value_t = 50_000)]
-    ops: u64,
+    ops: Option<u64>,
     /// For so many seconds instead
     #[arg(long, value_name = "SECONDS")]
     duration: Option<u64>,
@@ -94,9 +95,6 @@ fn replay(path: &std::path::Path) -> io::Result<bool> {
 
 fn run(args: &Args) -> io::Result<bool> {
     let cases = corpus::load(&args.corpus)?;
-    let seed = args
-        .seed
-        .unwrap_or_else(|| u64::from(rand::random::<u32>()));
     println!("KTAP version 1");
     println!("1..{}", cases.len() + BLOCKS as usize);
     provider::prepare()?;
@@ -115,12 +113,15 @@ fn run(args: &Args) -> io::Result<bool> {
     }
     let extent = match args.duration {
         Some(seconds) => Extent::Time(Duration::from_secs(seconds) / BLOCKS),
-        None => Extent::Ops(args.ops.div_ceil(BLOCKS.into())),
+        None => {
+            let usual = if ktap::is_slow() { 5_000 } else { 50_000 };
+            Extent::Ops(args.ops.unwrap_or(usual).div_ceil(BLOCKS.into()))
+        }
     };
     let mut pace = Pace::current()?;
     for block in 0..BLOCKS {
         pace.hurry(block % 2 == 1)?;
-        let seed = seed.wrapping_add(block.into());
+        let seed = args.seed.wrapping_add(block.into());
         diag(format_args!("seed {seed}"));
         let good = fuzzer.block(seed, extent)?;
         verdict(&format!("random_{block}"), good);
