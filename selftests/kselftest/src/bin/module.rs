@@ -13,6 +13,9 @@ use devmem_kselftest::Provider;
 use devmem_kselftest::Test;
 use devmem_kselftest::ktap;
 use devmem_kselftest::pair::Ip;
+use devmem_kselftest::probe::Call;
+use devmem_kselftest::probe::Probe;
+use devmem_kselftest::probe::wait_received;
 use devmem_kselftest::provider;
 use devmem_kselftest::skip;
 use devmem_kselftest::traffic;
@@ -144,6 +147,38 @@ fn both_providers_at_once() -> Outcome {
     Ok(())
 }
 
+/// One connection has tokens of both: they go back together.
+fn tokens_of_both_providers() -> Outcome {
+    const PORT: u16 = 5000;
+    const SEGMENT: usize = 300;
+    if ktap::provider() == Provider::Builtin {
+        return skip(NOT_A_MODULE);
+    }
+    let memories = [DmaBuf::udmabuf(MEMORY)?, DmaBuf::udmabuf(MEMORY)?];
+    let maps = [memories[0].map()?, memories[1].map()?];
+    let pair = Pair::new()?;
+    let ours = pair.bind(&[1], &memories[0])?;
+    devmem::provider::select(Provider::Builtin.name())?;
+    let theirs = pair.rx.ns.run(|| Ok(pair.request(&[2]).bind(&memories[1])));
+    devmem::provider::select(Provider::Module.name())?;
+    let theirs = theirs??;
+
+    let connection = pair.connect_to_queue(Ip::V4, PORT, 1)?;
+    let known = [(ours.id(), &maps[0]), (theirs.id(), &maps[1])];
+    let mut probe = Probe::new(&connection.rx, &known);
+    for (segment, queue) in [1, 2, 1, 2].into_iter().enumerate() {
+        pair.steer_again(PORT, queue)?;
+        let sent = segment * SEGMENT;
+        traffic::send(&connection.tx, sent as u64, SEGMENT as u64, SEGMENT)?;
+        wait_received(&connection.rx, (sent + SEGMENT) as u64);
+        probe.receive(&Call::new(SEGMENT)).assert_frags(&[300]);
+    }
+    let of_module = |token: &&u32| **token >= Provider::Module.first_token();
+    assert_eq!(probe.held().iter().filter(of_module).count(), 2);
+    probe.give_back();
+    Ok(())
+}
+
 fn main() -> ExitCode {
     ktap::run(&[
         Test {
@@ -165,6 +200,10 @@ fn main() -> ExitCode {
         Test {
             name: "both_providers_at_once",
             run: both_providers_at_once,
+        },
+        Test {
+            name: "tokens_of_both_providers",
+            run: tokens_of_both_providers,
         },
     ])
 }

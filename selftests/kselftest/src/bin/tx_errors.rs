@@ -34,6 +34,7 @@ use devmem::netlink::Attrs;
 use devmem::send::enable_zerocopy;
 use devmem_kselftest::Outcome;
 use devmem_kselftest::Pair;
+use devmem_kselftest::Provider;
 use devmem_kselftest::Test;
 use devmem_kselftest::ktap;
 use devmem_kselftest::ktap::observe;
@@ -936,6 +937,24 @@ fn bind_read_only() -> Outcome {
     Ok(())
 }
 
+/// Sending reads, which the file descriptor has to allow.
+fn bind_write_only() -> Outcome {
+    let pair = Pair::new()?;
+    let heap = Path::new("/dev/dma_heap/system");
+    let memory = DmaBuf::heap(heap, MEMORY as usize, libc::O_WRONLY)?;
+    let request = Attrs::new()
+        .u32(dmabuf::IFINDEX, pair.tx.ifindex)
+        .u32(dmabuf::FD, memory.as_fd().as_raw_fd() as u32);
+    let answer = bind(&pair, &request)?;
+    observe(number(&answer));
+    if ktap::provider() == Provider::Module {
+        let err = answer.expect_err("bound");
+        assert_eq!(err.errno(), Some(libc::EINVAL), "{err}");
+        assert!(err.to_string().contains("write-only"), "{err}");
+    }
+    Ok(())
+}
+
 /// The same memory bound for two devices, twice for one of them, and for receiving as well.
 fn several_bindings_of_one_memory() -> Outcome {
     let bench = Bench::new()?;
@@ -1002,6 +1021,7 @@ fn main() -> ExitCode {
         bind_with_queues,
         bind_without_rights,
         bind_read_only,
+        bind_write_only,
         several_bindings_of_one_memory,
     ])
 }
