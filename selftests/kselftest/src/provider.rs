@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::ffi::CStr;
+use std::fmt::Debug;
 use std::fs;
 use std::fs::File;
 use std::io;
@@ -276,6 +277,25 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> io::Result<bool>) {
             let attached = attachments().unwrap_or_default();
             panic!(
                 "waited {:?} for {what}; attached devices: {attached}, bindings: {list:?}",
+                start.elapsed()
+            );
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until `look` gives what it gave before; fails the test if it does not, and shows both.
+#[track_caller]
+pub fn wait_for_same<T: Debug + PartialEq>(before: &T, mut look: impl FnMut() -> io::Result<T>) {
+    let start = Instant::now();
+    loop {
+        let now = look().expect("to look");
+        if now == *before {
+            return;
+        }
+        if start.elapsed() > BACK {
+            panic!(
+                "not as before after {:?}: {now:?}, before: {before:?}",
                 start.elapsed()
             );
         }

@@ -146,10 +146,7 @@ impl Bench {
         let before = state()?;
         f();
         // What a request made before it failed may be freed a little later.
-        provider::wait_for(
-            "queues, bindings and attached devices to be as before",
-            || Ok(state()? == before),
-        );
+        provider::wait_for_same(&before, state);
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! dma-bufs whose exporter fails, or maps them to a scatterlist that makes no sense, or is only unusual:
 //! bound for receiving and for sending, and sent from.
 
+use std::fmt::Debug;
 use std::fs;
 use std::io;
 use std::process::ExitCode;
@@ -125,7 +126,7 @@ impl Bench {
         let before = self.state()?;
         compare(way, self.bind(way, &shape.of_nothing()?)?, expected);
         // What a request made may be freed a little later.
-        provider::wait_for("everything to be as before", || Ok(self.state()? == before));
+        provider::wait_for_same(&before, || self.state());
         self.still_good()
     }
 
@@ -137,7 +138,7 @@ impl Bench {
     }
 
     /// Bound queues, bindings, attached devices and the module's references.
-    fn state(&self) -> io::Result<impl PartialEq + use<>> {
+    fn state(&self) -> io::Result<impl Debug + PartialEq + use<>> {
         Ok((
             self.pair.queues()?,
             provider::bindings()?,

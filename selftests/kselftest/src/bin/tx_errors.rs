@@ -880,9 +880,7 @@ fn bind_requests() -> Outcome {
         observe(format_args!("{name}: {}", number(&answer)));
         assert_eq!(number(&answer), *expected, "{name}: {answer:?}");
         // What a request made before it failed may be freed a little later.
-        provider::wait_for("bindings and attached devices to be as before", || {
-            Ok(state()? == before)
-        });
+        provider::wait_for_same(&before, state);
     }
     bind(&pair, &good())??;
     Ok(())

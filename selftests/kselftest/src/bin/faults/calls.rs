@@ -115,9 +115,9 @@ fn check(fault: &Fault, call: &Call, got: walk::Result) -> Outcome {
 #[track_caller]
 fn bind(way: Way, faults: &[Fault]) -> Outcome {
     let mut rig = Rig::new()?;
+    let before = rig.state()?;
     rig.transfer()?;
     for fault in faults {
-        let before = rig.state()?;
         let (call, got) = way.with_socket(&rig, |request| {
             let call = Call::fails(fault.function, fault.nth, fault.ret)?;
             let got = request();
@@ -125,7 +125,7 @@ fn bind(way: Way, faults: &[Fault]) -> Outcome {
         })?;
         check(fault, &call, got)?;
         drop(call);
-        provider::wait_for("everything to be as before", || Ok(rig.state()? == before));
+        provider::wait_for_same(&before, || rig.state());
     }
     rig.transfer()
 }

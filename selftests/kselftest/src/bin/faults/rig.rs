@@ -9,6 +9,7 @@ use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Receiver;
 use devmem::dmabuf::Mapping;
+use devmem::netdev::Queue;
 use devmem::netlink::Attrs;
 use devmem_kselftest::Outcome;
 use devmem_kselftest::Pair;
@@ -22,6 +23,15 @@ use devmem_kselftest::tx::Completions;
 /// Bytes that a transfer moves.
 const TRANSFER: u64 = 32 << 10;
 const MEMORY: usize = 1 << 18;
+
+/// Receive queues, bindings, attached devices and the module's references.
+#[derive(Debug, PartialEq, Eq)]
+pub struct State {
+    queues: Vec<Queue>,
+    bindings: Option<Vec<u32>>,
+    attachments: u64,
+    module: Option<String>,
+}
 
 /// A pair of devices, a connection between them, and memory to receive to and to send from.
 pub struct Rig {
@@ -39,6 +49,10 @@ impl Rig {
     const PORT: u16 = 5001;
 
     pub fn new() -> io::Result<Self> {
+        // The C provider may let go late of what was bound before.
+        provider::wait_for("no device to be attached", || {
+            Ok(provider::attachments()? == 0)
+        });
         let pair = Pair::new()?;
         let connection = pair.connect_to_queue(Ip::V4, Self::PORT, Self::QUEUE)?;
         sockopt::set(&connection.tx, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1_i32)?;
@@ -72,15 +86,15 @@ impl Rig {
         Ok(())
     }
 
-    /// Bound queues, bindings, attached devices and the module's references.
-    pub fn state(&self) -> io::Result<impl PartialEq + use<>> {
-        Ok((
-            self.pair.queues()?,
-            provider::bindings()?
-                .map(|list| list.into_iter().map(|info| info.id).collect::<Vec<_>>()),
-            provider::attachments()?,
-            fs::read_to_string("/sys/module/devmem_provider/refcnt").ok(),
-        ))
+    /// What a call that fails must leave as it was.
+    pub fn state(&self) -> io::Result<State> {
+        let bindings = provider::bindings()?;
+        Ok(State {
+            queues: self.pair.queues()?,
+            bindings: bindings.map(|list| list.into_iter().map(|info| info.id).collect()),
+            attachments: provider::attachments()?,
+            module: fs::read_to_string("/sys/module/devmem_provider/refcnt").ok(),
+        })
     }
 
     /// Binds both ends, sends from the one memory into the other, and compares every byte.
