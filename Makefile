@@ -46,6 +46,10 @@ PHONY += fuzz
 fuzz: ## random operations on both providers, compared, for DURATION=600 seconds (SEED=)
 	@scripts/fuzz
 
+PHONY += fuzz-netlink
+fuzz-netlink: ## malformed requests, cmsgs and tokens, guided by KCOV, for DURATION=600 seconds (SEED=)
+	@scripts/fuzz netlink
+
 PHONY += bench
 bench: ## measure both providers, instructions and time (MODE=instructions|time|seam|profile SERIES= ROUNDS=)
 	@scripts/bench
