@@ -258,12 +258,20 @@ fn reload(parameters: &CStr) -> io::Result<()> {
     Ok(finit_module(&module, parameters, ModuleInitFlags::empty())?)
 }
 
-/// Waits until this binding is gone, which it is once every buffer is back.
+/// Waits until this binding is gone, which it is once every buffer is back, and until no dma-buf has
+/// more devices attached than there are bindings: a binding lets go of its own when it is not listed
+/// any more.
 #[track_caller]
 pub fn all_buffers_back(id: u32) {
     wait_for(
         &format!("every buffer of binding {id} to come back"),
-        || Ok(binding(id)?.is_none()),
+        || {
+            let Some(list) = bindings()? else {
+                return Ok(true);
+            };
+            let is_gone = list.iter().all(|binding| binding.id != id);
+            Ok(is_gone && attachments()? <= list.len() as u64)
+        },
     );
 }
 

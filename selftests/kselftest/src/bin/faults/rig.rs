@@ -49,7 +49,7 @@ impl Rig {
     const PORT: u16 = 5001;
 
     pub fn new() -> io::Result<Self> {
-        // The C provider may let go late of what was bound before.
+        // What was bound before may still be on its way out.
         provider::wait_for("no device to be attached", || {
             Ok(provider::attachments()? == 0)
         });
