@@ -21,6 +21,7 @@ void devmem_test_show(struct seq_file *seq,
 		      const struct devmem_test_injection *injection);
 void devmem_test_forget(struct devmem_test_injection *injection);
 void devmem_test_stop(struct devmem_test_injection *injection);
+void devmem_test_fault_exit(void);
 #else
 static inline struct devmem_test_injection *
 devmem_test_inject(const struct devmem_test_fault *spec)
@@ -44,6 +45,10 @@ static inline void devmem_test_forget(struct devmem_test_injection *injection)
 }
 
 static inline void devmem_test_stop(struct devmem_test_injection *injection)
+{
+}
+
+static inline void devmem_test_fault_exit(void)
 {
 }
 #endif

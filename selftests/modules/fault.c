@@ -8,7 +8,9 @@
 
 #include <linux/atomic.h>
 #include <linux/kprobes.h>
+#include <linux/mutex.h>
 #include <linux/preempt.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
@@ -28,9 +30,8 @@ struct failure {
 
 struct devmem_test_injection {
 	struct devmem_test_fault spec;
-	/* One of the two is registered. */
+	/* Has a handler unless this is @watcher. */
 	struct kprobe fault;
-	struct kretprobe watch;
 	atomic_t calls;
 	atomic_t failures;
 	/* Each is written once, by who got its index from @failures: handlers
@@ -92,14 +93,24 @@ static void fault_post_handler(struct kprobe *probe, struct pt_regs *regs,
 {
 }
 
+/* Who watches for faults, if anybody does. Changed with watch_lock held. */
+static struct devmem_test_injection __rcu *watcher;
+static DEFINE_MUTEX(watch_lock);
+static bool watch_registered;
+
+/* Handlers of probes run with preemption off, and may interrupt anything. */
+static struct devmem_test_injection *current_watcher(void)
+{
+	return rcu_dereference_raw(watcher);
+}
+NOKPROBE_SYMBOL(current_watcher);
+
 static int watch_entry_handler(struct kretprobe_instance *instance,
 			       struct pt_regs *regs)
 {
-	struct devmem_test_injection *injection =
-		container_of(get_kretprobe(instance),
-			     struct devmem_test_injection, watch);
+	struct devmem_test_injection *injection = current_watcher();
 
-	if (!concerns(injection))
+	if (!injection || !concerns(injection))
 		return 1;
 	atomic_inc(&injection->calls);
 	return 0;
@@ -109,12 +120,23 @@ NOKPROBE_SYMBOL(watch_entry_handler);
 static int watch_handler(struct kretprobe_instance *instance,
 			 struct pt_regs *regs)
 {
-	if ((bool)(u8)regs_return_value(regs))
-		note_failure(container_of(get_kretprobe(instance),
-					  struct devmem_test_injection, watch));
+	struct devmem_test_injection *injection = current_watcher();
+
+	if (injection && (bool)(u8)regs_return_value(regs))
+		note_failure(injection);
 	return 0;
 }
 NOKPROBE_SYMBOL(watch_handler);
+
+/* Registered when it is first needed, and then until the module goes: all CPUs call
+ * this function all the time, and an emulated one has been seen to run into the
+ * breakpoint of a probe that was there no more.
+ */
+static struct kretprobe watch = {
+	.kp.symbol_name	= "should_fail_ex",
+	.entry_handler	= watch_entry_handler,
+	.handler	= watch_handler,
+};
 
 static struct devmem_test_injection *
 injection_new(const struct devmem_test_fault *spec)
@@ -146,6 +168,26 @@ devmem_test_inject(const struct devmem_test_fault *spec)
 	return injection;
 }
 
+static int watch_start(struct devmem_test_injection *injection)
+{
+	int err;
+
+	lockdep_assert_held(&watch_lock);
+
+	if (rcu_access_pointer(watcher))
+		return -EBUSY;
+
+	if (!watch_registered) {
+		err = register_kretprobe(&watch);
+		if (err)
+			return err;
+		watch_registered = true;
+	}
+	rcu_assign_pointer(watcher, injection);
+	return 0;
+}
+
+/* One at a time. */
 struct devmem_test_injection *devmem_test_watch(u32 tid)
 {
 	const struct devmem_test_fault spec = { .tid = tid };
@@ -155,10 +197,9 @@ struct devmem_test_injection *devmem_test_watch(u32 tid)
 	if (!injection)
 		return ERR_PTR(-ENOMEM);
 
-	injection->watch.kp.symbol_name = "should_fail_ex";
-	injection->watch.entry_handler = watch_entry_handler;
-	injection->watch.handler = watch_handler;
-	err = register_kretprobe(&injection->watch);
+	mutex_lock(&watch_lock);
+	err = watch_start(injection);
+	mutex_unlock(&watch_lock);
 	if (err) {
 		kvfree(injection);
 		return ERR_PTR(err);
@@ -199,11 +240,27 @@ void devmem_test_forget(struct devmem_test_injection *injection)
 	atomic_set(&injection->failures, 0);
 }
 
+static void watch_stop(void)
+{
+	mutex_lock(&watch_lock);
+	RCU_INIT_POINTER(watcher, NULL);
+	mutex_unlock(&watch_lock);
+	/* No handler has it any more. */
+	synchronize_rcu();
+}
+
 void devmem_test_stop(struct devmem_test_injection *injection)
 {
-	if (injection->watch.handler)
-		unregister_kretprobe(&injection->watch);
-	else
+	if (injection->fault.pre_handler)
 		unregister_kprobe(&injection->fault);
+	else
+		watch_stop();
 	kvfree(injection);
+}
+
+/* Nobody watches any more. */
+void devmem_test_fault_exit(void)
+{
+	if (watch_registered)
+		unregister_kretprobe(&watch);
 }

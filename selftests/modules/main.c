@@ -143,7 +143,19 @@ static struct miscdevice devmem_test_misc = {
 	.fops	= &devmem_test_fops,
 	.mode	= 0600,
 };
-module_misc_device(devmem_test_misc);
+
+static int __init devmem_test_init(void)
+{
+	return misc_register(&devmem_test_misc);
+}
+module_init(devmem_test_init);
+
+static void __exit devmem_test_exit(void)
+{
+	misc_deregister(&devmem_test_misc);
+	devmem_test_fault_exit();
+}
+module_exit(devmem_test_exit);
 
 MODULE_DESCRIPTION("Odd dma-bufs, failing calls and benches, for tests of device memory");
 MODULE_LICENSE("GPL");

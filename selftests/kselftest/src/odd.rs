@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! dma-bufs as no exporter in the kernel makes them, from the module `devmem_test`.
+//! dma-bufs as no exporter in the kernel makes them, from the module `devmem_test`; and that module.
 
 use std::fs::File;
 use std::io;
@@ -10,6 +10,10 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+
+use nix::errno::Errno;
+use nix::kmod::DeleteModuleFlags;
+use nix::kmod::delete_module;
 
 use crate::provider;
 
@@ -50,6 +54,14 @@ pub(crate) fn device() -> io::Result<File> {
         provider::load(&provider::path_from_env("DEVMEM_TEST_MODULE")?)?;
     }
     File::open(DEVICE)
+}
+
+/// Unloads the module, if it is loaded. Nobody may have the device open.
+pub fn unload() -> io::Result<()> {
+    match delete_module(c"devmem_test", DeleteModuleFlags::O_NONBLOCK) {
+        Err(Errno::ENOENT) => Ok(()),
+        done => Ok(done?),
+    }
 }
 
 /// What a dma-buf is to be like.

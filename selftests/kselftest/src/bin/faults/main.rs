@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use devmem_kselftest::Test;
 use devmem_kselftest::ktap;
+use devmem_kselftest::odd;
 
 mod bind;
 mod calls;
@@ -54,5 +55,11 @@ fn main() -> ExitCode {
     let names: Vec<String> = env::args().skip(1).collect();
     let chosen = |test: &&Test| names.is_empty() || names.iter().any(|name| name == test.name);
     let chosen: Vec<Test> = all.iter().filter(chosen).copied().collect();
-    ktap::run_within(LIMIT, &chosen)
+    let code = ktap::run_within(LIMIT, &chosen);
+    // Its probe would cost whatever is run afterwards some time.
+    if let Err(err) = odd::unload() {
+        ktap::diag(format_args!("unloading devmem_test: {err}"));
+        return ExitCode::FAILURE;
+    }
+    code
 }
