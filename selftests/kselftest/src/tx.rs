@@ -98,6 +98,22 @@ impl End {
         self.command("tc", args)
     }
 
+    /// From now on what is sent gets lost.
+    pub fn cut(&self) -> io::Result<()> {
+        self.queueing("netem loss 100%")
+    }
+
+    /// From now on it does not.
+    pub fn mend(&self) -> io::Result<()> {
+        self.queueing("pfifo")
+    }
+
+    /// Queues what is sent by this discipline.
+    pub fn queueing(&self, discipline: &str) -> io::Result<()> {
+        let device = &self.ifname;
+        self.tc(&format!("qdisc replace dev {device} root {discipline}"))
+    }
+
     /// Runs `ip` at this end.
     pub fn ip(&self, args: &str) -> io::Result<()> {
         self.command("ip", args)

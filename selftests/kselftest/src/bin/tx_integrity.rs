@@ -254,11 +254,7 @@ fn mtu_and_offload() -> Outcome {
 
 fn through_queueing(discipline: &str, sends: &[Vec<Extent>]) -> Outcome {
     let bench = Bench::new()?;
-    let device = &bench.pair.tx.ifname;
-    bench
-        .pair
-        .tx
-        .tc(&format!("qdisc add dev {device} root {discipline}"))?;
+    bench.pair.tx.queueing(discipline)?;
     bench.everywhere(Ip::V4, sends)
 }
 
@@ -270,9 +266,7 @@ fn lost_packets() -> Outcome {
 fn lost_small_packets() -> Outcome {
     let bench = Bench::new()?;
     bench.pair.tx.set_offload(false)?;
-    let device = &bench.pair.tx.ifname;
-    let tc = format!("qdisc add dev {device} root netem delay 1ms loss 2%");
-    bench.pair.tx.tc(&tc)?;
+    bench.pair.tx.queueing("netem delay 1ms loss 2%")?;
     bench.everywhere(Ip::V4, &anywhere(7, 60, 3, 20_000))
 }
 
@@ -299,10 +293,7 @@ fn mtu_probing() -> Outcome {
         fs::write("/proc/sys/net/ipv4/tcp_mtu_probing", "2")?;
         fs::write("/proc/sys/net/ipv4/tcp_base_mss", "512")
     })?;
-    tx.tc(&format!(
-        "qdisc add dev {} root netem delay 5ms limit 10000",
-        tx.ifname
-    ))?;
+    tx.queueing("netem delay 5ms limit 10000")?;
 
     // Host memory first, to see that there are any.
     let ordinary = bench.connect(Ip::V4)?;
@@ -389,9 +380,7 @@ fn reuse(discipline: Option<&str>, total: u64) -> Outcome {
     const PARTS: u64 = 8;
     let bench = Bench::with(DmaBuf::udmabuf((PARTS * PART) as usize)?)?;
     if let Some(discipline) = discipline {
-        let device = &bench.pair.tx.ifname;
-        let tc = format!("qdisc add dev {device} root {discipline}");
-        bench.pair.tx.tc(&tc)?;
+        bench.pair.tx.queueing(discipline)?;
     }
     let connection = bench.connect(Ip::V4)?;
     let receive = |rx: &std::net::TcpStream| -> io::Result<()> {

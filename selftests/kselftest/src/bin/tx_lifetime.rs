@@ -94,24 +94,7 @@ impl Bench {
 
     /// From now on what is sent stays for a while, in a queue of the sender.
     fn delay(&self) -> io::Result<()> {
-        self.queueing("netem delay 300ms")
-    }
-
-    /// From now on what is sent gets lost.
-    fn cut(&self) -> io::Result<()> {
-        self.queueing("netem loss 100%")
-    }
-
-    /// From now on it does not.
-    fn mend(&self) -> io::Result<()> {
-        self.queueing("pfifo")
-    }
-
-    fn queueing(&self, discipline: &str) -> io::Result<()> {
-        let device = &self.pair.tx.ifname;
-        self.pair
-            .tx
-            .tc(&format!("qdisc replace dev {device} root {discipline}"))
+        self.pair.tx.queueing("netem delay 300ms")
     }
 
     fn call(&self) -> Call {
@@ -247,7 +230,7 @@ fn fill_up(call: &Call, socket: &TcpStream) -> io::Result<Vec<u64>> {
 /// The peer never acknowledges anything: what was sent is never free, until the socket is reset.
 fn peer_that_never_acknowledges() -> Outcome {
     let bench = Bench::new()?;
-    bench.cut()?;
+    bench.pair.tx.cut()?;
     let sent = fill_up(&bench.call(), &bench.connection.tx)?;
     assert!(sent.len() > 1, "no room for two");
     thread::sleep(Duration::from_millis(500));
@@ -293,7 +276,7 @@ fn route_to_a_device_without_device_memory() -> Outcome {
     let bench = Bench::new()?;
     let call = bench.call();
     // In flight, and not acknowledged: TCP tries again by the route of the moment.
-    bench.cut()?;
+    bench.pair.tx.cut()?;
     bench.send(&call);
     bench.pair.tx.ip("link add dummy0 type dummy")?;
     bench.pair.tx.ip("link set dummy0 up")?;
@@ -307,7 +290,7 @@ fn route_to_a_device_without_device_memory() -> Outcome {
     assert_eq!(completions.done, [], "not acknowledged, but completed");
 
     bench.pair.tx.ip("route del 192.0.2.1/32 dev dummy0")?;
-    bench.mend()?;
+    bench.pair.tx.mend()?;
     tx::expect(&bench.connection.rx, &[PART])?;
     bench.send(&call);
     tx::expect(&bench.connection.rx, &[PART])?;
@@ -397,7 +380,7 @@ fn route_to_another_device_with_data_in_flight() -> Outcome {
         .tx
         .ns
         .run(|| fs::write("/proc/sys/net/ipv4/tcp_early_retrans", "0"))?;
-    bench.cut()?;
+    bench.pair.tx.cut()?;
     let more = libc::MSG_ZEROCOPY | libc::MSG_MORE;
     bench.send(&call);
     bench.send(&Call::new(bench.binding.id(), &pending).flags(more));
@@ -414,7 +397,7 @@ fn route_to_another_device_with_data_in_flight() -> Outcome {
     completions.read(&bench.connection.tx)?;
     assert_eq!(completions.done, [], "not acknowledged, but completed");
 
-    bench.mend()?;
+    bench.pair.tx.mend()?;
     bench.pair.tx.ip(&format!("route del {route}"))?;
     tx::expect(&bench.connection.rx, &[PART, pending[0]])?;
     // And the other way round: what is for the other device waits for it.
@@ -470,7 +453,7 @@ fn device_deleted(in_queue: bool) -> Outcome {
     if in_queue {
         bench.delay()?;
     } else {
-        bench.cut()?;
+        bench.pair.tx.cut()?;
     }
     let call = bench.call();
     bench.send(&call);
@@ -495,7 +478,7 @@ fn device_deleted_with_data_unacknowledged() -> Outcome {
 
 fn device_deleted_after_unbind() -> Outcome {
     let bench = Bench::new()?;
-    bench.cut()?;
+    bench.pair.tx.cut()?;
     bench.send(&bench.call());
     let id = bench.binding.id();
     drop(bench.binding);
@@ -560,9 +543,7 @@ fn victim(ifindex: u32) -> io::Result<()> {
 
 fn sender_killed() -> Outcome {
     let pair = Pair::new()?;
-    let device = &pair.tx.ifname;
-    let tc = format!("qdisc add dev {device} root netem delay 100ms");
-    pair.tx.tc(&tc)?;
+    pair.tx.queueing("netem delay 100ms")?;
     let listener: TcpListener = pair.listen(Ip::V4, PORT)?;
     let mut child = Command::new(env::current_exe()?);
     child

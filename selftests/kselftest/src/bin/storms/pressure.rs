@@ -116,18 +116,15 @@ impl Shortage {
             reordered,
             ..
         } = self;
-        let device = &pair.tx.ifname;
-        pair.tx.tc(&format!(
-            "qdisc replace dev {device} root netem delay 1ms loss {loss}% reorder {reordered}%"
+        pair.tx.queueing(&format!(
+            "netem delay 1ms loss {loss}% reorder {reordered}%"
         ))?;
         tcp_mem.set(&format!("{tcp} {} {}", tcp + tcp / 4, tcp + tcp / 2))?;
         let taken = all_but(self.left)?;
         thread::sleep(self.time);
         drop(taken);
         tcp_mem.set(&tcp_mem.before)?;
-        Ok(pair
-            .tx
-            .tc(&format!("qdisc replace dev {device} root pfifo"))?)
+        Ok(pair.tx.mend()?)
     }
 }
 
