@@ -21,6 +21,7 @@ pub mod probe;
 pub mod provider;
 pub mod pump;
 pub mod sockopt;
+pub mod state;
 pub mod storm;
 pub mod taker;
 pub mod traffic;

@@ -291,22 +291,3 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> io::Result<bool>) {
         thread::sleep(Duration::from_millis(20));
     }
 }
-
-/// Waits until `look` gives what it gave before; fails the test if it does not, and shows both.
-#[track_caller]
-pub fn wait_for_same<T: Debug + PartialEq>(before: &T, mut look: impl FnMut() -> io::Result<T>) {
-    let start = Instant::now();
-    loop {
-        let now = look().expect("to look");
-        if now == *before {
-            return;
-        }
-        if start.elapsed() > BACK {
-            panic!(
-                "not as before after {:?}: {now:?}, before: {before:?}",
-                start.elapsed()
-            );
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-}

@@ -25,6 +25,7 @@ use devmem_kselftest::Provider;
 use devmem_kselftest::Test;
 use devmem_kselftest::ktap;
 use devmem_kselftest::provider;
+use devmem_kselftest::state::State;
 use devmem_kselftest::xdp;
 
 const PAGE: usize = 4096;
@@ -136,17 +137,9 @@ impl Bench {
     /// Checks that `f` neither binds a queue, nor leaves a binding or a device attached to the memory.
     #[track_caller]
     fn unchanged_by(&self, f: impl FnOnce()) -> Outcome {
-        let state = || -> io::Result<_> {
-            Ok((
-                self.pair.queues()?,
-                provider::bindings()?,
-                provider::attachments()?,
-            ))
-        };
-        let before = state()?;
+        let before = State::of(&self.pair)?;
         f();
-        // What a request made before it failed may be freed a little later.
-        provider::wait_for_same(&before, state);
+        before.wait_until_back(&self.pair);
         Ok(())
     }
 }

@@ -3,8 +3,6 @@
 //! dma-bufs whose exporter fails, or maps them to a scatterlist that makes no sense, or is only unusual:
 //! bound for receiving and for sending, and sent from.
 
-use std::fmt::Debug;
-use std::fs;
 use std::io;
 use std::process::ExitCode;
 
@@ -25,6 +23,7 @@ use devmem_kselftest::odd::Shape;
 use devmem_kselftest::pair::Ip;
 use devmem_kselftest::provider;
 use devmem_kselftest::sockopt;
+use devmem_kselftest::state::State;
 use devmem_kselftest::traffic;
 use devmem_kselftest::tx;
 use nix::errno::Errno;
@@ -123,10 +122,9 @@ impl Bench {
             ktap::observe(format_args!("{way:?}: not tried: {why}"));
             return Ok(());
         }
-        let before = self.state()?;
+        let before = State::of(&self.pair)?;
         compare(way, self.bind(way, &shape.of_nothing()?)?, expected);
-        // What a request made may be freed a little later.
-        provider::wait_for_same(&before, || self.state());
+        before.wait_until_back(&self.pair);
         self.still_good()
     }
 
@@ -135,16 +133,6 @@ impl Bench {
     fn check_both(&self, shape: &Shape, rx: Answers, tx: Answers) -> Outcome {
         self.check(Way::Rx, shape, rx)?;
         self.check(Way::Tx, shape, tx)
-    }
-
-    /// Bound queues, bindings, attached devices and the module's references.
-    fn state(&self) -> io::Result<impl Debug + PartialEq + use<>> {
-        Ok((
-            self.pair.queues()?,
-            provider::bindings()?,
-            provider::attachments()?,
-            fs::read_to_string("/sys/module/devmem_provider/refcnt").ok(),
-        ))
     }
 
     /// Checks that the devices are good for another dma-buf.

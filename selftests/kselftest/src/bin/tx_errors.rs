@@ -41,6 +41,7 @@ use devmem_kselftest::ktap::observe;
 use devmem_kselftest::pair::Connection;
 use devmem_kselftest::pair::Ip;
 use devmem_kselftest::provider;
+use devmem_kselftest::state::State;
 use devmem_kselftest::traffic;
 use devmem_kselftest::tx;
 use devmem_kselftest::tx::Call;
@@ -876,14 +877,12 @@ fn bind_requests() -> Outcome {
         ),
         ("unknown attribute", good().u32(77, 1), "EINVAL"),
     ];
-    let state = || -> io::Result<_> { Ok((provider::bindings()?, provider::attachments()?)) };
-    let before = state()?;
+    let before = State::of(&pair)?;
     for (name, attrs, expected) in &requests {
         let answer = bind(&pair, attrs)?;
         observe(format_args!("{name}: {}", number(&answer)));
         assert_eq!(number(&answer), *expected, "{name}: {answer:?}");
-        // What a request made before it failed may be freed a little later.
-        provider::wait_for_same(&before, state);
+        before.wait_until_back(&pair);
     }
     bind(&pair, &good())??;
     Ok(())

@@ -7,8 +7,8 @@ use devmem_kselftest::Provider;
 use devmem_kselftest::faults::Call;
 use devmem_kselftest::ktap;
 use devmem_kselftest::pair::Ip;
-use devmem_kselftest::provider;
 use devmem_kselftest::sockopt;
+use devmem_kselftest::state::State;
 use devmem_kselftest::tx;
 
 use crate::bind::Way;
@@ -115,7 +115,7 @@ fn check(fault: &Fault, call: &Call, got: walk::Result) -> Outcome {
 #[track_caller]
 fn bind(way: Way, faults: &[Fault]) -> Outcome {
     let mut rig = Rig::new()?;
-    let before = rig.state()?;
+    let before = State::of(&rig.pair)?;
     rig.transfer()?;
     for fault in faults {
         let (call, got) = way.with_socket(&rig, |request| {
@@ -125,7 +125,7 @@ fn bind(way: Way, faults: &[Fault]) -> Outcome {
         })?;
         check(fault, &call, got)?;
         drop(call);
-        provider::wait_for_same(&before, || rig.state());
+        before.wait_until_back(&rig.pair);
     }
     rig.transfer()
 }

@@ -2,14 +2,12 @@
 
 //! What faults are tried on, and whether it is as before afterwards.
 
-use std::fs;
 use std::io;
 
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Receiver;
 use devmem::dmabuf::Mapping;
-use devmem::netdev::Queue;
 use devmem::netlink::Attrs;
 use devmem_kselftest::Outcome;
 use devmem_kselftest::Pair;
@@ -23,15 +21,6 @@ use devmem_kselftest::tx::Completions;
 /// Bytes that a transfer moves.
 const TRANSFER: u64 = 32 << 10;
 const MEMORY: usize = 1 << 18;
-
-/// Receive queues, bindings, attached devices and the module's references.
-#[derive(Debug, PartialEq, Eq)]
-pub struct State {
-    queues: Vec<Queue>,
-    bindings: Option<Vec<u32>>,
-    attachments: u64,
-    module: Option<String>,
-}
 
 /// A pair of devices, a connection between them, and memory to receive to and to send from.
 pub struct Rig {
@@ -84,17 +73,6 @@ impl Rig {
         let memory = DmaBuf::udmabuf(16 << 12)?;
         drop(self.pair.bind(&[Self::QUEUE, 2], &memory)?);
         Ok(())
-    }
-
-    /// What a call that fails must leave as it was.
-    pub fn state(&self) -> io::Result<State> {
-        let bindings = provider::bindings()?;
-        Ok(State {
-            queues: self.pair.queues()?,
-            bindings: bindings.map(|list| list.into_iter().map(|info| info.id).collect()),
-            attachments: provider::attachments()?,
-            module: fs::read_to_string("/sys/module/devmem_provider/refcnt").ok(),
-        })
     }
 
     /// Binds both ends, sends from the one memory into the other, and compares every byte.

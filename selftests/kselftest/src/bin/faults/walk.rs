@@ -11,11 +11,10 @@ use devmem_kselftest::faults::Kind;
 use devmem_kselftest::faults::Site;
 use devmem_kselftest::faults::Watch;
 use devmem_kselftest::ktap;
-use devmem_kselftest::provider;
+use devmem_kselftest::state::State;
 use nix::errno::Errno;
 
 use crate::rig::Rig;
-use crate::rig::State;
 
 /// More points than any call has.
 const ENDLESS: u32 = 1000;
@@ -53,7 +52,7 @@ impl Walk {
     ) -> Outcome {
         let watch = Watch::new()?;
         let mut seen = Seen::default();
-        let before = rig.state()?;
+        let before = State::of(&rig.pair)?;
         for _ in 0..PASSES {
             self.pass(rig, &before, &watch, &mut seen, &mut shoot)?;
             rig.transfer()?;
@@ -82,7 +81,7 @@ impl Walk {
                 break;
             };
             seen.add(self, site, result);
-            provider::wait_for_same(before, || rig.state());
+            before.wait_until_back(&rig.pair);
             if n % TRANSFER_EVERY == 0 {
                 rig.transfer()?;
             }
