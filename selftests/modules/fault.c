@@ -6,7 +6,11 @@
  * probe: who asks for it has to know what may return what.
  */
 
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/atomic.h>
+#include <linux/cpu.h>
+#include <linux/fault-inject.h>
 #include <linux/kprobes.h>
 #include <linux/mutex.h>
 #include <linux/preempt.h>
@@ -16,11 +20,13 @@
 #include <linux/slab.h>
 #include <linux/stacktrace.h>
 #include <linux/string.h>
+#include <linux/workqueue.h>
 
 #include "devmem_test.h"
 
 #define MAX_FAILURES	256
 #define MAX_DEPTH	48
+#define MAX_ATTEMPTS	10
 
 struct failure {
 	/* 0 until @stack is complete. */
@@ -98,6 +104,16 @@ static struct devmem_test_injection __rcu *watcher;
 static DEFINE_MUTEX(watch_lock);
 static bool watch_registered;
 
+/* A fault that never strikes: to learn whether the watch sees who asks for it. */
+static DECLARE_FAULT_ATTR(trial);
+static atomic_t trials_seen = ATOMIC_INIT(0);
+
+static bool is_trial(struct pt_regs *regs)
+{
+	return regs_get_kernel_argument(regs, 0) == (unsigned long)&trial;
+}
+NOKPROBE_SYMBOL(is_trial);
+
 /* Handlers of probes run with preemption off, and may interrupt anything. */
 static struct devmem_test_injection *current_watcher(void)
 {
@@ -110,6 +126,10 @@ static int watch_entry_handler(struct kretprobe_instance *instance,
 {
 	struct devmem_test_injection *injection = current_watcher();
 
+	if (is_trial(regs)) {
+		atomic_inc(&trials_seen);
+		return 1;
+	}
 	if (!injection || !concerns(injection))
 		return 1;
 	atomic_inc(&injection->calls);
@@ -168,6 +188,45 @@ devmem_test_inject(const struct devmem_test_fault *spec)
 	return injection;
 }
 
+static long watch_sees(void *unused)
+{
+	int before = atomic_read(&trials_seen);
+
+	should_fail(&trial, 1);
+	return atomic_read(&trials_seen) != before;
+}
+
+static bool watch_sees_on_all_cpus(void)
+{
+	bool sees = true;
+	int cpu;
+
+	lockdep_assert_held(&watch_lock);
+
+	cpus_read_lock();
+	for_each_online_cpu(cpu)
+		sees &= work_on_cpu(cpu, watch_sees, NULL);
+	cpus_read_unlock();
+	return sees;
+}
+
+/* A CPU that calls the function while another one writes the probe may leave an emulator
+ * with a translation that has no probe in it. Writing it again helps then.
+ */
+static int watch_prove(void)
+{
+	int attempt, err = 0;
+
+	for (attempt = 0; !err && attempt < MAX_ATTEMPTS; attempt++) {
+		if (watch_sees_on_all_cpus())
+			return 0;
+		pr_info("the probe of %s is not run, writing it again\n",
+			watch.kp.symbol_name);
+		err = disable_kretprobe(&watch) ?: enable_kretprobe(&watch);
+	}
+	return err ?: -EIO;
+}
+
 static int watch_start(struct devmem_test_injection *injection)
 {
 	int err;
@@ -183,6 +242,9 @@ static int watch_start(struct devmem_test_injection *injection)
 			return err;
 		watch_registered = true;
 	}
+	err = watch_prove();
+	if (err)
+		return err;
 	rcu_assign_pointer(watcher, injection);
 	return 0;
 }
@@ -207,16 +269,17 @@ struct devmem_test_injection *devmem_test_watch(u32 tid)
 	return injection;
 }
 
-/* Symbols of the callers, the innermost first, one a line. An empty line ends
- * each failure.
+/* How many calls, failures, and calls that the watch could not follow; then symbols of the
+ * callers, the innermost first, one a line. An empty line ends each failure.
  */
 void devmem_test_show(struct seq_file *seq,
 		      const struct devmem_test_injection *injection)
 {
 	unsigned int i, j, depth;
 
-	seq_printf(seq, "%d %d\n", atomic_read(&injection->calls),
-		   atomic_read(&injection->failures));
+	seq_printf(seq, "%d %d %lu\n", atomic_read(&injection->calls),
+		   atomic_read(&injection->failures),
+		   watch.nmissed + watch.kp.nmissed);
 	for (i = 0; i < MAX_FAILURES; i++) {
 		/* Pairs with note_failure(). */
 		depth = smp_load_acquire(&injection->log[i].depth);

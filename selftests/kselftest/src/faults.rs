@@ -137,9 +137,17 @@ impl fmt::Display for Kind {
     }
 }
 
-fn parse(text: &str) -> (u32, Vec<Site>) {
+/// What the test module noted.
+struct Notes {
+    calls: u32,
+    /// Calls that it could not follow.
+    missed: u32,
+    sites: Vec<Site>,
+}
+
+fn parse(text: &str) -> Notes {
     let (counts, stacks) = text.split_once('\n').unwrap_or_default();
-    let calls = counts.split(' ').next().and_then(|n| n.parse().ok());
+    let count = |nth| counts.split(' ').nth(nth).and_then(|n| n.parse().ok());
     let sites = stacks
         .split("\n\n")
         .filter(|stack| !stack.trim().is_empty())
@@ -151,10 +159,14 @@ fn parse(text: &str) -> (u32, Vec<Site>) {
             Site(stack.lines().map(name).collect())
         })
         .collect();
-    (calls.unwrap_or(0), sites)
+    Notes {
+        calls: count(0).unwrap_or(0),
+        missed: count(2).unwrap_or(0),
+        sites,
+    }
 }
 
-fn read(mut file: &File) -> io::Result<(u32, Vec<Site>)> {
+fn read(mut file: &File) -> io::Result<Notes> {
     let mut text = String::new();
     file.rewind()?;
     file.read_to_string(&mut text)?;
@@ -186,8 +198,8 @@ impl Call {
 
     /// How often it was called since, and where from if it failed.
     pub fn result(&self) -> io::Result<(u32, Option<Site>)> {
-        let (calls, sites) = read(&self.0)?;
-        Ok((calls, sites.into_iter().next()))
+        let notes = read(&self.0)?;
+        Ok((notes.calls, notes.sites.into_iter().next()))
     }
 }
 
@@ -208,9 +220,9 @@ impl Watch {
 
     /// Where it struck since it was asked last; 256 places at the most.
     pub fn take(&self) -> io::Result<Vec<Site>> {
-        let (_, sites) = read(&self.0)?;
+        let notes = read(&self.0)?;
         self.forget()?;
-        Ok(sites)
+        Ok(notes.sites)
     }
 
     fn forget(&self) -> io::Result<()> {
@@ -236,11 +248,17 @@ impl Watch {
         (&control).write_all(format!("{nth}").as_bytes())?;
         let result = call();
         let struck = struck(&control);
-        let site = match struck? {
-            true => self.take()?.into_iter().next(),
-            false => None,
-        };
-        Ok((result, site))
+        if !struck? {
+            return Ok((result, None));
+        }
+        let notes = read(&self.0)?;
+        match notes.sites.into_iter().next() {
+            Some(site) => Ok((result, Some(site))),
+            None => Err(io::Error::other(format!(
+                "point {nth} failed, and it is not known where: {} calls seen, {} missed",
+                notes.calls, notes.missed
+            ))),
+        }
     }
 }
 
