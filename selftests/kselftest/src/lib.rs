@@ -10,6 +10,7 @@ pub mod aftermath;
 pub mod bpf;
 pub mod cgroup;
 pub mod child;
+pub mod compat;
 pub mod faults;
 pub mod grace;
 mod ifctl;

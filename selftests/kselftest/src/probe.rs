@@ -15,6 +15,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -40,11 +41,16 @@ use nix::sys::mman::mmap_anonymous;
 use nix::sys::mman::mprotect;
 use nix::sys::mman::munmap;
 
+use crate::bpf;
+use crate::compat;
 use crate::ktap::Stop;
 use crate::ktap::observe;
 use crate::pair::Connection;
 use crate::pair::Ip;
 use crate::pair::Pair;
+use crate::peer::Peer;
+use crate::peer::Segment;
+use crate::peer::segment;
 use crate::traffic;
 
 const PAGE: usize = 4096;
@@ -94,14 +100,15 @@ struct Fenced {
 }
 
 impl Fenced {
-    fn new(area: Area) -> io::Result<Self> {
+    /// Memory anywhere, or where `place` has it.
+    fn new(area: Area, place: MapFlags) -> io::Result<Self> {
         let front = area.good.next_multiple_of(PAGE);
         let fence = (area.len - area.good).next_multiple_of(PAGE) + PAGE;
         let mapped = front + fence;
         let len = NonZeroUsize::new(mapped).ok_or(io::ErrorKind::InvalidInput)?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: A new mapping, placed by the kernel, changes no memory of this program.
-        let base = unsafe { mmap_anonymous(None, len, prot, MapFlags::MAP_PRIVATE) }?;
+        let base = unsafe { mmap_anonymous(None, len, prot, MapFlags::MAP_PRIVATE | place) }?;
         let fenced = Self {
             base,
             mapped,
@@ -139,6 +146,7 @@ pub struct Call {
     flags: i32,
     data: Vec<Area>,
     control: Area,
+    compat: bool,
 }
 
 impl Call {
@@ -148,6 +156,7 @@ impl Call {
             flags: MSG_SOCK_DEVMEM,
             data: vec![Area::good(len)],
             control: Area::good(ROOM * cmsg::SPACE),
+            compat: false,
         }
     }
 
@@ -162,6 +171,12 @@ impl Call {
     /// With these flags, too.
     pub fn flags(mut self, flags: i32) -> Self {
         self.flags |= flags;
+        self
+    }
+
+    /// As a program of 32 bits makes it.
+    pub fn compat(mut self) -> Self {
+        self.compat = true;
         self
     }
 
@@ -187,12 +202,16 @@ impl Call {
     }
 
     fn make(&self, socket: BorrowedFd<'_>) -> io::Result<Got> {
+        let place = match self.compat {
+            true => MapFlags::MAP_32BIT,
+            false => MapFlags::empty(),
+        };
         let data: Vec<_> = self
             .data
             .iter()
-            .map(|&area| Fenced::new(area))
+            .map(|&area| Fenced::new(area, place))
             .collect::<io::Result<_>>()?;
-        let control = Fenced::new(self.control)?;
+        let control = Fenced::new(self.control, place)?;
         let mut iovecs: Vec<_> = data
             .iter()
             .map(|fenced| libc::iovec {
@@ -210,18 +229,19 @@ impl Call {
         let result = loop {
             // SAFETY: `msg` points to buffers that are writable, or known to the kernel as not mapped,
             // and nothing else refers to them during the call.
-            let ret = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut msg, self.flags) };
-            match usize::try_from(ret) {
-                Ok(len) => break Ok(len),
-                Err(_) if Errno::last() == Errno::EINTR => (),
-                Err(_) => break Err(Errno::last_raw()),
+            match unsafe { self.recvmsg(socket, &mut msg) } {
+                Err(libc::EINTR) => (),
+                result => break result,
             }
         };
         let (written, flags) = match result {
             Ok(_) => (msg.msg_controllen.min(control.area.good), msg.msg_flags),
             Err(_) => (0, 0),
         };
-        let told = &control.bytes()[..written];
+        let told = match (&control.bytes()[..written], self.compat) {
+            (told, true) => &compat::widen(told),
+            (told, false) => told,
+        };
         Ok(Got {
             result,
             flags,
@@ -229,6 +249,20 @@ impl Call {
             others: others(told),
             data: data.iter().flat_map(Fenced::bytes).copied().collect(),
         })
+    }
+
+    /// # Safety
+    ///
+    /// The buffers of `msg` are writable, or not mapped at all, and nothing refers to them.
+    unsafe fn recvmsg(&self, socket: BorrowedFd<'_>, msg: &mut libc::msghdr) -> Result<usize, i32> {
+        if self.compat {
+            // SAFETY: By this function's requirements.
+            return unsafe { compat::recvmsg(&socket, msg, self.flags) }
+                .map_err(|err| err.raw_os_error().unwrap_or(0));
+        }
+        // SAFETY: By this function's requirements.
+        let ret = unsafe { libc::recvmsg(socket.as_raw_fd(), msg, self.flags) };
+        usize::try_from(ret).map_err(|_| Errno::last_raw())
     }
 }
 
@@ -592,6 +626,44 @@ impl Bench {
     pub fn start_sending(&self, count: usize) -> io::Result<()> {
         traffic::send(&self.connection.tx, self.sent(), count as u64, count)?;
         self.sent.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A connection each segment of which has bytes in host memory before those in device memory.
+#[derive(Debug)]
+pub struct Mixed {
+    /// The receiver.
+    pub socket: TcpStream,
+    peer: Peer,
+    _program: OwnedFd,
+}
+
+impl Mixed {
+    const PORT: u16 = Bench::PORT + 1;
+
+    /// A connection into the bound queue of a bench.
+    pub fn new(bench: &Bench) -> Result<Self, Stop> {
+        let rx = &bench.pair.rx;
+        let program = rx.ns.run(|| bpf::options_to_payload(rx.ifindex))?;
+        bench.pair.steer(Self::PORT, Bench::QUEUE)?;
+        let listener = bench.pair.listen(Ip::V4, Self::PORT)?;
+        let (peer, socket) = Peer::connect(&bench.pair, &listener)?;
+        Ok(Self {
+            socket,
+            peer,
+            _program: program,
+        })
+    }
+
+    /// Sends the stream from a position on, up to 40 bytes to host memory (a multiple of 4) and `frag`
+    /// bytes to device memory, and waits until they are in the receive queue.
+    pub fn send(&self, position: u64, linear: usize, frag: usize) -> io::Result<()> {
+        self.peer.send(Segment {
+            in_options: linear,
+            ..segment(position, linear + frag)
+        })?;
+        wait_received(&self.socket, position + (linear + frag) as u64);
         Ok(())
     }
 }

@@ -9,17 +9,14 @@ use std::process::ExitCode;
 use devmem::DmaBuf;
 use devmem_kselftest::Outcome;
 use devmem_kselftest::Test;
-use devmem_kselftest::bpf;
 use devmem_kselftest::ktap;
 use devmem_kselftest::pair::Ip;
-use devmem_kselftest::peer::Peer;
-use devmem_kselftest::peer::Segment;
-use devmem_kselftest::peer::segment;
 use devmem_kselftest::probe::Area;
 use devmem_kselftest::probe::Bench;
 use devmem_kselftest::probe::Call;
 use devmem_kselftest::probe::ETOOSMALL;
 use devmem_kselftest::probe::Got;
+use devmem_kselftest::probe::Mixed;
 use devmem_kselftest::probe::Probe;
 use devmem_kselftest::probe::wait_received;
 use devmem_kselftest::provider;
@@ -331,41 +328,29 @@ fn merged_by_gro() -> Outcome {
 
 /// Bytes in host memory before those in device memory, in one segment: both come with a call.
 fn linear_bytes_before_frags() -> Outcome {
-    const PORT: u16 = Bench::PORT + 1;
     let bench = Bench::new()?;
-    let rx = &bench.pair.rx;
-    let _program = rx.ns.run(|| bpf::options_to_payload(rx.ifindex))?;
-    bench.pair.steer(PORT, Bench::QUEUE)?;
-    let (peer, socket) = Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)?;
-    let mut probe = bench.probe_of(&socket);
-    let send = |position: u64, len: usize| -> io::Result<()> {
-        peer.send(Segment {
-            in_options: 40,
-            ..segment(position, len)
-        })?;
-        wait_received(&socket, position + len as u64);
-        Ok(())
-    };
+    let mixed = Mixed::new(&bench)?;
+    let mut probe = bench.probe_of(&mixed.socket);
     let sizes = |got: &Got| {
         assert_eq!(got.len(), got.sizes().iter().sum::<u32>() as usize);
         got.sizes()
     };
 
-    send(0, 140)?;
+    mixed.send(0, 40, 100)?;
     assert_eq!(sizes(&probe.receive(&Call::new(ALL))), [40, 100]);
     // Less than what is in host memory, more than that, and from the middle of the frag.
-    send(140, 140)?;
+    mixed.send(140, 40, 100)?;
     let peek = Call::new(ALL).flags(libc::MSG_PEEK);
     assert_eq!(sizes(&probe.receive(&peek)), [40, 100]);
     assert_eq!(sizes(&probe.receive(&Call::new(30))), [30]);
     assert_eq!(sizes(&probe.receive(&Call::new(30))), [10, 20]);
     assert_eq!(sizes(&probe.receive(&Call::new(ALL))), [80]);
     // No room: for a message, for the second one, for the bytes.
-    send(280, 140)?;
+    mixed.send(280, 40, 100)?;
     probe.call(&Call::new(ALL).room(0)).assert_fails(ETOOSMALL);
     assert_eq!(sizes(&probe.receive(&Call::new(ALL).room(1))), [40]);
     assert_eq!(sizes(&probe.receive(&Call::new(ALL).room(1))), [100]);
-    send(420, 140)?;
+    mixed.send(420, 40, 100)?;
     for good in [0, 20] {
         let call = Call::new(0).data(&[Area::faulty(good, ALL)]);
         probe.call(&call).assert_fails(libc::EFAULT);
@@ -384,19 +369,11 @@ fn linear_bytes_before_frags() -> Outcome {
 
 /// Several such segments, one behind the other.
 fn linear_bytes_between_frags() -> Outcome {
-    const PORT: u16 = Bench::PORT + 1;
     let bench = Bench::new()?;
-    let rx = &bench.pair.rx;
-    let _program = rx.ns.run(|| bpf::options_to_payload(rx.ifindex))?;
-    bench.pair.steer(PORT, Bench::QUEUE)?;
-    let (peer, socket) = Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)?;
-    let mut probe = bench.probe_of(&socket);
+    let mixed = Mixed::new(&bench)?;
+    let mut probe = bench.probe_of(&mixed.socket);
     for i in 0..3 {
-        peer.send(Segment {
-            in_options: 40,
-            ..segment(140 * i, 140)
-        })?;
-        wait_received(&socket, 140 * (i + 1));
+        mixed.send(140 * i, 40, 100)?;
     }
     let got = probe.receive(&Call::new(ALL));
     assert_eq!(got.sizes(), [40, 100, 40, 100, 40, 100]);
