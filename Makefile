@@ -13,7 +13,8 @@ SEED ?=
 MODE ?=
 SERIES ?=
 ROUNDS ?=
-export KDIR MO KSRC FILE TESTS GUEST DURATION SEED MODE SERIES ROUNDS
+FROM ?=
+export KDIR MO KSRC FILE TESTS GUEST DURATION SEED MODE SERIES ROUNDS FROM
 
 PHONY := all
 all: ## build the module, against the cached guest kernel or KDIR=<built kernel tree>
@@ -78,6 +79,10 @@ modules_install: all ## install the module where KDIR's modules live (INSTALL_MO
 PHONY += patch
 patch: ## apply the kernel series to a tree of your own, KSRC=<kernel source>
 	@scripts/patch
+
+PHONY += bisect
+bisect: ## build the kernel at each patch of the series, FROM=1 on
+	@scripts/bisect
 
 PHONY += fmt
 fmt: ## format the Rust code
