@@ -12,6 +12,7 @@ use std::sync::mpsc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use crate::pair;
 use crate::provider;
@@ -77,15 +78,37 @@ pub fn is_slow() -> bool {
     env::var("GUEST").is_ok_and(|guest| guest != "fast")
 }
 
-/// Runs the tests of a program, in order.
+/// Runs the tests of a program, in order: all, or those that the command line names.
 pub fn run(tests: &[Test]) -> ExitCode {
     run_within(TIMEOUT, tests)
+}
+
+/// The tests that the command line names, or all of them.
+fn chosen(tests: &[Test]) -> Result<Vec<Test>, String> {
+    let names: Vec<_> = env::args().skip(1).collect();
+    if names.is_empty() {
+        return Ok(tests.to_vec());
+    }
+    names
+        .iter()
+        .map(|name| {
+            let test = tests.iter().find(|test| test.name == name);
+            test.copied().ok_or_else(|| format!("no test {name}"))
+        })
+        .collect()
 }
 
 /// Like [`run`], each of which may take so long, and some times longer on a slow kernel.
 pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
     let timeout = timeout * if is_slow() { 4 } else { 1 };
     println!("KTAP version 1");
+    let tests = match chosen(tests) {
+        Ok(tests) => tests,
+        Err(what) => {
+            println!("Bail out! {what}");
+            return ExitCode::FAILURE;
+        }
+    };
     println!("1..{}", tests.len());
     panic::set_hook(Box::new(|info| diag(info)));
 
@@ -101,7 +124,10 @@ pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
     let mut failed = 0;
     for (index, test) in tests.iter().enumerate() {
         let number = index + 1;
-        match run_one(test, timeout) {
+        let start = Instant::now();
+        let verdict = run_one(test, timeout);
+        diag(format_args!("took {} ms", start.elapsed().as_millis()));
+        match verdict {
             Verdict::Ok => println!("ok {number} {}", test.name),
             Verdict::Skip(reason) => println!("ok {number} {} # SKIP {reason}", test.name),
             Verdict::Failed => {
