@@ -14,7 +14,8 @@ MODE ?=
 SERIES ?=
 ROUNDS ?=
 FROM ?=
-export KDIR MO KSRC FILE TESTS GUEST DURATION SEED MODE SERIES ROUNDS FROM
+WITH ?=
+export KDIR MO KSRC FILE TESTS GUEST DURATION SEED MODE SERIES ROUNDS FROM WITH
 
 PHONY := all
 all: ## build the module, against the cached guest kernel or KDIR=<built kernel tree>
@@ -28,7 +29,7 @@ demo: ## build everything, boot the guest and receive a file (FILE=) into a dma-
 	@scripts/demo
 
 PHONY += test
-test: ## all tests, on the host and in the guests (TESTS="program..." for some)
+test: ## all tests, on the host and in the guests (TESTS="program[/test]..." for some, WITH=lint)
 	@scripts/test
 
 PHONY += test-upstream

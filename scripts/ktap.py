@@ -29,6 +29,7 @@ CARGO_SUM = re.compile(r"^test result: (?:ok|FAILED)\. (\d+) passed; (\d+) faile
 UNIT_TEST = re.compile(r"^(?P<name>.+) \.\.\. (?P<result>ok|FAIL|ERROR|skipped .*)$")
 UNIT_SUM = re.compile(r"^Ran (\d+) tests? in ")
 SAW = "# saw: "
+TOOK = re.compile(r"took \d+ ms")
 TIMED_OUT = (124, 137)
 
 
@@ -135,7 +136,9 @@ def failure(lines, i, directive):
     said = []
     while i > 0 and lines[i - 1].strip().startswith("#") and len(said) < 20:
         i -= 1
-        said.insert(0, lines[i].strip().lstrip("# "))
+        line = lines[i].strip().lstrip("# ")
+        if not TOOK.fullmatch(line):
+            said.insert(0, line)
     return "; ".join(filter(None, [directive, *said])) or "no diagnostics"
 
 
@@ -237,8 +240,8 @@ def difference(one, other):
     return None
 
 
-def compare(directory, runs, intended):
-    """Compares the runs of each program on the providers.
+def compare(directory, runs, intended, partial=False):
+    """Compares the runs of each program on the providers, or some of its tests (partial).
 
     Returns a failure for each test that differs and is not intended to, or does not
     differ although it is, and a list of the intended differences.
@@ -269,7 +272,7 @@ def compare(directory, runs, intended):
                 elif name in intended and one[1] == "passed":
                     results.fail(name, "an intended difference which is none any more")
                 compared.add(name)
-        if others:
+        if others and not partial:
             for name in intended:
                 if name.partition("/")[0] == program and name not in compared:
                     results.fail(name, "an intended difference of a test that there is not")
@@ -350,6 +353,20 @@ def judge(results, expected, ran):
         results.fail(name, "expected to be skipped, but was not")
 
 
+def parts_table(text, elapsed):
+    """What the parts of the run took, of lines "name<tab>wall<tab>CPU", in seconds.
+
+    Parts run beside one another: their sum is more than the whole took.
+    """
+    rows = [line.split("\t") for line in text.splitlines()]
+    cpu = sum(int(row[2]) for row in rows)
+    rows.append(["all", str(elapsed), str(cpu)])
+    width = max(len(row[0]) for row in rows)
+    lines = [f"{'part':{width}}  wall, s  CPU, s"]
+    lines += [f"{name:{width}} {wall:>8} {cpu:>7}" for name, wall, cpu in rows]
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--expected-skips", type=pathlib.Path, required=True)
@@ -358,6 +375,10 @@ def main():
     parser.add_argument("--unittest", type=pathlib.Path, help="output of unittest -v")
     parser.add_argument("--ktap", type=pathlib.Path, help="directory of what the runs printed")
     parser.add_argument("--cases", type=pathlib.Path, help="cases that programs have to have")
+    parser.add_argument("--parts", type=pathlib.Path, help="what the parts of the run took")
+    parser.add_argument("--elapsed", type=int, help="seconds that the whole run took")
+    parser.add_argument("--note", action="append", default=[], help="to be said in the end")
+    parser.add_argument("--partial", action="store_true", help="some tests of the programs ran")
     parser.add_argument("--fail", action="append", default=[], help="a failure seen elsewhere")
     parser.add_argument("runs", nargs="*", metavar="provider/program")
     args = parser.parse_args()
@@ -379,15 +400,19 @@ def main():
     as_intended = []
     if args.ktap:
         intended = read_expected(args.intended_differences) if args.intended_differences else {}
-        differences, as_intended = compare(args.ktap, args.runs, intended)
+        differences, as_intended = compare(args.ktap, args.runs, intended, args.partial)
         results.add(differences)
 
+    if args.parts:
+        print(parts_table(args.parts.read_text(), args.elapsed))
     for name, reason in as_intended:
         print(f"differs as intended: {name}: {reason}")
     for name, reason in results.skipped:
         print(f"skipped: {name}: {reason}")
     for name, reason in results.failed:
         print(f"FAILED: {name}: {reason}")
+    for note in args.note:
+        print(f"NOTE: {note}")
     print(
         f"{len(results.passed)} passed, {len(results.failed)} failed, "
         f"{len(results.skipped)} skipped"

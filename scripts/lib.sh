@@ -30,6 +30,7 @@ BINDGEN_VERSION=0.73.2
 BINDGEN_MIN=0.71.1
 RUST_MIN=1.85.0
 VNG_VERSION=1.42
+QEMU_MIN=8.1
 LIBURING_VERSION=2.15-1
 
 # The guest, that is its kernel: fast, or one that looks for bugs. Each but the fast one
@@ -222,6 +223,19 @@ apt_choose()
 	echo "$newest"
 }
 
+# not_pinned: a line for what is not of the version that is pinned above.
+not_pinned()
+{
+	local version
+
+	version=$(kernel_version)
+	[ "$version" = "$KERNEL_VERSION" ] ||
+		echo "this was linux $version: the pinned $KERNEL_VERSION is gone from the archive"
+	version=$(cat "$CACHE/tools/liburing-$LIBURING_VERSION/version" 2>/dev/null || true)
+	[ "${version:-$LIBURING_VERSION}" = "$LIBURING_VERSION" ] ||
+		echo "this was liburing $version: the pinned $LIBURING_VERSION is gone from the archive"
+}
+
 # apt_fetch PACKAGE VERSION DIR: downloads PACKAGE into DIR, its hash checked
 # against the signed index.
 apt_fetch()
@@ -239,6 +253,7 @@ apt_fetch()
 toolchain()
 {
 	PATH=$CACHE/tools/bindgen-$BINDGEN_VERSION/bin:$CACHE/tools/virtme-ng-$VNG_VERSION/bin:$PATH
+	PATH=$CACHE/tools/qemu-$QEMU_MIN/bin:$PATH
 	export PATH
 	if [ -z "${RUST_LIB_SRC:-}" ]; then
 		local dir version
@@ -260,6 +275,11 @@ rustc_version()
 rustc_llvm_version()
 {
 	rustc --version --verbose | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p'
+}
+
+qemu_version()
+{
+	qemu-system-x86_64 --version 2>/dev/null | sed -n '1s/.* version \([0-9.]*\).*/\1/p'
 }
 
 bindgen_version()

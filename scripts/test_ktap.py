@@ -37,6 +37,10 @@ class Ktap(unittest.TestCase):
         r = ktap.parse_ktap("prog", text, 1)
         self.assertEqual(r.failed, [("prog/sums", "at foo.rs:3; left 1, right 2")])
 
+    def test_what_a_test_took_is_no_reason(self):
+        text = "KTAP version 1\n1..1\n# left 1, right 2\n# took 17 ms\nnot ok 1 sums\n"
+        self.assertEqual(reasons(text, 1), "left 1, right 2")
+
     def test_dash_before_the_name(self):
         r = ktap.parse_ktap("prog", "KTAP version 1\n1..1\nok 1 - name with words\n", 0)
         self.assertEqual(r.passed, ["prog/name with words"])
@@ -373,6 +377,19 @@ class CommandLine(unittest.TestCase):
             cases.flush()
             result = self.run_ktap(GOOD, "--cases", cases.name)
         self.assertEqual(result, (1, "4 passed, 2 failed, 0 skipped"))
+
+    def test_some_tests_need_not_differ_as_intended(self):
+        with tempfile.NamedTemporaryFile("w") as intended:
+            intended.write("prog/third a reason\n")
+            intended.flush()
+            args = ["--intended-differences", intended.name]
+            self.assertEqual(self.run_ktap(GOOD, *args)[0], 1)
+            self.assertEqual(self.run_ktap(GOOD, *args, "--partial")[0], 0)
+
+    def test_parts(self):
+        table = ktap.parts_table("prepare\t7\t11\nfast guest\t100\t120\n", 103)
+        self.assertEqual(table.splitlines()[-1].split(), ["all", "103", "131"])
+        self.assertEqual(table.splitlines()[2].split(), ["fast", "guest", "100", "120"])
 
     def test_nothing_at_all_is_no_success(self):
         self.assertEqual(self.run_ktap("KTAP version 1\n1..0\n")[0], 1)

@@ -3,9 +3,11 @@
 #
 # In the guest: runs test programs one after the other, each on a provider. A run leaves
 # what it printed in $WORK/ktap/<provider>/<program>, and how it ended beside that in
-# <program>.status; scripts/ktap.py judges them on the host. A kernel that can tell what
+# <program>.status and <program>.took; scripts/ktap.py judges them on the host. A kernel that can tell what
 # was left behind is asked in the end.
-# Usage: run-tests.sh SECONDS PROVIDER/PROGRAM... (SECONDS: limit for each run)
+# Where $SHARED is set, a directory, other guests have the same list: who makes the directory
+# of a run's number there runs it.
+# Usage: run-tests.sh SECONDS PROVIDER/PROGRAM[/TEST,...]... (SECONDS: limit for each run)
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -68,21 +70,32 @@ check_mappings()
 	fi
 }
 
+# take NUMBER: is that run ours?
+take()
+{
+	[ -z "${SHARED:-}" ] || mkdir "$SHARED/$1" 2>/dev/null
+}
+
 look_for_races
 i=0
 for run; do
 	i=$((i + 1))
+	take "$i" || continue
 	start=$EPOCHSECONDS
+	IFS=/ read -r provider program names <<<"$run"
+	IFS=, read -r -a names <<<"$names"
 	printf '# %d/%d %s\n' "$i" $# "$run"
-	mkdir -p "$WORK/ktap/${run%/*}"
+	mkdir -p "$WORK/ktap/$provider"
 	rc=0
 	# A program for both chooses by itself.
-	export DEVMEM_PROVIDER=${run%/*}
+	export DEVMEM_PROVIDER=$provider
 	[ "$DEVMEM_PROVIDER" != both ] || unset DEVMEM_PROVIDER
-	timeout --kill-after=5 "$limit" "$DEVMEM_BIN/${run#*/}" 2>&1 </dev/null |
-		tee "$WORK/ktap/$run" | sed 's/^/    /' || rc=${PIPESTATUS[0]}
-	echo "$rc" >"$WORK/ktap/$run.status"
-	printf '# %s: exit status %d, %d s\n' "$run" "$rc" $((EPOCHSECONDS - start))
+	timeout --kill-after=5 "$limit" "$DEVMEM_BIN/$program" "${names[@]}" 2>&1 </dev/null |
+		tee "$WORK/ktap/$provider/$program" | sed 's/^/    /' || rc=${PIPESTATUS[0]}
+	echo "$rc" >"$WORK/ktap/$provider/$program.status"
+	took=$((EPOCHSECONDS - start))
+	echo "$took" >"$WORK/ktap/$provider/$program.took"
+	printf '# %s: exit status %d, %d s\n' "$run" "$rc" "$took"
 done
 scan_memory
 check_mappings
