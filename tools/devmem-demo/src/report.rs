@@ -11,6 +11,18 @@ use crate::transfer::Outcome;
 const MIB: f64 = (1 << 20) as f64;
 const GIB: f64 = (1 << 30) as f64;
 
+/// An error that names each of these which is so.
+fn none_of<const N: usize>(defects: [(bool, &str); N]) -> Result<(), Box<dyn Error>> {
+    let found: Vec<_> = defects
+        .into_iter()
+        .filter_map(|(is_so, what)| is_so.then_some(what))
+        .collect();
+    match found.is_empty() {
+        true => Ok(()),
+        false => Err(found.join("; ").into()),
+    }
+}
+
 /// What the demo found.
 #[derive(Debug)]
 pub struct Report {
@@ -32,7 +44,7 @@ impl Report {
     /// An error that names everything which is not as it should be.
     pub fn verdict(&self) -> Result<(), Box<dyn Error>> {
         let device_memory = [&self.checked, &self.timed];
-        let wrong: Vec<&str> = [
+        none_of([
             (self.sent.bytes == 0, "the file is empty"),
             (
                 device_memory.iter().any(|o| o.bytes != self.sent.bytes),
@@ -59,14 +71,7 @@ impl Report {
                 "tokens are missing",
             ),
             (self.in_use.is_some(), "the binding was not freed"),
-        ]
-        .into_iter()
-        .filter_map(|(is_wrong, what)| is_wrong.then_some(what))
-        .collect();
-        match wrong.is_empty() {
-            true => Ok(()),
-            false => Err(wrong.join("; ").into()),
-        }
+        ])
     }
 }
 
@@ -136,7 +141,7 @@ impl CopyReport {
     /// An error that names everything which is not as it should be.
     pub fn verdict(&self) -> Result<(), Box<dyn Error>> {
         let any = |wrong: &dyn Fn(&Copied) -> bool| self.copies.iter().any(wrong);
-        let wrong: Vec<&str> = [
+        none_of([
             (self.bytes == 0, "the file is empty"),
             (
                 any(&|copy| copy.outcome.bytes != self.bytes),
@@ -152,14 +157,7 @@ impl CopyReport {
                 "tokens are missing",
             ),
             (self.in_use.is_some(), "the binding was not freed"),
-        ]
-        .into_iter()
-        .filter_map(|(is_wrong, what)| is_wrong.then_some(what))
-        .collect();
-        match wrong.is_empty() {
-            true => Ok(()),
-            false => Err(wrong.join("; ").into()),
-        }
+        ])
     }
 }
 
