@@ -35,7 +35,7 @@ use crate::recv::Frag;
 pub const MAX_EXTENTS: usize = 1024;
 
 /// How long to wait before another look at the error queue of a socket that is closed already.
-const CLOSED: Duration = Duration::from_millis(2);
+pub(crate) const CLOSED: Duration = Duration::from_millis(2);
 
 /// What of a dma-buf is to be sent, and whatever has to be kept until it was.
 ///
@@ -217,46 +217,7 @@ impl<'s, T: Source> Sender<'s, T> {
         source: T,
         flags: i32,
     ) -> Result<(), SendError<T>> {
-        let mut extents: Vec<_> = source.extents().filter(|extent| extent.len > 0).collect();
-        let key = self.flight.open(source);
-        let result = self.send_extents(key, binding.id(), &mut extents, flags);
-        let (sent, result) = match result {
-            Ok(()) => (0, Ok(())),
-            Err((sent, error)) => (sent, Err(error)),
-        };
-        let source = self.flight.close(key);
-        result.map_err(|error| SendError {
-            error,
-            sent,
-            source,
-        })
-    }
-
-    /// Sends `extents`, which it shortens by what was sent.
-    fn send_extents(
-        &mut self,
-        key: Key,
-        dmabuf_id: u32,
-        extents: &mut [Extent],
-        flags: i32,
-    ) -> Result<(), (u64, io::Error)> {
-        let mut rest = extents;
-        let mut sent = 0;
-        while !rest.is_empty() {
-            let now = rest.len().min(MAX_EXTENTS);
-            let more = if now < rest.len() { libc::MSG_MORE } else { 0 };
-            match send_dmabuf(self.socket, dmabuf_id, &rest[..now], flags | more) {
-                Ok(bytes) => {
-                    self.flight.add_call(key, bytes as u64);
-                    sent += bytes as u64;
-                    rest = advance(rest, bytes as u64);
-                }
-                Err(err) => self
-                    .before_retry(err, flags)
-                    .map_err(|error| (sent, error))?,
-            }
-        }
-        Ok(())
+        send_all(self, binding, source, flags)
     }
 
     /// Waits until a call that failed is worth another try; fails if it never will be.
@@ -336,6 +297,82 @@ impl<'s, T: Source> Sender<'s, T> {
     }
 }
 
+/// Calls of `sendmsg()`, however they are made: what the senders differ in.
+pub(crate) trait Calls<T> {
+    /// The calls that are not completed, and their sources.
+    fn flight(&mut self) -> &mut InFlight<T>;
+
+    /// Sends from the front of `extents` with one call for this source; returns how many bytes, or
+    /// `None` if it is worth another try.
+    fn call(
+        &mut self,
+        key: Key,
+        dmabuf_id: u32,
+        extents: &[Extent],
+        flags: i32,
+    ) -> io::Result<Option<u64>>;
+}
+
+impl<T: Source> Calls<T> for Sender<'_, T> {
+    fn flight(&mut self) -> &mut InFlight<T> {
+        &mut self.flight
+    }
+
+    fn call(
+        &mut self,
+        _key: Key,
+        dmabuf_id: u32,
+        extents: &[Extent],
+        flags: i32,
+    ) -> io::Result<Option<u64>> {
+        match send_dmabuf(self.socket, dmabuf_id, extents, flags) {
+            Ok(bytes) => Ok(Some(bytes as u64)),
+            Err(err) => self.before_retry(err, flags).map(|()| None),
+        }
+    }
+}
+
+/// Sends all of a source, which lies in the dma-buf of `binding`, with as many calls as that takes.
+pub(crate) fn send_all<T: Source>(
+    sender: &mut impl Calls<T>,
+    binding: &TxBinding,
+    source: T,
+    flags: i32,
+) -> Result<(), SendError<T>> {
+    let mut extents: Vec<_> = source.extents().filter(|extent| extent.len > 0).collect();
+    let key = sender.flight().open(source);
+    let result = send_extents(sender, key, binding.id(), &mut extents, flags);
+    let source = sender.flight().close(key);
+    result.map_err(|(sent, error)| SendError {
+        error,
+        sent,
+        source,
+    })
+}
+
+/// Sends `extents`, which it shortens by what was sent. If it fails it tells how much that was.
+fn send_extents<T>(
+    sender: &mut impl Calls<T>,
+    key: Key,
+    dmabuf_id: u32,
+    extents: &mut [Extent],
+    flags: i32,
+) -> Result<(), (u64, io::Error)> {
+    let mut rest = extents;
+    let mut sent = 0;
+    while !rest.is_empty() {
+        let now = rest.len().min(MAX_EXTENTS);
+        let more = if now < rest.len() { libc::MSG_MORE } else { 0 };
+        let result = sender.call(key, dmabuf_id, &rest[..now], flags | more);
+        if let Some(bytes) = result.map_err(|error| (sent, error))? {
+            sender.flight().add_call(key, bytes);
+            sent += bytes;
+            rest = advance(rest, bytes);
+        }
+    }
+    Ok(())
+}
+
 /// What sends over a socket: the [`Sender`] here, and that of [`uring`](crate::uring).
 pub trait Transmit<T> {
     /// Sends all of a source, which lies in the dma-buf of `binding`.
@@ -387,7 +424,7 @@ fn wait_for_error_queue(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> io
 }
 
 /// Takes `bytes` from the front of `extents`.
-pub(crate) fn advance(extents: &mut [Extent], mut bytes: u64) -> &mut [Extent] {
+fn advance(extents: &mut [Extent], mut bytes: u64) -> &mut [Extent] {
     let whole = extents
         .iter()
         .take_while(|extent| {

@@ -9,7 +9,6 @@ use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::thread;
-use std::time::Duration;
 
 use io_uring::opcode;
 use io_uring::types::Fd;
@@ -26,20 +25,20 @@ use crate::completion::Key;
 use crate::completion::Sent;
 use crate::dmabuf::Extent;
 use crate::netdev::TxBinding;
+use crate::send::CLOSED;
+use crate::send::Calls;
 use crate::send::MAX_EXTENTS;
 use crate::send::SendError;
 use crate::send::Source;
 use crate::send::Transmit;
-use crate::send::advance;
 use crate::send::enable_zerocopy;
+use crate::send::send_all;
 
 const ENTRIES: u32 = 8;
 /// `user_data` of requests to send.
 const SEND: u64 = 1;
 /// `user_data` of requests to read the error queue.
 const REAP: u64 = 2;
-/// How long to wait before another look at the error queue of a socket that is closed already.
-const CLOSED: Duration = Duration::from_millis(2);
 
 /// Messages of the error queue for which there is room from the start.
 const TOLD: usize = 64;
@@ -111,44 +110,7 @@ impl<'s, T: Source> Sender<'s, T> {
         source: T,
         flags: i32,
     ) -> Result<(), SendError<T>> {
-        let mut extents: Vec<_> = source.extents().filter(|extent| extent.len > 0).collect();
-        let key = self.flight.open(source);
-        let result = self.send_extents(key, binding.id(), &mut extents, flags);
-        let source = self.flight.close(key);
-        result.map_err(|(sent, error)| SendError {
-            error,
-            sent,
-            source,
-        })
-    }
-
-    /// Sends `extents`, which it shortens by what was sent.
-    fn send_extents(
-        &mut self,
-        key: Key,
-        dmabuf_id: u32,
-        extents: &mut [Extent],
-        flags: i32,
-    ) -> Result<(), (u64, io::Error)> {
-        let mut rest = extents;
-        let mut sent = 0;
-        while !rest.is_empty() {
-            let now = rest.len().min(MAX_EXTENTS);
-            let more = if now < rest.len() { libc::MSG_MORE } else { 0 };
-            let outcome = self.send_once(key, dmabuf_id, &rest[..now], flags | more);
-            let result = outcome.map_err(|error| (sent, error))?;
-            match u64::try_from(result) {
-                Ok(bytes) => {
-                    self.flight.add_call(key, bytes);
-                    sent += bytes;
-                    rest = advance(rest, bytes);
-                }
-                Err(_) => self
-                    .before_retry(io::Error::from_raw_os_error(-result), flags)
-                    .map_err(|error| (sent, error))?,
-            }
-        }
-        Ok(())
+        send_all(self, binding, source, flags)
     }
 
     /// Makes one request, and waits for its result.
@@ -243,6 +205,28 @@ impl<'s, T: Source> Sender<'s, T> {
             inner.ring.enter(usize::from(wait && !found), None)?;
             inner.take_completions();
             looked = true;
+        }
+    }
+}
+
+impl<T: Source> Calls<T> for Sender<'_, T> {
+    fn flight(&mut self) -> &mut InFlight<T> {
+        &mut self.flight
+    }
+
+    fn call(
+        &mut self,
+        key: Key,
+        dmabuf_id: u32,
+        extents: &[Extent],
+        flags: i32,
+    ) -> io::Result<Option<u64>> {
+        let result = self.send_once(key, dmabuf_id, extents, flags)?;
+        match u64::try_from(result) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(_) => self
+                .before_retry(io::Error::from_raw_os_error(-result), flags)
+                .map(|()| None),
         }
     }
 }
