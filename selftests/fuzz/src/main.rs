@@ -4,7 +4,8 @@
 //!
 //! First come the sequences of the corpus, which are what was found before. A sequence that fails is
 //! shrunk and saved. The report is KTAP: a test for each sequence of the corpus, and for each block of
-//! random ones. To be run in the guest, as root, once: it chooses the provider by itself.
+//! random ones, or those of them that the command line names. To be run in the guest, as root, once: it
+//! chooses the provider by itself.
 
 mod arena;
 mod compare;
@@ -26,6 +27,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use std::time::Instant;
 
 use clap::Parser;
 use devmem_kselftest::grace::Pace;
@@ -33,6 +35,7 @@ use devmem_kselftest::ktap;
 use devmem_kselftest::ktap::diag;
 use devmem_kselftest::provider;
 
+use crate::corpus::Case;
 use crate::fuzz::Extent;
 use crate::fuzz::Fuzzer;
 
@@ -58,8 +61,62 @@ struct Args {
     #[arg(long, default_value = ".")]
     save: PathBuf,
     /// Run only this sequence, and tell what it sees
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "tests")]
     replay: Option<PathBuf>,
+    /// Tests to run, such as corpus_NAME or random_3; all of them if none is named
+    #[arg(value_name = "TEST")]
+    tests: Vec<String>,
+}
+
+impl Args {
+    /// How long each block of random sequences is.
+    fn extent(&self) -> Extent {
+        match self.duration {
+            Some(seconds) => Extent::Time(Duration::from_secs(seconds) / BLOCKS),
+            None => {
+                let usual = if ktap::is_slow() { 5_000 } else { 50_000 };
+                Extent::Ops(self.ops.unwrap_or(usual).div_ceil(BLOCKS.into()))
+            }
+        }
+    }
+}
+
+/// A test.
+#[derive(Clone, Copy, Debug)]
+enum Test<'c> {
+    /// A sequence of the corpus.
+    Corpus(&'c Case),
+    /// A block of random sequences, by its number.
+    Random(u32),
+}
+
+impl Test<'_> {
+    fn name(self) -> String {
+        match self {
+            Self::Corpus(case) => format!("corpus_{}", case.name),
+            Self::Random(block) => format!("random_{block}"),
+        }
+    }
+
+    /// Whether grace periods are short: for every second block.
+    fn hurries(self) -> bool {
+        match self {
+            Self::Corpus(_) => false,
+            Self::Random(block) => block % 2 == 1,
+        }
+    }
+
+    /// Runs it; false if it fails. A block takes the same course whatever ran before it.
+    fn run(self, fuzzer: &mut Fuzzer, args: &Args) -> io::Result<bool> {
+        match self {
+            Self::Corpus(case) => fuzzer.case(case),
+            Self::Random(block) => {
+                let seed = args.seed.wrapping_add(block.into());
+                diag(format_args!("seed {seed}"));
+                fuzzer.block(seed, args.extent())
+            }
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -93,40 +150,46 @@ fn replay(path: &std::path::Path) -> io::Result<bool> {
     Fuzzer::new(None)?.tell(&case.ops)
 }
 
+/// The tests that the command line names, or all of them.
+fn chosen<'c>(all: &[Test<'c>], names: &[String]) -> io::Result<Vec<Test<'c>>> {
+    if names.is_empty() {
+        return Ok(all.to_vec());
+    }
+    names
+        .iter()
+        .map(|name| {
+            let test = all.iter().find(|test| test.name() == *name);
+            test.copied()
+                .ok_or_else(|| io::Error::other(format!("no test {name}")))
+        })
+        .collect()
+}
+
 fn run(args: &Args) -> io::Result<bool> {
-    let cases = corpus::load(&args.corpus)?;
     println!("KTAP version 1");
-    println!("1..{}", cases.len() + BLOCKS as usize);
+    let cases = corpus::load(&args.corpus)?;
+    let all: Vec<_> = cases
+        .iter()
+        .map(Test::Corpus)
+        .chain((0..BLOCKS).map(Test::Random))
+        .collect();
+    let tests = chosen(&all, &args.tests)?;
+    println!("1..{}", tests.len());
     provider::prepare()?;
     let mut fuzzer = Fuzzer::new(Some(args.save.clone()))?;
-
-    let mut number = 0;
-    let mut failed = 0;
-    let mut verdict = |name: &str, good: bool| {
-        number += 1;
-        failed += u32::from(!good);
-        println!("{}ok {number} {name}", if good { "" } else { "not " });
-    };
-    for case in &cases {
-        let good = fuzzer.case(case)?;
-        verdict(&format!("corpus_{}", case.name), good);
-    }
-    let extent = match args.duration {
-        Some(seconds) => Extent::Time(Duration::from_secs(seconds) / BLOCKS),
-        None => {
-            let usual = if ktap::is_slow() { 5_000 } else { 50_000 };
-            Extent::Ops(args.ops.unwrap_or(usual).div_ceil(BLOCKS.into()))
-        }
-    };
     let mut pace = Pace::current()?;
-    for block in 0..BLOCKS {
-        pace.hurry(block % 2 == 1)?;
-        let seed = args.seed.wrapping_add(block.into());
-        diag(format_args!("seed {seed}"));
-        let good = fuzzer.block(seed, extent)?;
-        verdict(&format!("random_{block}"), good);
+
+    let mut failed = 0;
+    for (index, test) in tests.iter().enumerate() {
+        let start = Instant::now();
+        pace.hurry(test.hurries())?;
+        let good = test.run(&mut fuzzer, args)?;
+        failed += u32::from(!good);
+        diag(format_args!("took {} ms", start.elapsed().as_millis()));
+        let verdict = if good { "ok" } else { "not ok" };
+        println!("{verdict} {} {}", index + 1, test.name());
     }
     diag(&fuzzer.stats);
-    diag(format_args!("{failed} of {number} failed"));
+    diag(format_args!("{failed} of {} failed", tests.len()));
     Ok(failed == 0)
 }
