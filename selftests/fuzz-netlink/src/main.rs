@@ -81,6 +81,14 @@ impl Fuzzer {
         FUZZER.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Runs the inputs of the corpus, which new ones are made of.
+    fn begin(&mut self, round: &mut Round) -> Outcome {
+        for input in Corpus::parse(CORPUS)? {
+            self.try_out(&input, round)?;
+        }
+        Ok(())
+    }
+
     fn next(&mut self) -> Input {
         let rng = &mut self.rng;
         let pair = (self.corpus.pick(rng), self.corpus.pick(rng));
@@ -201,9 +209,7 @@ fn remember(input: &Input) -> io::Result<()> {
 fn the_corpus() -> Outcome {
     let mut fuzzer = Fuzzer::get();
     let mut round = Round::new()?;
-    for input in Corpus::parse(CORPUS)? {
-        fuzzer.try_out(&input, &mut round)?;
-    }
+    fuzzer.begin(&mut round)?;
     let reached = fuzzer.corpus.reached();
     let functions = kernel::functions_of(ktap::provider(), reached)?;
     diag(format_args!(
@@ -221,6 +227,10 @@ fn the_corpus() -> Outcome {
 fn new_inputs() -> Outcome {
     let mut fuzzer = Fuzzer::get();
     let mut round = Round::new()?;
+    if fuzzer.corpus.len() == 0 {
+        // Run alone, without the test that goes before.
+        fuzzer.begin(&mut round)?;
+    }
     let start = Instant::now();
     let timed = env::var_os("DURATION").is_some();
     let mut count = 0;
@@ -260,7 +270,8 @@ fn main() -> ExitCode {
     diag(format_args!("inputs: {}", fuzzer.inputs));
     diag(format_args!("PCs: {}", fuzzer.corpus.reached().len()));
     diag(format_args!("corpus: {} inputs", fuzzer.corpus.len()));
-    if let Some(path) = corpus_file() {
+    // If no test ran there is nothing to save, and what is in the file is kept.
+    if let Some(path) = corpus_file().filter(|_| fuzzer.corpus.len() > 0) {
         if let Err(err) = fuzzer.corpus.save(&path) {
             diag(format_args!("{}: {err}", path.display()));
             return ExitCode::FAILURE;
