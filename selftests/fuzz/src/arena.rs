@@ -17,6 +17,10 @@ use crate::op::Buffer;
 
 /// What a buffer holds before a call.
 pub const UNTOUCHED: u8 = 0xa5;
+/// The longest buffer there can be.
+pub const ROOM: usize = 64 << 10;
+/// The most iovecs there can be.
+pub const IOVECS: usize = 3;
 
 /// Room for one buffer at a time.
 #[derive(Debug)]
@@ -64,5 +68,51 @@ impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: The mapping is this struct's own, and no reference into it is left.
         let _ = unsafe { munmap(self.base, 2 * self.room) };
+    }
+}
+
+/// Memory for the buffers of a call.
+#[derive(Debug)]
+pub struct Arenas {
+    /// For each iovec.
+    pub data: [Arena; IOVECS],
+    /// For control messages.
+    pub control: Arena,
+    /// For what is read beside the call.
+    pub scratch: Vec<u8>,
+}
+
+impl Arenas {
+    /// Maps it.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            data: [Arena::new(ROOM)?, Arena::new(ROOM)?, Arena::new(ROOM)?],
+            control: Arena::new(ROOM)?,
+            scratch: vec![0; ROOM],
+        })
+    }
+
+    /// Makes buffers ready for a call, and returns where they are.
+    pub fn iovecs(&mut self, buffers: &[Buffer]) -> Vec<libc::iovec> {
+        self.data
+            .iter_mut()
+            .zip(buffers)
+            .map(|(arena, &buffer)| libc::iovec {
+                iov_base: arena.prepare(buffer),
+                iov_len: buffer.len(),
+            })
+            .collect()
+    }
+
+    /// What is in the data buffers, up to where the first one is missing.
+    pub fn data(&mut self, buffers: &[Buffer]) -> Vec<u8> {
+        let whole = buffers.iter().take_while(|buffer| buffer.missing == 0);
+        let count = (whole.count() + 1).min(buffers.len());
+        self.data
+            .iter_mut()
+            .zip(&buffers[..count])
+            .flat_map(|(arena, &buffer)| &*arena.good(buffer))
+            .copied()
+            .collect()
     }
 }

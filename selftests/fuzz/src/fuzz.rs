@@ -11,6 +11,7 @@ use std::time::Instant;
 use devmem_kselftest::Provider;
 use devmem_kselftest::ktap::diag;
 
+use crate::arena::Arenas;
 use crate::compare::Difference;
 use crate::compare::Verdict;
 use crate::compare::compare;
@@ -20,7 +21,6 @@ use crate::generate::Source;
 use crate::generate::sequence;
 use crate::leftovers::Leftovers;
 use crate::op::Op;
-use crate::receive::Arenas;
 use crate::saw::Transcript;
 use crate::session;
 use crate::shrink::shrink;

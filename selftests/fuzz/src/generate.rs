@@ -496,8 +496,8 @@ fn set(source: &mut Source, flow: u8) -> Op {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::receive::IOVECS;
-    use crate::receive::ROOM;
+    use crate::arena::IOVECS;
+    use crate::arena::ROOM;
 
     #[test]
     fn a_seed_makes_one_sequence() {

@@ -16,7 +16,6 @@ mod generate;
 mod intended;
 mod leftovers;
 mod op;
-mod receive;
 mod saw;
 mod session;
 mod shrink;

@@ -5,6 +5,8 @@
 //! Whether an operation does anything, and what it names, depends on nothing but the sequence and what was seen so
 //! far. So the sequence takes the same course on both providers, up to the first difference.
 
+mod receive;
+
 use std::array;
 use std::collections::BTreeMap;
 use std::io;
@@ -38,6 +40,7 @@ use nix::unistd::ForkResult;
 use nix::unistd::Pid;
 use nix::unistd::fork;
 
+use crate::arena::Arenas;
 use crate::flow::Flow;
 use crate::flow::acknowledged;
 use crate::flow::soon;
@@ -55,7 +58,6 @@ use crate::op::OWNERS;
 use crate::op::Op;
 use crate::op::Range;
 use crate::op::TokenRef;
-use crate::receive::Arenas;
 use crate::saw::Failed;
 use crate::saw::Saw;
 use crate::saw::Transcript;
@@ -73,13 +75,13 @@ const TCP_INQ: i32 = 36;
 
 /// A binding that was made.
 #[derive(Debug)]
-pub struct Bound {
+struct Bound {
     /// Its number.
-    pub id: u32,
+    id: u32,
     /// The size of its buffers.
-    pub buffer_size: u64,
+    buffer_size: u64,
     /// Which of the memories it has.
-    pub place: Option<usize>,
+    place: Option<usize>,
 }
 
 /// The netlink sockets of an owner of bindings, in each of the namespaces.
@@ -90,13 +92,13 @@ struct Owner {
 }
 
 /// A sequence that is being carried out.
-pub struct Session<'w> {
-    pub(crate) world: &'w World,
-    pub(crate) arenas: &'w mut Arenas,
-    pub(crate) flows: [Option<Flow>; FLOWS as usize],
-    pub(crate) bound: Vec<Bound>,
+struct Session<'w> {
+    world: &'w World,
+    arenas: &'w mut Arenas,
+    flows: [Option<Flow>; FLOWS as usize],
+    bound: Vec<Bound>,
     /// The memories that are being read.
-    pub(crate) views: BTreeMap<usize, CpuRead<'w>>,
+    views: BTreeMap<usize, CpuRead<'w>>,
     /// How often each memory was bound. What is bound twice, two may write to.
     uses: BTreeMap<usize, u32>,
     owners: [Owner; OWNERS as usize],
@@ -170,7 +172,7 @@ fn failed(err: io::Error) -> Failed {
 
 impl Session<'_> {
     /// Notes what must not be.
-    pub(crate) fn fault(&mut self, what: impl Into<String>) {
+    fn fault(&mut self, what: impl Into<String>) {
         self.faults.push(what.into());
     }
 
@@ -332,7 +334,7 @@ impl Session<'_> {
     }
 
     /// The memory of a binding, if nobody else writes to it.
-    pub(crate) fn view(&self, binding: usize) -> Option<&CpuRead<'_>> {
+    fn view(&self, binding: usize) -> Option<&CpuRead<'_>> {
         let place = self.bound[binding].place?;
         self.views
             .get(&place)
@@ -516,7 +518,7 @@ impl Session<'_> {
     }
 
     /// The number of a token, from 1: the same on both providers.
-    pub(crate) fn number(&self, token: u32) -> u32 {
+    fn number(&self, token: u32) -> u32 {
         token.wrapping_sub(self.first_token - 1)
     }
 

@@ -15,7 +15,8 @@ use devmem::cmsg::SCM_DEVMEM_DMABUF;
 use devmem::cmsg::SCM_DEVMEM_LINEAR;
 use devmem_kselftest::sockopt;
 
-use crate::arena::Arena;
+use super::Session;
+use crate::arena::IOVECS;
 use crate::arena::UNTOUCHED;
 use crate::flow::Flow;
 use crate::flow::Held;
@@ -24,54 +25,6 @@ use crate::saw::Failed;
 use crate::saw::Piece;
 use crate::saw::Received;
 use crate::saw::Saw;
-use crate::session::Session;
-
-/// The longest buffer there can be.
-pub const ROOM: usize = 64 << 10;
-/// The most iovecs there can be.
-pub const IOVECS: usize = 3;
-
-/// Memory for the buffers of a call.
-#[derive(Debug)]
-pub struct Arenas {
-    data: [Arena; IOVECS],
-    control: Arena,
-    scratch: Vec<u8>,
-}
-
-impl Arenas {
-    /// Maps it.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            data: [Arena::new(ROOM)?, Arena::new(ROOM)?, Arena::new(ROOM)?],
-            control: Arena::new(ROOM)?,
-            scratch: vec![0; ROOM],
-        })
-    }
-
-    fn iovecs(&mut self, buffers: &[Buffer]) -> Vec<libc::iovec> {
-        self.data
-            .iter_mut()
-            .zip(buffers)
-            .map(|(arena, &buffer)| libc::iovec {
-                iov_base: arena.prepare(buffer),
-                iov_len: buffer.len(),
-            })
-            .collect()
-    }
-
-    /// What is in the data buffers, up to where the first one is missing.
-    fn data(&mut self, buffers: &[Buffer]) -> Vec<u8> {
-        let whole = buffers.iter().take_while(|buffer| buffer.missing == 0);
-        let count = (whole.count() + 1).min(buffers.len());
-        self.data
-            .iter_mut()
-            .zip(&buffers[..count])
-            .flat_map(|(arena, &buffer)| &*arena.good(buffer))
-            .copied()
-            .collect()
-    }
-}
 
 /// What the kernel answered.
 struct Answer {
@@ -85,7 +38,7 @@ struct Answer {
 
 impl Session<'_> {
     /// Calls `read()`.
-    pub(crate) fn read(&mut self, flow: &mut Flow, bytes: u32) -> io::Result<Saw> {
+    pub(super) fn read(&mut self, flow: &mut Flow, bytes: u32) -> io::Result<Saw> {
         let buffer = Buffer::new(bytes);
         let to: *mut c_void = self.arenas.data[0].prepare(buffer);
         // SAFETY: `to` is writable for so many bytes.
@@ -102,7 +55,7 @@ impl Session<'_> {
     }
 
     /// Calls `recvmsg()`.
-    pub(crate) fn receive(
+    pub(super) fn receive(
         &mut self,
         number: u8,
         flow: &mut Flow,
@@ -269,7 +222,7 @@ impl Session<'_> {
     }
 
     /// Checks the bytes that a token stands for.
-    pub(crate) fn check_held(&mut self, flow: &Flow, token: u32, held: Held) -> io::Result<()> {
+    pub(super) fn check_held(&mut self, flow: &Flow, token: u32, held: Held) -> io::Result<()> {
         let mut bytes = mem::take(&mut self.arenas.scratch);
         let size = held.size as usize;
         let good = match self.view(held.binding) {
