@@ -10,6 +10,9 @@ use std::path::Path;
 use crate::input::Input;
 use crate::input::Malformed;
 
+/// The corpus beside the fuzzer.
+pub const COMMITTED: &str = include_str!("../corpus.txt");
+
 /// An input, and what it reaches.
 #[derive(Clone, Debug)]
 struct Entry {
@@ -129,7 +132,7 @@ mod tests {
 
     #[test]
     fn the_committed_corpus_is_well_formed() {
-        let inputs = Corpus::parse(crate::CORPUS).unwrap();
+        let inputs = Corpus::parse(COMMITTED).unwrap();
         assert!(!inputs.is_empty());
     }
 }

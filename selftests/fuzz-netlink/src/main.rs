@@ -46,8 +46,6 @@ use crate::kcov::Kcov;
 use crate::kernel::Log;
 use crate::world::World;
 
-const CORPUS: &str = include_str!("../corpus.txt");
-
 /// Rounds, unless `DURATION` says how long to go on, and inputs of each.
 const ROUNDS: usize = 5;
 const INPUTS: usize = 50;
@@ -83,7 +81,7 @@ impl Fuzzer {
 
     /// Runs the inputs of the corpus, which new ones are made of.
     fn begin(&mut self, round: &mut Round) -> Outcome {
-        for input in Corpus::parse(CORPUS)? {
+        for input in Corpus::parse(corpus::COMMITTED)? {
             self.try_out(&input, round)?;
         }
         Ok(())
