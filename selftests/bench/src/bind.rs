@@ -16,7 +16,6 @@ use devmem_kselftest::Provider;
 use devmem_kselftest::odd::OddDmaBuf;
 use devmem_kselftest::provider;
 
-use crate::Options;
 use crate::clock::Unit;
 use crate::layout::BUFFER;
 use crate::layout::Bound;
@@ -25,6 +24,7 @@ use crate::layout::freeing_cost;
 use crate::layout::idle_device;
 use crate::layout::subjects;
 use crate::layout::wait_until_freed;
+use crate::options::Options;
 use crate::record::Samples;
 use crate::record::median;
 

@@ -25,13 +25,13 @@ use devmem::Piece;
 use devmem::Receiver;
 use devmem::TokenBatch;
 
-use crate::Options;
 use crate::clock::Unit;
 use crate::link::Link;
 use crate::link::PROVIDERS;
 use crate::link::Segments;
 use crate::link::select;
 use crate::memory::Memory;
+use crate::options::Options;
 use crate::record::Case;
 use crate::record::Samples;
 

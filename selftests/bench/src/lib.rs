@@ -14,6 +14,7 @@ pub mod layout;
 pub mod link;
 pub mod memory;
 pub mod message;
+pub mod options;
 pub mod provider;
 pub mod receive;
 pub mod record;
@@ -23,35 +24,8 @@ pub mod transmit;
 
 use std::io;
 
-use clock::Clock;
+use options::Options;
 use record::Samples;
-
-/// How to measure.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// How often each case is measured.
-    pub rounds: u32,
-    /// Whether to leave out cases that a quick look does without.
-    pub quick: bool,
-    /// Whether the first case is all, until somebody ends the process.
-    pub endless: bool,
-    /// What to measure with.
-    pub clock: Clock,
-}
-
-impl Options {
-    /// Of these, the cases to measure.
-    fn cases<'c, T>(&self, all: &'c [T]) -> &'c [T] {
-        if self.endless { &all[..1] } else { all }
-    }
-
-    /// Tells who looks on where they are, once the rounds that warm up are over.
-    fn tell_round(&self, round: u32, warm_up: u32) {
-        if self.endless && round >= warm_up {
-            eprintln!("round {round}");
-        }
-    }
-}
 
 /// A series: measures its cases, in rounds, and hands in what came of it.
 pub type Series = fn(&Options, &mut Samples) -> io::Result<()>;

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use clap::builder::PossibleValuesParser;
-use devmem_bench::Options;
 use devmem_bench::SERIES;
 use devmem_bench::clock::Clock;
+use devmem_bench::options::Options;
 use devmem_bench::record::Samples;
 use devmem_kselftest::provider;
 

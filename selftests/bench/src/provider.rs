@@ -10,7 +10,6 @@ use devmem_kselftest::Pair;
 use devmem_kselftest::Provider;
 use devmem_kselftest::provider;
 
-use crate::Options;
 use crate::clock::Unit;
 use crate::layout::Bound;
 use crate::layout::Layout;
@@ -18,6 +17,7 @@ use crate::layout::idle_device;
 use crate::layout::subjects;
 use crate::layout::test_device;
 use crate::layout::wait_until_freed;
+use crate::options::Options;
 use crate::record;
 use crate::record::Samples;
 use crate::record::median;

@@ -14,7 +14,6 @@ use devmem::Binding;
 use devmem_kselftest::Provider;
 use devmem_kselftest::pair::Connection;
 
-use crate::Options;
 use crate::calls::Caller;
 use crate::calls::Cost;
 use crate::calls::Tokens;
@@ -24,6 +23,7 @@ use crate::link::Segments;
 use crate::link::queue_up;
 use crate::link::select;
 use crate::memory::Memory;
+use crate::options::Options;
 use crate::record::Case;
 use crate::record::Samples;
 

@@ -32,12 +32,12 @@ use devmem_kselftest::sockopt;
 use devmem_kselftest::traffic;
 use devmem_kselftest::tx;
 
-use crate::Options;
 use crate::calls::Caller;
 use crate::calls::Tokens;
 use crate::link::Link;
 use crate::link::Segments;
 use crate::link::queue_up;
+use crate::options::Options;
 use crate::record::Case;
 use crate::record::Samples;
 

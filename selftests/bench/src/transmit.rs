@@ -23,7 +23,6 @@ use devmem::send::enable_zerocopy;
 use devmem_kselftest::pair::Connection;
 use devmem_kselftest::probe::received;
 
-use crate::Options;
 use crate::calls::Cost;
 use crate::clock::Clock;
 use crate::link::Link;
@@ -33,6 +32,7 @@ use crate::link::select;
 use crate::link::wait_received;
 use crate::memory::Memory;
 use crate::message::Message;
+use crate::options::Options;
 use crate::record::Case;
 use crate::record::Samples;
 use crate::ring::ENTRIES;

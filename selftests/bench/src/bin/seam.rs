@@ -7,8 +7,8 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use devmem_bench::Options;
 use devmem_bench::clock::Clock;
+use devmem_bench::options::Options;
 use devmem_bench::record::Samples;
 use devmem_bench::seam;
 use devmem_kselftest::Provider;

@@ -19,8 +19,8 @@ use nix::kmod::delete_module;
 use nix::kmod::finit_module;
 
 use super::Results;
-use crate::Options;
 use crate::clock::Unit;
+use crate::options::Options;
 
 /// All but what has nothing to do with page pools.
 const PARAMETERS: &std::ffi::CStr = c"loops=100000 run_flags=14";
