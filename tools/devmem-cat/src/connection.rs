@@ -3,6 +3,7 @@
 //! Making the connection; and ending it early, when a signal asks for that.
 
 use std::error::Error;
+use std::io;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -16,8 +17,8 @@ use std::sync::atomic::Ordering;
 use nix::sys::socket::Shutdown;
 use nix::sys::socket::shutdown;
 
-use crate::CommonArgs;
-use crate::context;
+use crate::args::CommonArgs;
+use crate::error::context;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// The socket that the program waits for.
@@ -26,6 +27,14 @@ static SOCKET: Mutex<Option<OwnedFd>> = Mutex::new(None);
 /// Whether a signal has ended the connection.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// What a transfer that was interrupted ends with.
+pub fn check_interrupted() -> io::Result<()> {
+    match interrupted() {
+        true => Err(io::ErrorKind::Interrupted.into()),
+        false => Ok(()),
+    }
 }
 
 /// From now on signals shut the socket down, so that the program comes to its end by itself, and puts
@@ -46,7 +55,7 @@ fn watch(socket: &impl AsFd) -> Result<(), Box<dyn Error>> {
     let socket = socket.as_fd().try_clone_to_owned()?;
     *SOCKET.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
     // The signal may have come before that.
-    Ok(crate::check_interrupted()?)
+    Ok(check_interrupted()?)
 }
 
 /// Listens, if that is what the options say.

@@ -17,12 +17,12 @@ use devmem::dmabuf::Mapping;
 use devmem::netns::Netns;
 use devmem::uring;
 
-use crate::Backend;
-use crate::ReceiveArgs;
-use crate::bind_error;
-use crate::check_interrupted;
+use crate::args::Backend;
+use crate::args::ReceiveArgs;
 use crate::connection;
-use crate::context;
+use crate::connection::check_interrupted;
+use crate::error::bind_error;
+use crate::error::context;
 use crate::stats::Stats;
 
 /// Where it goes.

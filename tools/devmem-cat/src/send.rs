@@ -16,12 +16,12 @@ use devmem::Transmit;
 use devmem::TxBinding;
 use devmem::uring;
 
-use crate::Backend;
-use crate::SendArgs;
-use crate::bind_error;
-use crate::check_interrupted;
+use crate::args::Backend;
+use crate::args::SendArgs;
 use crate::connection;
-use crate::context;
+use crate::connection::check_interrupted;
+use crate::error::bind_error;
+use crate::error::context;
 use crate::stats::Stats;
 
 /// Sends over one connection.

@@ -8,7 +8,7 @@ use std::time::Instant;
 use sha2::Digest;
 use sha2::Sha256;
 
-use crate::CommonArgs;
+use crate::args::CommonArgs;
 
 const MIB: f64 = (1 << 20) as f64;
 const EVERY: Duration = Duration::from_secs(1);
