@@ -27,7 +27,8 @@ use devmem::netns::Netns;
 use devmem::uring;
 use nix::net::if_::if_nametoindex;
 
-use crate::CopyArgs;
+use crate::args::CopyArgs;
+use crate::binding::in_use_at_the_end;
 use crate::report::Copied;
 use crate::report::CopyReport;
 use crate::transfer;
@@ -125,7 +126,7 @@ pub fn run(args: &CopyArgs) -> Result<(), Box<dyn Error>> {
     let report = CopyReport {
         bytes: file.len() as u64,
         copies,
-        in_use: crate::in_use_at_the_end(id)?,
+        in_use: in_use_at_the_end(id)?,
     };
     println!("{report}");
     report.verdict()

@@ -2,21 +2,18 @@
 
 //! Shows device-memory TCP at work: an ordinary sender's file arrives in a dma-buf and is checked.
 
+mod args;
+mod binding;
 mod copy;
 mod report;
 mod sender;
 mod transfer;
 
 use std::error::Error;
-use std::net::IpAddr;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
-use std::time::Instant;
 
-use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use devmem::BindRx;
@@ -25,11 +22,12 @@ use devmem::device::Device;
 use devmem::netns::Netns;
 use devmem::provider;
 
+use crate::args::CopyArgs;
+use crate::args::RunArgs;
+use crate::binding::in_use_at_the_end;
+use crate::binding::provider_of;
 use crate::report::Report;
 use crate::sender::FileDigest;
-
-/// How long the kernel may take to free a binding once everything is closed.
-const RELEASE: Duration = Duration::from_secs(5);
 
 #[derive(Parser)]
 #[command(version, about)]
@@ -46,68 +44,6 @@ enum Command {
     Copy(CopyArgs),
     /// Lists the providers and the live bindings
     Bindings,
-}
-
-#[derive(Args)]
-struct RunArgs {
-    /// The file to send
-    #[arg(long)]
-    file: PathBuf,
-    /// Network namespace of the receiver
-    #[arg(long, default_value = "rx")]
-    rx_netns: String,
-    /// The receiver's interface
-    #[arg(long)]
-    rx_if: String,
-    /// Network namespace of the sender
-    #[arg(long, default_value = "tx")]
-    tx_netns: String,
-    /// The receiver's address
-    #[arg(long, default_value = "192.0.2.1")]
-    addr: IpAddr,
-    /// The receiver's port; the plain transfer uses the next one
-    #[arg(long, default_value_t = 5201)]
-    port: u16,
-    /// The queue to bind to device memory
-    #[arg(long)]
-    queue: u32,
-    /// The queue for the plain transfer
-    #[arg(long, default_value_t = 1)]
-    plain_queue: u32,
-    /// Size of the dma-buf in MiB
-    #[arg(long, default_value_t = 16)]
-    memory: usize,
-}
-
-#[derive(Args)]
-struct CopyArgs {
-    /// The file to send
-    #[arg(long)]
-    file: PathBuf,
-    /// Network namespace of the receiver
-    #[arg(long, default_value = "rx")]
-    rx_netns: String,
-    /// The receiver's interface
-    #[arg(long)]
-    rx_if: String,
-    /// Network namespace of the sender
-    #[arg(long, default_value = "tx")]
-    tx_netns: String,
-    /// The sender's interface
-    #[arg(long)]
-    tx_if: String,
-    /// The receiver's address
-    #[arg(long, default_value = "192.0.2.1")]
-    addr: IpAddr,
-    /// The receiver's port
-    #[arg(long, default_value_t = 5203)]
-    port: u16,
-    /// The receiver's queue to bind to device memory
-    #[arg(long)]
-    queue: u32,
-    /// Size of each dma-buf in MiB
-    #[arg(long, default_value_t = 16)]
-    memory: usize,
 }
 
 fn main() -> ExitCode {
@@ -195,28 +131,4 @@ fn run(args: &RunArgs) -> Result<(), Box<dyn Error>> {
     };
     println!("{report}");
     report.verdict()
-}
-
-/// The provider that serves a binding.
-fn provider_of(id: u32) -> Result<String, Box<dyn Error>> {
-    provider::bindings()?
-        .into_iter()
-        .find(|binding| binding.id == id)
-        .map(|binding| binding.provider)
-        .ok_or_else(|| format!("the kernel does not list binding {id}").into())
-}
-
-/// Buffers of an unbound binding that nobody has returned after a while; none if the kernel freed it.
-fn in_use_at_the_end(id: u32) -> Result<Option<u64>, Box<dyn Error>> {
-    let start = Instant::now();
-    loop {
-        let left = provider::bindings()?
-            .into_iter()
-            .find(|binding| binding.id == id);
-        match left {
-            None => return Ok(None),
-            Some(binding) if start.elapsed() > RELEASE => return Ok(Some(binding.in_use)),
-            Some(_) => thread::sleep(Duration::from_millis(20)),
-        }
-    }
 }
