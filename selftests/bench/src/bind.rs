@@ -11,10 +11,10 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use devmem_kselftest::Pair;
-use devmem_kselftest::Provider;
-use devmem_kselftest::odd::OddDmaBuf;
-use devmem_kselftest::provider;
+use devmem_testlib::Pair;
+use devmem_testlib::Provider;
+use devmem_testlib::odd::OddDmaBuf;
+use devmem_testlib::provider;
 
 use crate::clock::Unit;
 use crate::layout::BUFFER;

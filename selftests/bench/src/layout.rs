@@ -10,12 +10,12 @@ use std::time::Duration;
 use std::time::Instant;
 
 use devmem::netdev::Netdev;
-use devmem_kselftest::Pair;
-use devmem_kselftest::Provider;
-use devmem_kselftest::odd::OddDmaBuf;
-use devmem_kselftest::odd::Segment;
-use devmem_kselftest::odd::Shape;
-use devmem_kselftest::provider;
+use devmem_testlib::Pair;
+use devmem_testlib::Provider;
+use devmem_testlib::odd::OddDmaBuf;
+use devmem_testlib::odd::Segment;
+use devmem_testlib::odd::Shape;
+use devmem_testlib::provider;
 
 use crate::clock::Clock;
 use crate::clock::Unit;

@@ -15,14 +15,14 @@ use devmem::BindTx;
 use devmem::Binding;
 use devmem::TxBinding;
 use devmem::provider;
-use devmem_kselftest::Pair;
-use devmem_kselftest::Provider;
-use devmem_kselftest::pair::Connection;
-use devmem_kselftest::pair::End;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::probe::received;
-use devmem_kselftest::sockopt;
-use devmem_kselftest::traffic;
+use devmem_testlib::Pair;
+use devmem_testlib::Provider;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::End;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::probe::received;
+use devmem_testlib::sockopt;
+use devmem_testlib::traffic;
 
 use crate::memory::Memory;
 

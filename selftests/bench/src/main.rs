@@ -11,7 +11,7 @@ use devmem_bench::SERIES;
 use devmem_bench::clock::Clock;
 use devmem_bench::options::Options;
 use devmem_bench::record::Samples;
-use devmem_kselftest::provider;
+use devmem_testlib::provider;
 
 /// Rounds that nobody sees the end of.
 const ENDLESS: u32 = 1_000_000;

@@ -8,10 +8,10 @@ use std::os::fd::BorrowedFd;
 
 use devmem::DmaBuf;
 use devmem::dmabuf::HUGE_PAGE;
-use devmem_kselftest::odd::OddDmaBuf;
-use devmem_kselftest::odd::Segment;
-use devmem_kselftest::odd::Shape;
-use devmem_kselftest::provider;
+use devmem_testlib::odd::OddDmaBuf;
+use devmem_testlib::odd::Segment;
+use devmem_testlib::odd::Shape;
+use devmem_testlib::provider;
 
 use crate::layout::BUFFER;
 

@@ -6,9 +6,9 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use devmem_kselftest::Pair;
-use devmem_kselftest::Provider;
-use devmem_kselftest::provider;
+use devmem_testlib::Pair;
+use devmem_testlib::Provider;
+use devmem_testlib::provider;
 
 use crate::clock::Unit;
 use crate::layout::Bound;

@@ -11,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use devmem::Binding;
-use devmem_kselftest::Provider;
-use devmem_kselftest::pair::Connection;
+use devmem_testlib::Provider;
+use devmem_testlib::pair::Connection;
 
 use crate::calls::Caller;
 use crate::calls::Cost;

@@ -25,12 +25,12 @@ use devmem::dmabuf::HUGE_PAGE;
 use devmem::netdev::Netdev;
 use devmem::netlink::Attrs;
 use devmem::provider;
-use devmem_kselftest::pair::Connection;
-use devmem_kselftest::pair::End;
-use devmem_kselftest::provider::huge_pages;
-use devmem_kselftest::sockopt;
-use devmem_kselftest::traffic;
-use devmem_kselftest::tx;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::End;
+use devmem_testlib::provider::huge_pages;
+use devmem_testlib::sockopt;
+use devmem_testlib::traffic;
+use devmem_testlib::tx;
 
 use crate::calls::Caller;
 use crate::calls::Tokens;

@@ -20,8 +20,8 @@ use devmem::cmsg;
 use devmem::completion;
 use devmem::dmabuf::HUGE_PAGE;
 use devmem::send::enable_zerocopy;
-use devmem_kselftest::pair::Connection;
-use devmem_kselftest::probe::received;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::probe::received;
 
 use crate::calls::Cost;
 use crate::clock::Clock;

@@ -11,7 +11,7 @@ use std::io::Seek;
 use std::io::SeekFrom;
 use std::os::unix::fs::OpenOptionsExt;
 
-use devmem_kselftest::Provider;
+use devmem_testlib::Provider;
 
 /// What a sound kernel never says.
 const COMPLAINTS: [&str; 14] = [

@@ -33,11 +33,11 @@ use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::Instant;
 
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Provider;
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::ktap::diag;
+use devmem_testlib::Outcome;
+use devmem_testlib::Provider;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::ktap::diag;
 
 use crate::corpus::Corpus;
 use crate::exec::Executor;

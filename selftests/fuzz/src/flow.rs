@@ -9,9 +9,9 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use devmem_kselftest::probe::tcp_info;
-use devmem_kselftest::sockopt;
-use devmem_kselftest::traffic;
+use devmem_testlib::probe::tcp_info;
+use devmem_testlib::sockopt;
+use devmem_testlib::traffic;
 
 /// How long what should take no time at all may take.
 const SOON: Duration = Duration::from_secs(5);

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
-use devmem_kselftest::Provider;
-use devmem_kselftest::ktap::diag;
+use devmem_testlib::Provider;
+use devmem_testlib::ktap::diag;
 
 use crate::arena::Arenas;
 use crate::compare::Difference;

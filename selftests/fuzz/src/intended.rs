@@ -5,7 +5,7 @@
 //! What comes after such a difference depends on it. So it ends the comparison of the sequence, but
 //! for what is left in the end: that is nothing, ever.
 
-use devmem_kselftest::probe::ETOOSMALL;
+use devmem_testlib::probe::ETOOSMALL;
 
 use crate::op::Buffer;
 use crate::op::Flag;

@@ -29,10 +29,10 @@ use std::time::Duration;
 use std::time::Instant;
 
 use clap::Parser;
-use devmem_kselftest::grace::Pace;
-use devmem_kselftest::ktap;
-use devmem_kselftest::ktap::diag;
-use devmem_kselftest::provider;
+use devmem_testlib::grace::Pace;
+use devmem_testlib::ktap;
+use devmem_testlib::ktap::diag;
+use devmem_testlib::provider;
 
 use crate::corpus::Case;
 use crate::fuzz::Extent;

@@ -14,7 +14,7 @@ pub struct Failed(pub i32);
 impl fmt::Debug for Failed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            devmem_kselftest::probe::ETOOSMALL => f.write_str("ETOOSMALL"),
+            devmem_testlib::probe::ETOOSMALL => f.write_str("ETOOSMALL"),
             errno => write!(f, "{:?}", Errno::from_raw(errno)),
         }
     }

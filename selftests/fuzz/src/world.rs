@@ -14,10 +14,10 @@ use std::os::fd::AsRawFd;
 use devmem::DmaBuf;
 use devmem::dmabuf::Mapping;
 use devmem::netns::Netns;
-use devmem_kselftest::Pair;
-use devmem_kselftest::pair;
-use devmem_kselftest::sockopt;
-use devmem_kselftest::tx;
+use devmem_testlib::Pair;
+use devmem_testlib::pair;
+use devmem_testlib::sockopt;
+use devmem_testlib::tx;
 use nix::sched::CloneFlags;
 use nix::sched::setns;
 

@@ -11,8 +11,8 @@ use devmem_bench::clock::Clock;
 use devmem_bench::options::Options;
 use devmem_bench::record::Samples;
 use devmem_bench::seam;
-use devmem_kselftest::Provider;
-use devmem_kselftest::provider;
+use devmem_testlib::Provider;
+use devmem_testlib::provider;
 
 /// Measures the kernel's own provider, and who uses none.
 #[derive(Debug, Parser)]

@@ -12,7 +12,7 @@ use std::io::Seek;
 use std::io::SeekFrom;
 use std::os::unix::fs::OpenOptionsExt;
 
-use devmem_kselftest::provider::path_from_env;
+use devmem_testlib::provider::path_from_env;
 use nix::kmod::DeleteModuleFlags;
 use nix::kmod::ModuleInitFlags;
 use nix::kmod::delete_module;

@@ -13,7 +13,7 @@ use devmem::cmsg::DevmemCmsgs;
 use devmem::cmsg::DmabufCmsg;
 use devmem::cmsg::SCM_DEVMEM_DMABUF;
 use devmem::cmsg::SCM_DEVMEM_LINEAR;
-use devmem_kselftest::sockopt;
+use devmem_testlib::sockopt;
 
 use super::Session;
 use crate::arena::IOVECS;

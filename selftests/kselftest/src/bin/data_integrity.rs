@@ -10,14 +10,14 @@ use devmem::DmaBuf;
 use devmem::Piece;
 use devmem::Receiver;
 use devmem::dmabuf::HUGE_PAGE;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Pair;
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::provider;
-use devmem_kselftest::traffic;
-use devmem_kselftest::traffic::Reader;
+use devmem_testlib::Outcome;
+use devmem_testlib::Pair;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::provider;
+use devmem_testlib::traffic;
+use devmem_testlib::traffic::Reader;
 
 const PAGE: usize = 4096;
 const MIB: usize = 1 << 20;
@@ -179,7 +179,7 @@ fn several_flows_into_one_queue() -> Outcome {
 type Flow<'a> = (
     u32,
     &'a devmem::dmabuf::Mapping,
-    &'a devmem_kselftest::pair::Connection,
+    &'a devmem_testlib::pair::Connection,
     u64,
 );
 

@@ -19,16 +19,16 @@ use devmem::token::MAX_TOKENS;
 use devmem::token::SO_DEVMEM_DONTNEED;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Pair;
-use devmem_kselftest::Provider;
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::pair::Connection;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::provider;
-use devmem_kselftest::traffic;
-use devmem_kselftest::traffic::Reader;
+use devmem_testlib::Outcome;
+use devmem_testlib::Pair;
+use devmem_testlib::Provider;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::provider;
+use devmem_testlib::traffic;
+use devmem_testlib::traffic::Reader;
 
 const PAGE: usize = 4096;
 const MEMORY: usize = 2048 * PAGE;
@@ -43,7 +43,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Result<Self, devmem_kselftest::ktap::Stop> {
+    fn new() -> Result<Self, devmem_testlib::ktap::Stop> {
         let memory = DmaBuf::udmabuf(MEMORY)?;
         let pair = Pair::new()?;
         let binding = pair.bind(&[QUEUE], &memory)?;

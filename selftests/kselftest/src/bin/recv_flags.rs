@@ -10,14 +10,14 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::ktap::observe;
-use devmem_kselftest::probe::Bench;
-use devmem_kselftest::probe::Call;
-use devmem_kselftest::probe::soon;
-use devmem_kselftest::sockopt;
+use devmem_testlib::Outcome;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::ktap::observe;
+use devmem_testlib::probe::Bench;
+use devmem_testlib::probe::Call;
+use devmem_testlib::probe::soon;
+use devmem_testlib::sockopt;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;

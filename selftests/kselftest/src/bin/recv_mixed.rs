@@ -7,21 +7,21 @@ use std::io;
 use std::process::ExitCode;
 
 use devmem::DmaBuf;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::probe::Area;
-use devmem_kselftest::probe::Bench;
-use devmem_kselftest::probe::Call;
-use devmem_kselftest::probe::ETOOSMALL;
-use devmem_kselftest::probe::Got;
-use devmem_kselftest::probe::Mixed;
-use devmem_kselftest::probe::Probe;
-use devmem_kselftest::probe::wait_received;
-use devmem_kselftest::provider;
-use devmem_kselftest::sockopt;
-use devmem_kselftest::traffic;
+use devmem_testlib::Outcome;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::probe::Area;
+use devmem_testlib::probe::Bench;
+use devmem_testlib::probe::Call;
+use devmem_testlib::probe::ETOOSMALL;
+use devmem_testlib::probe::Got;
+use devmem_testlib::probe::Mixed;
+use devmem_testlib::probe::Probe;
+use devmem_testlib::probe::wait_received;
+use devmem_testlib::provider;
+use devmem_testlib::sockopt;
+use devmem_testlib::traffic;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;

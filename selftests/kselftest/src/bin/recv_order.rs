@@ -5,18 +5,18 @@
 use std::net::TcpStream;
 use std::process::ExitCode;
 
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::peer::Peer;
-use devmem_kselftest::peer::Segment;
-use devmem_kselftest::peer::segment;
-use devmem_kselftest::probe::Bench;
-use devmem_kselftest::probe::Call;
-use devmem_kselftest::probe::soon;
-use devmem_kselftest::probe::wait_received;
-use devmem_kselftest::sockopt;
+use devmem_testlib::Outcome;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::peer::Peer;
+use devmem_testlib::peer::Segment;
+use devmem_testlib::peer::segment;
+use devmem_testlib::probe::Bench;
+use devmem_testlib::probe::Call;
+use devmem_testlib::probe::soon;
+use devmem_testlib::probe::wait_received;
+use devmem_testlib::sockopt;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;

@@ -5,14 +5,14 @@
 use std::process::ExitCode;
 
 use devmem::cmsg;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Provider;
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::probe::Area;
-use devmem_kselftest::probe::Bench;
-use devmem_kselftest::probe::Call;
-use devmem_kselftest::probe::ETOOSMALL;
+use devmem_testlib::Outcome;
+use devmem_testlib::Provider;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::probe::Area;
+use devmem_testlib::probe::Bench;
+use devmem_testlib::probe::Call;
+use devmem_testlib::probe::ETOOSMALL;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;

@@ -7,8 +7,8 @@ use std::io;
 use devmem::Error;
 use devmem::netdev::Netdev;
 use devmem::netlink::Attrs;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::faults::Watch;
+use devmem_testlib::Outcome;
+use devmem_testlib::faults::Watch;
 
 use crate::rig::Rig;
 use crate::walk::Result;

@@ -2,14 +2,14 @@
 
 //! Calls of functions that fail, one after the other.
 
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Provider;
-use devmem_kselftest::faults::Call;
-use devmem_kselftest::ktap;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::sockopt;
-use devmem_kselftest::state::State;
-use devmem_kselftest::tx;
+use devmem_testlib::Outcome;
+use devmem_testlib::Provider;
+use devmem_testlib::faults::Call;
+use devmem_testlib::ktap;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::sockopt;
+use devmem_testlib::state::State;
+use devmem_testlib::tx;
 
 use crate::bind::Way;
 use crate::rig::Rig;

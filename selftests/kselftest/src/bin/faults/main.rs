@@ -11,9 +11,9 @@ use std::env;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::odd;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::odd;
 
 mod bind;
 mod calls;

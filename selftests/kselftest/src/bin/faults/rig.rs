@@ -9,14 +9,14 @@ use devmem::DmaBuf;
 use devmem::Receiver;
 use devmem::dmabuf::Mapping;
 use devmem::netlink::Attrs;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Pair;
-use devmem_kselftest::pair::Connection;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::provider;
-use devmem_kselftest::sockopt;
-use devmem_kselftest::tx;
-use devmem_kselftest::tx::Completions;
+use devmem_testlib::Outcome;
+use devmem_testlib::Pair;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::provider;
+use devmem_testlib::sockopt;
+use devmem_testlib::tx;
+use devmem_testlib::tx::Completions;
 
 /// Bytes that a transfer moves.
 const TRANSFER: u64 = 32 << 10;

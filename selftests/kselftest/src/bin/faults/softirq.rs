@@ -5,11 +5,11 @@
 use std::fs;
 use std::io::Read;
 
-use devmem_kselftest::Outcome;
-use devmem_kselftest::faults::Scarcity;
-use devmem_kselftest::faults::Site;
-use devmem_kselftest::faults::Watch;
-use devmem_kselftest::ktap;
+use devmem_testlib::Outcome;
+use devmem_testlib::faults::Scarcity;
+use devmem_testlib::faults::Site;
+use devmem_testlib::faults::Watch;
+use devmem_testlib::ktap;
 
 use crate::rig::Rig;
 use crate::stream::Stream;

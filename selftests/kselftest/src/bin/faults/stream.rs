@@ -18,15 +18,15 @@ use devmem::recv::MSG_SOCK_DEVMEM;
 use devmem::token::MAX_TOKENS;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Provider;
-use devmem_kselftest::faults::Site;
-use devmem_kselftest::ktap;
-use devmem_kselftest::pair::Connection;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::probe::wait_received;
-use devmem_kselftest::traffic;
-use devmem_kselftest::tx;
+use devmem_testlib::Outcome;
+use devmem_testlib::Provider;
+use devmem_testlib::faults::Site;
+use devmem_testlib::ktap;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::probe::wait_received;
+use devmem_testlib::traffic;
+use devmem_testlib::tx;
 use nix::errno::Errno;
 
 use crate::rig::Rig;
@@ -59,7 +59,7 @@ impl Stream {
     const PORT: u16 = 5003;
 
     /// One beside that which the rig uses.
-    pub fn new(rig: &Rig) -> Result<Self, devmem_kselftest::ktap::Stop> {
+    pub fn new(rig: &Rig) -> Result<Self, devmem_testlib::ktap::Stop> {
         let memory = DmaBuf::udmabuf(1 << 18)?;
         let binding = rig.pair.bind(&[Self::QUEUE], &memory)?;
         let connection = rig.pair.connect_to_queue(Ip::V4, Self::PORT, Self::QUEUE)?;
@@ -297,7 +297,7 @@ pub fn send() -> Outcome {
     let mut rig = Rig::new()?;
     let binding = rig.pair.tx.bind_tx(&rig.tx_memory)?;
     let connection = rig.pair.connect(&rig.pair.listen(Ip::V4, 0)?)?;
-    devmem_kselftest::sockopt::set(&connection.tx, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1_i32)?;
+    devmem_testlib::sockopt::set(&connection.tx, libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1_i32)?;
     let mut completions = tx::Completions::default();
     let (mut calls, mut at) = (0, 0);
     walk.run(&mut rig, |_, watch, nth| {

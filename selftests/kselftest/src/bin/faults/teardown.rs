@@ -5,10 +5,10 @@
 use std::io;
 
 use devmem::netdev::Netdev;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Pair;
-use devmem_kselftest::faults::Watch;
-use devmem_kselftest::provider;
+use devmem_testlib::Outcome;
+use devmem_testlib::Pair;
+use devmem_testlib::faults::Watch;
+use devmem_testlib::provider;
 
 use crate::rig::Rig;
 use crate::walk::Walk;
@@ -35,7 +35,7 @@ fn delete(
     pair: &Pair,
     watch: &Watch,
     nth: u32,
-) -> io::Result<Option<devmem_kselftest::faults::Site>> {
+) -> io::Result<Option<devmem_testlib::faults::Site>> {
     let (rx, tx) = pair.rx.ns.run(|| {
         let mut netdev = Netdev::open()?;
         let rx = netdev.bind_rx(&pair.request(&[1, 2]).attrs(&rig.rx_memory))?;

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io;
 
-use devmem_kselftest::Outcome;
-use devmem_kselftest::faults::Kind;
-use devmem_kselftest::faults::Site;
-use devmem_kselftest::faults::Watch;
-use devmem_kselftest::ktap;
-use devmem_kselftest::state::State;
+use devmem_testlib::Outcome;
+use devmem_testlib::faults::Kind;
+use devmem_testlib::faults::Site;
+use devmem_testlib::faults::Watch;
+use devmem_testlib::ktap;
+use devmem_testlib::state::State;
 use nix::errno::Errno;
 
 use crate::rig::Rig;

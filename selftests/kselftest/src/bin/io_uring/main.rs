@@ -36,15 +36,15 @@ use devmem::send::enable_zerocopy;
 use devmem::token::MAX_RANGES;
 use devmem::uring;
 use devmem::uring::Receiver;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Pair;
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::ktap::observe;
-use devmem_kselftest::pair::Connection;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::provider;
-use devmem_kselftest::traffic;
+use devmem_testlib::Outcome;
+use devmem_testlib::Pair;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::ktap::observe;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::provider;
+use devmem_testlib::traffic;
 use io_uring::cqueue;
 
 use crate::raw::Message;
@@ -783,7 +783,7 @@ fn zcrx_on_the_neighbour() -> Outcome {
         });
         // If it fails instead, the join below tells.
         if ready.recv().is_ok() {
-            let to = devmem_kselftest::pair::address(Ip::V4, PORT + 1);
+            let to = devmem_testlib::pair::address(Ip::V4, PORT + 1);
             let tx = pair.tx.ns.run(|| std::net::TcpStream::connect(to))?;
             let zc_sender = scope.spawn(move || {
                 traffic::send(&tx, START, LEN, MIB)?;

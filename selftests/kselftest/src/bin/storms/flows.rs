@@ -14,13 +14,13 @@ use std::thread;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use devmem_kselftest::Outcome;
-use devmem_kselftest::pair::Connection;
-use devmem_kselftest::pump;
-use devmem_kselftest::pump::Pump;
-use devmem_kselftest::pump::reset_on_close;
-use devmem_kselftest::taker::Taker;
-use devmem_kselftest::traffic;
+use devmem_testlib::Outcome;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::pump;
+use devmem_testlib::pump::Pump;
+use devmem_testlib::pump::reset_on_close;
+use devmem_testlib::taker::Taker;
+use devmem_testlib::traffic;
 use fastrand::Rng;
 
 /// Most tokens that a reader holds.

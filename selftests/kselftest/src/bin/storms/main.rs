@@ -14,9 +14,9 @@ mod sockets;
 use std::env;
 use std::process::ExitCode;
 
-use devmem_kselftest::Test;
-use devmem_kselftest::ktap;
-use devmem_kselftest::storm;
+use devmem_testlib::Test;
+use devmem_testlib::ktap;
+use devmem_testlib::storm;
 
 fn main() -> ExitCode {
     if processes::victim() {

@@ -9,13 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use devmem::DmaBuf;
-use devmem_kselftest::Outcome;
-use devmem_kselftest::Pair;
-use devmem_kselftest::aftermath;
-use devmem_kselftest::pair::Ip;
-use devmem_kselftest::pump;
-use devmem_kselftest::storm;
-use devmem_kselftest::storm::Storm;
+use devmem_testlib::Outcome;
+use devmem_testlib::Pair;
+use devmem_testlib::aftermath;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::pump;
+use devmem_testlib::storm;
+use devmem_testlib::storm::Storm;
 
 use crate::flows::Flows;
 use crate::flows::From;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kselftests of device-memory TCP share.
+//! What the tests of device-memory TCP in the guest share.
 //!
 //! A test program is a list of [`Test`]s for [`ktap::run`]. Its tests run on the provider that the
 //! environment variable `DEVMEM_PROVIDER` names: `devmem_provider` (the default) or `builtin`, the
