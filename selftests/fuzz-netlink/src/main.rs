@@ -36,8 +36,9 @@ use std::time::Instant;
 use devmem_testlib::Outcome;
 use devmem_testlib::Provider;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::diag;
+use devmem_testlib::provider;
+use devmem_testlib::report::diag;
+use devmem_testlib::runner;
 
 use crate::corpus::Corpus;
 use crate::exec::Executor;
@@ -209,13 +210,13 @@ fn the_corpus() -> Outcome {
     let mut round = Round::new()?;
     fuzzer.begin(&mut round)?;
     let reached = fuzzer.corpus.reached();
-    let functions = kernel::functions_of(ktap::provider(), reached)?;
+    let functions = kernel::functions_of(provider::under_test(), reached)?;
     diag(format_args!(
         "the corpus reaches {} PCs, in {functions} functions of the provider among others",
         reached.len()
     ));
     assert!(
-        functions >= least_functions(ktap::provider()),
+        functions >= least_functions(provider::under_test()),
         "it misses the provider"
     );
     round.world.check()?;
@@ -258,7 +259,7 @@ fn main() -> ExitCode {
         name: Box::leak(format!("new_inputs_{number}").into_boxed_str()),
         run: new_inputs,
     }));
-    let code = ktap::run(&tests);
+    let code = runner::run(&tests);
 
     let fuzzer = Fuzzer::get();
     diag(format_args!(

@@ -9,7 +9,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use devmem_testlib::Provider;
-use devmem_testlib::ktap::diag;
+use devmem_testlib::report::diag;
 
 use crate::arena::Arenas;
 use crate::compare::Difference;

@@ -30,9 +30,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use devmem_testlib::grace::Pace;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::diag;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::report::diag;
 
 use crate::corpus::Case;
 use crate::fuzz::Extent;
@@ -73,7 +73,7 @@ impl Args {
         match self.duration {
             Some(seconds) => Extent::Time(Duration::from_secs(seconds) / BLOCKS),
             None => {
-                let usual = if ktap::is_slow() { 5_000 } else { 50_000 };
+                let usual = if report::is_slow() { 5_000 } else { 50_000 };
                 Extent::Ops(self.ops.unwrap_or(usual).div_ceil(BLOCKS.into()))
             }
         }

@@ -14,14 +14,14 @@ use nix::kmod::DeleteModuleFlags;
 use nix::kmod::delete_module;
 use nix::net::if_::if_nametoindex;
 
-use crate::Outcome;
-use crate::Pair;
-use crate::Provider;
-use crate::ktap;
-use crate::ktap::diag;
 use crate::pair::End;
 use crate::pair::Ip;
+use crate::pair::Pair;
 use crate::provider;
+use crate::provider::Provider;
+use crate::report;
+use crate::report::Outcome;
+use crate::report::diag;
 use crate::traffic;
 use crate::traffic::Reader;
 
@@ -34,7 +34,7 @@ const PORT: u16 = 4999;
 ///
 /// The C code promises nothing: it waits for what the page pools do.
 fn limit() -> Duration {
-    match ktap::provider() {
+    match provider::under_test() {
         Provider::Module => Duration::from_secs(1),
         Provider::Builtin => Duration::from_secs(5),
     }
@@ -43,7 +43,7 @@ fn limit() -> Duration {
 /// How long netdevsim may take to unload. What a slow kernel does then takes half a second of its own,
 /// and longer on a busy machine.
 fn unload_limit() -> Duration {
-    limit() * if ktap::is_slow() { 3 } else { 1 }
+    limit() * if report::is_slow() { 3 } else { 1 }
 }
 
 /// Waits for `condition`; fails the test if it takes longer than it may. Returns how long it took.

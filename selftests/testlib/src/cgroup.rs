@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::mount::MsFlags;
 use nix::mount::mount;
 
-use crate::ktap::diag;
+use crate::report::diag;
 
 const ROOT: &str = "/sys/fs/cgroup";
 

@@ -33,7 +33,7 @@ use nix::unistd::setgroups;
 use nix::unistd::setresgid;
 use nix::unistd::setresuid;
 
-use crate::ktap::diag;
+use crate::report::diag;
 
 /// A user without any rights.
 pub const NOBODY: u32 = 65534;

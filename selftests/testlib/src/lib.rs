@@ -2,7 +2,7 @@
 
 //! What the tests of device-memory TCP in the guest share.
 //!
-//! A test program is a list of [`Test`]s for [`ktap::run`]. Its tests run on the provider that the
+//! A test program is a list of [`Test`]s for [`runner::run`]. Its tests run on the provider that the
 //! environment variable `DEVMEM_PROVIDER` names: `devmem_provider` (the default) or `builtin`, the
 //! kernel's own. Each test makes what it needs, its [`Pair`] of devices too, and leaves nothing.
 
@@ -14,13 +14,14 @@ pub mod compat;
 pub mod faults;
 pub mod grace;
 mod ifctl;
-pub mod ktap;
 pub mod odd;
 pub mod pair;
 pub mod peer;
 pub mod probe;
 pub mod provider;
 pub mod pump;
+pub mod report;
+pub mod runner;
 pub mod sockopt;
 pub mod state;
 pub mod storm;
@@ -29,8 +30,8 @@ pub mod traffic;
 pub mod tx;
 pub mod xdp;
 
-pub use ktap::Outcome;
-pub use ktap::Test;
-pub use ktap::skip;
 pub use pair::Pair;
 pub use provider::Provider;
+pub use report::Outcome;
+pub use report::skip;
+pub use runner::Test;

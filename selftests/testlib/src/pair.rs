@@ -38,8 +38,8 @@ use nix::sched::unshare;
 
 use crate::ifctl::Flow;
 use crate::ifctl::Interface;
-use crate::ktap;
 use crate::provider;
+use crate::report;
 
 const BUS: &str = "/sys/bus/netdevsim";
 const QUEUES: u32 = 8;
@@ -232,7 +232,7 @@ impl End {
 impl Drop for End {
     fn drop(&mut self) {
         if let Err(err) = self.delete() {
-            ktap::diag(format_args!("deleting {}: {err}", self.ifname));
+            report::diag(format_args!("deleting {}: {err}", self.ifname));
         }
     }
 }
@@ -331,7 +331,7 @@ impl Pair {
             let name = info.map(|info| info.provider.as_str());
             assert_eq!(
                 name,
-                Some(ktap::provider().name()),
+                Some(provider::under_test().name()),
                 "the provider of the new binding"
             );
         }

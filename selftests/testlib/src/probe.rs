@@ -43,14 +43,14 @@ use nix::sys::mman::munmap;
 
 use crate::bpf;
 use crate::compat;
-use crate::ktap::Stop;
-use crate::ktap::observe;
 use crate::pair::Connection;
 use crate::pair::Ip;
 use crate::pair::Pair;
 use crate::peer::Peer;
 use crate::peer::Segment;
 use crate::peer::segment;
+use crate::report::Stop;
+use crate::report::observe;
 use crate::traffic;
 
 const PAGE: usize = 4096;

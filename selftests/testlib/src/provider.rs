@@ -25,7 +25,7 @@ use nix::kmod::finit_module;
 use nix::mount::MsFlags;
 use nix::mount::mount;
 
-use crate::ktap::diag;
+use crate::report::diag;
 
 /// How long buffers may take to come back on an idle system.
 const BACK: Duration = Duration::from_secs(5);

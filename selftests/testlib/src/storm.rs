@@ -22,10 +22,10 @@ use std::time::Instant;
 
 use fastrand::Rng;
 
-use crate::Outcome;
 use crate::aftermath;
-use crate::ktap;
-use crate::ktap::diag;
+use crate::report;
+use crate::report::Outcome;
+use crate::report::diag;
 
 /// How long a storm of one round may take.
 const TIMEOUT: Duration = Duration::from_secs(240);
@@ -81,7 +81,7 @@ pub struct Storm {
 impl Storm {
     /// How many steps a storm has, by how many it usually has. A slow kernel does an eighth of them.
     pub fn steps(&self, usually: u32) -> u32 {
-        (usually * SETTINGS.1).div_ceil(if ktap::is_slow() { 8 } else { 1 })
+        (usually * SETTINGS.1).div_ceil(if report::is_slow() { 8 } else { 1 })
     }
 
     /// Begins the next step, which is this.

@@ -40,7 +40,6 @@ use nix::sys::mman::munmap;
 use nix::sys::socket::SockaddrLike;
 use nix::sys::socket::SockaddrStorage;
 
-use crate::ktap;
 use crate::pair::End;
 use crate::provider;
 use crate::traffic;
@@ -87,7 +86,7 @@ impl End {
         let info = provider::binding(binding.id())?.expect("the new binding");
         assert_eq!(
             (info.provider.as_str(), info.direction.as_str()),
-            (ktap::provider().name(), "tx"),
+            (provider::under_test().name(), "tx"),
             "the new binding"
         );
         Ok(binding)
@@ -243,7 +242,7 @@ impl Drop for Decoy {
     }
 }
 
-/// What a call gave, for [`observe`](crate::ktap::observe).
+/// What a call gave, for [`observe`](crate::report::observe).
 pub fn outcome(result: &io::Result<usize>) -> String {
     match result {
         Ok(bytes) => format!("{bytes}"),

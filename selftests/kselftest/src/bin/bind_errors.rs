@@ -23,8 +23,9 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::runner;
 use devmem_testlib::state::State;
 use devmem_testlib::xdp;
 
@@ -101,8 +102,8 @@ impl Bench {
     fn send(&self, attrs: &Attrs) -> io::Result<Result<u32, Error>> {
         let answer = self.pair.rx.ns.run(|| Ok(Netdev::open()?.bind_rx(attrs)))?;
         match &answer {
-            Ok(_) => ktap::observe("accepted"),
-            Err(err) => ktap::observe(format_args!("errno {:?}", err.errno())),
+            Ok(_) => report::observe("accepted"),
+            Err(err) => report::observe(format_args!("errno {:?}", err.errno())),
         }
         Ok(answer)
     }
@@ -127,7 +128,7 @@ impl Bench {
     /// Sends a request that the C code accepts although it makes no sense. The module refuses it.
     #[track_caller]
     fn refused_by_module(&self, attrs: &Attrs, refusal: Refusal) -> Outcome {
-        if ktap::provider() == Provider::Module {
+        if provider::under_test() == Provider::Module {
             return self.refused(attrs, refusal);
         }
         self.send(attrs)?.expect("the C code accepts this");
@@ -172,7 +173,7 @@ fn check(answer: Result<u32, Error>, expected: Refusal) {
         At::Nothing => ack.attribute.is_none() && ack.missing.is_none(),
     };
     assert!(there, "place: expected {expected:?}, got {ack:?}");
-    if ktap::provider() == Provider::Module {
+    if provider::under_test() == Provider::Module {
         // The C code is silent about some; the module always tells the reason or the place.
         let told = ack.message.is_some() || ack.attribute.is_some() || ack.missing.is_some();
         assert!(told, "no reason given: {ack:?}");
@@ -530,7 +531,7 @@ fn several_bindings_on_one_socket() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "missing_ifindex",
             run: missing_ifindex,

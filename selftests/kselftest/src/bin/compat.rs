@@ -12,8 +12,6 @@ use devmem::token::TokenRange;
 use devmem_testlib::Outcome;
 use devmem_testlib::Test;
 use devmem_testlib::compat;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::observe;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Area;
 use devmem_testlib::probe::Bench;
@@ -22,6 +20,8 @@ use devmem_testlib::probe::ETOOSMALL;
 use devmem_testlib::probe::Mixed;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::provider;
+use devmem_testlib::report::observe;
+use devmem_testlib::runner;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Completions;
 use devmem_testlib::tx::extent;
@@ -188,7 +188,7 @@ macro_rules! tests {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&tests![
+    runner::run(&tests![
         receive,
         too_little_room,
         memory_missing,

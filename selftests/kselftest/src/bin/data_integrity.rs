@@ -13,9 +13,9 @@ use devmem::dmabuf::HUGE_PAGE;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::runner;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 
@@ -328,7 +328,7 @@ fn rx_page_size_64k() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "payload_sizes",
             run: payload_sizes,

@@ -23,10 +23,11 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::runner;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 
@@ -43,7 +44,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Result<Self, devmem_testlib::ktap::Stop> {
+    fn new() -> Result<Self, devmem_testlib::report::Stop> {
         let memory = DmaBuf::udmabuf(MEMORY)?;
         let pair = Pair::new()?;
         let binding = pair.bind(&[QUEUE], &memory)?;
@@ -63,7 +64,7 @@ impl Bench {
 
     fn return_tokens(&self, ranges: &[TokenRange]) -> io::Result<u32> {
         let answer = dontneed(&self.connection.rx, ranges);
-        ktap::observe(match &answer {
+        report::observe(match &answer {
             Ok(returned) => format!("{returned} returned"),
             Err(err) => format!("errno {:?}", err.raw_os_error()),
         });
@@ -272,7 +273,7 @@ fn a_range_that_wraps() -> Outcome {
         start: u32::MAX - 1,
         count: 5,
     }];
-    match ktap::provider() {
+    match provider::under_test() {
         Provider::Module => {
             assert_errno(bench.return_tokens(&wraps), libc::EINVAL);
             // Nothing is returned, not even what comes before it in the list.
@@ -350,7 +351,7 @@ fn recv_without_the_flag() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "returns_each_once",
             run: returns_each_once,

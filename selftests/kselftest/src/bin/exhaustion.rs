@@ -15,9 +15,9 @@ use devmem::Token;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::runner;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 
@@ -158,7 +158,7 @@ fn the_neighbour_goes_on() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "drops_are_counted_and_the_flow_resumes",
             run: drops_are_counted_and_the_flow_resumes,

@@ -26,11 +26,11 @@ use devmem::Receiver;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
 use devmem_testlib::provider;
+use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
@@ -433,7 +433,7 @@ fn main() -> ExitCode {
         victim(ifindex).expect("to be killed");
         return ExitCode::FAILURE;
     }
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "the_only_descriptor_given_away",
             run: the_only_descriptor_given_away,

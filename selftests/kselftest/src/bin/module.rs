@@ -11,12 +11,12 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
+use devmem_testlib::runner;
 use devmem_testlib::skip;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
@@ -47,7 +47,7 @@ fn rmmod_when_unused() {
 }
 
 fn insmod_twice() -> Outcome {
-    if ktap::provider() == Provider::Builtin {
+    if provider::under_test() == Provider::Builtin {
         return skip(NOT_A_MODULE);
     }
     let module = File::open(provider::path_from_env("DEVMEM_MODULE")?)?;
@@ -58,7 +58,7 @@ fn insmod_twice() -> Outcome {
 }
 
 fn rmmod_while_bound() -> Outcome {
-    if ktap::provider() == Provider::Builtin {
+    if provider::under_test() == Provider::Builtin {
         return skip(NOT_A_MODULE);
     }
     let memory = DmaBuf::udmabuf(MEMORY)?;
@@ -77,7 +77,7 @@ fn rmmod_while_bound() -> Outcome {
 
 /// Unbound, but a socket still holds tokens: the module has to stay until they are returned.
 fn rmmod_with_tokens_held() -> Outcome {
-    if ktap::provider() == Provider::Builtin {
+    if provider::under_test() == Provider::Builtin {
         return skip(NOT_A_MODULE);
     }
     let memory = DmaBuf::udmabuf(MEMORY)?;
@@ -101,7 +101,7 @@ fn rmmod_with_tokens_held() -> Outcome {
 
 /// Parameters are unsigned numbers of 32 bits.
 fn bad_parameters() -> Outcome {
-    if ktap::provider() == Provider::Builtin {
+    if provider::under_test() == Provider::Builtin {
         return skip(NOT_A_MODULE);
     }
     rmmod_when_unused();
@@ -121,7 +121,7 @@ fn bad_parameters() -> Outcome {
 
 /// Bindings stay with the provider that made them, whoever serves new ones.
 fn both_providers_at_once() -> Outcome {
-    if ktap::provider() == Provider::Builtin {
+    if provider::under_test() == Provider::Builtin {
         return skip(NOT_A_MODULE);
     }
     let memory = DmaBuf::udmabuf(MEMORY)?;
@@ -151,7 +151,7 @@ fn both_providers_at_once() -> Outcome {
 fn tokens_of_both_providers() -> Outcome {
     const PORT: u16 = 5000;
     const SEGMENT: usize = 300;
-    if ktap::provider() == Provider::Builtin {
+    if provider::under_test() == Provider::Builtin {
         return skip(NOT_A_MODULE);
     }
     let memories = [DmaBuf::udmabuf(MEMORY)?, DmaBuf::udmabuf(MEMORY)?];
@@ -180,7 +180,7 @@ fn tokens_of_both_providers() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "insmod_twice",
             run: insmod_twice,

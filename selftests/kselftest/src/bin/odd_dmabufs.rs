@@ -16,12 +16,13 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::odd::OddDmaBuf;
 use devmem_testlib::odd::Segment;
 use devmem_testlib::odd::Shape;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::state::State;
 use devmem_testlib::traffic;
@@ -114,12 +115,12 @@ impl Bench {
     /// Checks what comes of binding a dma-buf one way, and that it leaves nothing.
     #[track_caller]
     fn check(&self, way: Way, shape: &Shape, answers: Answers) -> Outcome {
-        let expected = match ktap::provider() {
+        let expected = match provider::under_test() {
             Provider::Module => answers.module,
             Provider::Builtin => answers.builtin,
         };
         if let NotTried(why) = expected {
-            ktap::observe(format_args!("{way:?}: not tried: {why}"));
+            report::observe(format_args!("{way:?}: not tried: {why}"));
             return Ok(());
         }
         let before = State::of(&self.pair)?;
@@ -150,12 +151,12 @@ impl Bench {
 fn compare(way: Way, answer: Result<BindingInfo, Error>, expected: Answer) {
     match (answer, expected) {
         (Ok(info), Buffers(buffers)) => {
-            ktap::observe(format_args!("{way:?}: {buffers} buffers"));
+            report::observe(format_args!("{way:?}: {buffers} buffers"));
             assert_eq!(info.buffers, buffers, "{way:?}: {info:?}");
         }
         (Err(Error::Refused { errno, ack }), Refused(wanted, part)) => {
             let message = ack.message.as_deref().unwrap_or("");
-            ktap::observe(format_args!(
+            report::observe(format_args!(
                 "{way:?}: {:?}, {message:?}",
                 Errno::from_raw(errno)
             ));
@@ -339,7 +340,7 @@ fn send_and_compare(pair: &Pair, dmabuf: &OddDmaBuf, parts: &[Extent]) -> Outcom
         completions.wait(&connection.tx, calls)?;
     }
     let all: Vec<_> = parts.iter().map(|part| (part.offset, part.len)).collect();
-    ktap::observe(format_args!("sent {all:?}"));
+    report::observe(format_args!("sent {all:?}"));
     Ok(())
 }
 
@@ -354,14 +355,14 @@ fn sending_unaligned() -> Outcome {
     let size: u64 = lengths.iter().sum();
     let dmabuf = filled(&segments, None)?;
     let pair = Pair::new()?;
-    if ktap::provider() == Provider::Builtin {
+    if provider::under_test() == Provider::Builtin {
         let answer = pair.tx.ns.run(|| {
             let attrs = BindTx::new(pair.tx.ifindex).attrs(&dmabuf);
             Ok(Netdev::open()?.bind_tx(&attrs).map(drop))
         })?;
         let errno = answer.err().and_then(|err| err.errno());
         assert_eq!(errno, Some(libc::EINVAL), "the C code takes no such sizes");
-        ktap::observe("refused");
+        report::observe("refused");
         return Ok(());
     }
 
@@ -394,8 +395,8 @@ fn sending_from_pages() -> Outcome {
 
 /// What is not in both, the scatterlist and the dma-buf, cannot be sent.
 fn sending_past_the_end() -> Outcome {
-    if ktap::provider() == Provider::Builtin {
-        ktap::observe("not tried: the C code follows what is not there");
+    if provider::under_test() == Provider::Builtin {
+        report::observe("not tried: the C code follows what is not there");
         return Ok(());
     }
     let pair = Pair::new()?;
@@ -425,7 +426,7 @@ fn sending_past_the_end() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "attach_fails",
             run: attach_fails,

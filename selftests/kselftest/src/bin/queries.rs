@@ -13,9 +13,9 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::runner;
 use devmem_testlib::skip;
 use devmem_testlib::traffic;
 
@@ -100,7 +100,7 @@ fn debugfs_counts_buffers() -> Outcome {
         return skip("this kernel has no list of bindings");
     };
     assert_eq!(info.ifname.as_deref(), Some(pair.rx.ifname.as_str()));
-    assert_eq!(info.provider, ktap::provider().name());
+    assert_eq!(info.provider, provider::under_test().name());
     assert_eq!(info.direction, "rx");
     assert_eq!(
         (info.buffer_size, info.buffers),
@@ -168,7 +168,7 @@ fn a_provider_is_chosen_by_name() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "a_provider_is_chosen_by_name",
             run: a_provider_is_chosen_by_name,

@@ -12,11 +12,11 @@ use std::time::Instant;
 
 use devmem_testlib::Outcome;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::observe;
 use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::soon;
+use devmem_testlib::report::observe;
+use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 
 /// Room for everything that a test sends.
@@ -387,7 +387,7 @@ fn time_stamps() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "peek",
             run: peek,

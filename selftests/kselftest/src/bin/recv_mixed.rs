@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use devmem::DmaBuf;
 use devmem_testlib::Outcome;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Area;
 use devmem_testlib::probe::Bench;
@@ -20,6 +19,8 @@ use devmem_testlib::probe::Mixed;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::traffic;
 
@@ -303,7 +304,7 @@ fn merged_by_gro() -> Outcome {
     traffic::send(&connection.tx, start, len as u64, len)?;
     wait_received(&connection.rx, start + len as u64);
     let merged = merged_in_queues(&bench)? - before;
-    ktap::diag(format_args!("merged in the receive queue: {merged}"));
+    report::diag(format_args!("merged in the receive queue: {merged}"));
     assert!(
         merged < SEGMENTS as u64 / 3,
         "GRO left {merged} segments to the receive queue"
@@ -383,7 +384,7 @@ fn linear_bytes_between_frags() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "the_flow_moves_both_ways",
             run: the_flow_moves_both_ways,

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 
 use devmem_testlib::Outcome;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::peer::Peer;
 use devmem_testlib::peer::Segment;
@@ -16,6 +15,7 @@ use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::soon;
 use devmem_testlib::probe::wait_received;
+use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 
 /// Room for everything that a test sends.
@@ -230,7 +230,7 @@ fn too_much_out_of_order() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "in_order",
             run: in_order,

@@ -18,8 +18,6 @@ use std::time::Duration;
 use devmem_testlib::Outcome;
 use devmem_testlib::Test;
 use devmem_testlib::bpf::SockMap;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::observe;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::peer::Peer;
 use devmem_testlib::peer::Segment;
@@ -30,6 +28,8 @@ use devmem_testlib::probe::Call;
 use devmem_testlib::probe::errno;
 use devmem_testlib::probe::soon;
 use devmem_testlib::probe::wait_received;
+use devmem_testlib::report::observe;
+use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::traffic;
 use nix::errno::Errno;
@@ -438,7 +438,7 @@ fn forwarded_packets() -> io::Result<u64> {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "splice_to_a_pipe",
             run: splice_to_a_pipe,

@@ -18,8 +18,6 @@ use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_testlib::Outcome;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::observe;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
@@ -27,6 +25,9 @@ use devmem_testlib::probe::Probe;
 use devmem_testlib::probe::soon;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::report::observe;
+use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::traffic;
 use nix::sys::socket::ControlMessage;
@@ -95,7 +96,7 @@ fn in_child(f: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
             let status = match sound {
                 Ok(Ok(())) => 0,
                 Ok(Err(err)) => {
-                    ktap::diag(format_args!("in the child: {err}"));
+                    report::diag(format_args!("in the child: {err}"));
                     1
                 }
                 Err(_) => 2,
@@ -341,7 +342,7 @@ fn tokens_after_a_disconnect() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "socket_passed_on",
             run: socket_passed_on,

@@ -8,11 +8,12 @@ use devmem::cmsg;
 use devmem_testlib::Outcome;
 use devmem_testlib::Provider;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::probe::Area;
 use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::ETOOSMALL;
+use devmem_testlib::provider;
+use devmem_testlib::runner;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
@@ -91,7 +92,7 @@ fn no_bytes() -> Outcome {
     for call in [Call::new(0), Call::new(0).data(&[])] {
         let got = probe.call(&call);
         assert!(got.is_empty());
-        match ktap::provider() {
+        match provider::under_test() {
             Provider::Module => assert_eq!(got.sizes(), []),
             Provider::Builtin => assert_eq!(got.sizes(), [0]),
         }
@@ -196,7 +197,7 @@ fn many_pieces() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "no_room_for_a_message",
             run: no_room_for_a_message,

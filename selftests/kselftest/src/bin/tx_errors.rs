@@ -36,11 +36,12 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::observe;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::report::observe;
+use devmem_testlib::runner;
 use devmem_testlib::state::State;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
@@ -78,13 +79,13 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Result<Self, ktap::Stop> {
+    fn new() -> Result<Self, report::Stop> {
         let bench = Self::without_zerocopy()?;
         enable_zerocopy(&bench.connection.tx)?;
         Ok(bench)
     }
 
-    fn without_zerocopy() -> Result<Self, ktap::Stop> {
+    fn without_zerocopy() -> Result<Self, report::Stop> {
         let memory = DmaBuf::udmabuf(MEMORY as usize)?;
         tx::fill(&memory)?;
         let pair = Pair::new()?;
@@ -947,7 +948,7 @@ fn bind_write_only() -> Outcome {
         .u32(dmabuf::FD, memory.as_fd().as_raw_fd() as u32);
     let answer = bind(&pair, &request)?;
     observe(number(&answer));
-    if ktap::provider() == Provider::Module {
+    if provider::under_test() == Provider::Module {
         let err = answer.expect_err("bound");
         assert_eq!(err.errno(), Some(libc::EINVAL), "{err}");
         assert!(err.to_string().contains("write-only"), "{err}");
@@ -985,7 +986,7 @@ fn main() -> ExitCode {
             &[$(Test { name: stringify!($test), run: $test }),*]
         };
     }
-    ktap::run(tests![
+    runner::run(tests![
         no_such_id,
         id_of_a_receive_binding,
         id_of_a_closed_binding,

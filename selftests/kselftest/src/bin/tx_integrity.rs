@@ -22,11 +22,12 @@ use devmem::dmabuf::HUGE_PAGE;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::observe;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::report::observe;
+use devmem_testlib::runner;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::extent;
@@ -76,11 +77,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Result<Self, ktap::Stop> {
+    fn new() -> Result<Self, report::Stop> {
         Self::with(DmaBuf::udmabuf(MEMORY as usize)?)
     }
 
-    fn with(memory: DmaBuf) -> Result<Self, ktap::Stop> {
+    fn with(memory: DmaBuf) -> Result<Self, report::Stop> {
         tx::fill(&memory)?;
         let pair = Pair::new()?;
         let binding = pair.tx.bind_tx(&memory)?;
@@ -530,7 +531,7 @@ fn main() -> ExitCode {
             &[$(Test { name: stringify!($test), run: $test }),*]
         };
     }
-    ktap::run(tests![
+    runner::run(tests![
         single_pages,
         huge_pages,
         system_heap,

@@ -27,12 +27,13 @@ use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::observe;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::report::observe;
+use devmem_testlib::runner;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Call;
@@ -77,7 +78,7 @@ impl Bench {
         Ok(())
     }
 
-    fn new() -> Result<Self, ktap::Stop> {
+    fn new() -> Result<Self, report::Stop> {
         let memory = DmaBuf::udmabuf(MEMORY as usize)?;
         tx::fill(&memory)?;
         let pair = Pair::new()?;
@@ -606,7 +607,7 @@ fn main() -> ExitCode {
             &[$(Test { name: stringify!($test), run: $test }),*]
         };
     }
-    ktap::run(tests![
+    runner::run(tests![
         binding_closed_with_data_in_flight,
         binding_closed_with_data_pending,
         dmabuf_closed_right_after_bind,

@@ -5,8 +5,9 @@
 use devmem_testlib::Outcome;
 use devmem_testlib::Provider;
 use devmem_testlib::faults::Call;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Ip;
+use devmem_testlib::provider;
+use devmem_testlib::report;
 use devmem_testlib::sockopt;
 use devmem_testlib::state::State;
 use devmem_testlib::tx;
@@ -106,9 +107,9 @@ fn check(fault: &Fault, call: &Call, got: walk::Result) -> Outcome {
     let Fault { function, nth, .. } = fault;
     let (calls, site) = call.result()?;
     assert!(site.is_some(), "{function}: {calls} calls, none failed");
-    ktap::observe(format_args!("{function} {nth}: {got:?}"));
+    report::observe(format_args!("{function} {nth}: {got:?}"));
     assert_eq!(got, fault.answer, "{function} {nth}");
-    ktap::diag(format_args!("{function}: {}", site.expect("a site")));
+    report::diag(format_args!("{function}: {}", site.expect("a site")));
     Ok(())
 }
 
@@ -159,7 +160,7 @@ const RECEIVE_BUILTIN: [Fault; 6] = [
 ];
 
 pub fn calls_of_receive() -> Outcome {
-    let faults: &[Fault] = match ktap::provider() {
+    let faults: &[Fault] = match provider::under_test() {
         Provider::Module => &RECEIVE,
         Provider::Builtin => &RECEIVE_BUILTIN,
     };

@@ -12,8 +12,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
 use devmem_testlib::odd;
+use devmem_testlib::report;
+use devmem_testlib::runner;
 
 mod bind;
 mod calls;
@@ -55,10 +56,10 @@ fn main() -> ExitCode {
     let names: Vec<String> = env::args().skip(1).collect();
     let chosen = |test: &&Test| names.is_empty() || names.iter().any(|name| name == test.name);
     let chosen: Vec<Test> = all.iter().filter(chosen).copied().collect();
-    let code = ktap::run_within(LIMIT, &chosen);
+    let code = runner::run_within(LIMIT, &chosen);
     // Its probe would cost whatever is run afterwards some time.
     if let Err(err) = odd::unload() {
-        ktap::diag(format_args!("unloading devmem_test: {err}"));
+        report::diag(format_args!("unloading devmem_test: {err}"));
         return ExitCode::FAILURE;
     }
     code

@@ -9,7 +9,7 @@ use devmem_testlib::Outcome;
 use devmem_testlib::faults::Scarcity;
 use devmem_testlib::faults::Site;
 use devmem_testlib::faults::Watch;
-use devmem_testlib::ktap;
+use devmem_testlib::report;
 
 use crate::rig::Rig;
 use crate::stream::Stream;
@@ -36,7 +36,7 @@ pub fn traffic() -> Outcome {
             rounds += 1;
         }
         drop(scarcity);
-        ktap::diag(format_args!(
+        report::diag(format_args!(
             "every {interval}th: {} failed in {rounds} rounds, {} in TCP, {} in the device, {refused} calls had no memory",
             sites.len(),
             hits(&sites, "tcp_"),
@@ -58,6 +58,6 @@ pub fn leaks() -> Outcome {
     let mut report = String::new();
     fs::File::open(KMEMLEAK)?.read_to_string(&mut report)?;
     assert!(report.is_empty(), "{report}");
-    ktap::observe("nothing leaked");
+    report::observe("nothing leaked");
     Ok(())
 }

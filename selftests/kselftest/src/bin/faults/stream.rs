@@ -21,10 +21,10 @@ use devmem::token::dontneed;
 use devmem_testlib::Outcome;
 use devmem_testlib::Provider;
 use devmem_testlib::faults::Site;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::wait_received;
+use devmem_testlib::provider;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use nix::errno::Errno;
@@ -59,7 +59,7 @@ impl Stream {
     const PORT: u16 = 5003;
 
     /// One beside that which the rig uses.
-    pub fn new(rig: &Rig) -> Result<Self, devmem_testlib::ktap::Stop> {
+    pub fn new(rig: &Rig) -> Result<Self, devmem_testlib::report::Stop> {
         let memory = DmaBuf::udmabuf(1 << 18)?;
         let binding = rig.pair.bind(&[Self::QUEUE], &memory)?;
         let connection = rig.pair.connect_to_queue(Ip::V4, Self::PORT, Self::QUEUE)?;
@@ -165,7 +165,7 @@ impl Stream {
     }
 
     fn give_back_all(&self) -> io::Result<u32> {
-        self.give_back(ktap::provider().first_token(), MAX_TOKENS)
+        self.give_back(provider::under_test().first_token(), MAX_TOKENS)
     }
 
     /// Receives what is queued, and asks again when there is no memory; tells how often that was.
@@ -220,7 +220,7 @@ pub fn receive() -> Outcome {
 pub fn receive_first() -> Outcome {
     let walk = Walk {
         name: "first recvmsg",
-        reach: match ktap::provider() {
+        reach: match provider::under_test() {
             Provider::Module => &["net_devmem_grow_tokens"],
             Provider::Builtin => &["tcp_recvmsg"],
         },

@@ -10,7 +10,7 @@ use devmem_testlib::Outcome;
 use devmem_testlib::faults::Kind;
 use devmem_testlib::faults::Site;
 use devmem_testlib::faults::Watch;
-use devmem_testlib::ktap;
+use devmem_testlib::report;
 use devmem_testlib::state::State;
 use nix::errno::Errno;
 
@@ -109,7 +109,7 @@ impl Seen {
             false => result.is_ok(),
         };
         if !expected {
-            ktap::diag(format_args!(
+            report::diag(format_args!(
                 "{}: NOT EXPECTED: {line}: {site:?}",
                 walk.name
             ));
@@ -127,10 +127,10 @@ impl Seen {
     fn tell(&self, walk: &Walk) {
         let name = walk.name;
         for (line, count) in &self.lines {
-            ktap::diag(format_args!("{name}: {count} x {line}"));
+            report::diag(format_args!("{name}: {count} x {line}"));
         }
-        ktap::diag(format_args!("{name}: {} points failed", self.count));
-        ktap::observe(format_args!("{name}: {:?}", self.errnos));
+        report::diag(format_args!("{name}: {} points failed", self.count));
+        report::observe(format_args!("{name}: {:?}", self.errnos));
         assert_eq!(self.unexpected, 0, "{name}: points with another result");
         if let Some(function) = self.missing(walk) {
             panic!("{name}: no point in {function} failed");

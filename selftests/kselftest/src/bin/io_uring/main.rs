@@ -39,11 +39,12 @@ use devmem::uring::Receiver;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
-use devmem_testlib::ktap::observe;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::report::observe;
+use devmem_testlib::runner;
 use devmem_testlib::traffic;
 use io_uring::cqueue;
 
@@ -76,7 +77,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Result<Self, ktap::Stop> {
+    fn new() -> Result<Self, report::Stop> {
         let memory = DmaBuf::udmabuf(MEMORY)?;
         let map = memory.map()?;
         let pair = Pair::new()?;
@@ -230,7 +231,7 @@ fn no_other_system_call() -> Outcome {
             BTreeSet::from([libc::SYS_io_uring_enter as u64]),
             "{name}: system calls"
         );
-        ktap::diag(format_args!("{name}: {calls:?} calls for {LEN} bytes"));
+        report::diag(format_args!("{name}: {calls:?} calls for {LEN} bytes"));
     }
     Ok(())
 }
@@ -555,7 +556,7 @@ fn flags() -> Outcome {
 }
 
 /// A dma-buf with the beginning of the stream, bound to the sending end.
-fn bind_tx(pair: &Pair, memory: &DmaBuf) -> Result<TxBinding, ktap::Stop> {
+fn bind_tx(pair: &Pair, memory: &DmaBuf) -> Result<TxBinding, report::Stop> {
     let mut region = memory.region()?;
     let mut cpu = region.begin_write()?;
     for at in (0..memory.size()).step_by(MIB) {
@@ -630,7 +631,7 @@ fn send() -> Outcome {
         .filter(|&&number| number != libc::SYS_io_uring_enter as u64)
         .collect();
     assert!(others.is_empty(), "other system calls: {others:?}");
-    ktap::diag(format_args!("{calls:?} calls for {MEMORY} bytes"));
+    report::diag(format_args!("{calls:?} calls for {MEMORY} bytes"));
     Ok(())
 }
 
@@ -808,7 +809,7 @@ fn zcrx_on_the_neighbour() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    ktap::run(&[
+    runner::run(&[
         Test {
             name: "messages_single_shot",
             run: messages_single_shot,

@@ -58,7 +58,7 @@ pub fn system_calls_of(
             let code = match outcome {
                 Ok(Ok(())) => 0,
                 Ok(Err(err)) => {
-                    devmem_testlib::ktap::diag(format_args!("the traced process: {err}"));
+                    devmem_testlib::report::diag(format_args!("the traced process: {err}"));
                     1
                 }
                 // The hook has told already.

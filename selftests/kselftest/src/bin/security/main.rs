@@ -19,9 +19,10 @@ use devmem::send::enable_zerocopy;
 use devmem_testlib::Pair;
 use devmem_testlib::Test;
 use devmem_testlib::child::enter;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Ip;
+use devmem_testlib::provider;
 use devmem_testlib::provider::Provider;
+use devmem_testlib::runner;
 use devmem_testlib::tx;
 
 const PAGE: usize = 4096;
@@ -34,7 +35,7 @@ const PART: Extent = Extent {
 
 /// Whether the module is under test, which closes holes that the C code has.
 fn closed() -> bool {
-    ktap::provider() == Provider::Module
+    provider::under_test() == Provider::Module
 }
 
 /// A pair of devices, memory with something to read in it, and a listener.
@@ -76,7 +77,7 @@ fn main() -> ExitCode {
             &[$(Test { name: stringify!($test), run: $module::$test }),*]
         };
     }
-    ktap::run(tests![
+    runner::run(tests![
         access::bind_rx_needs_rights,
         access::bind_rx_in_a_container,
         access::bind_tx_is_open,

@@ -15,7 +15,7 @@ use std::env;
 use std::process::ExitCode;
 
 use devmem_testlib::Test;
-use devmem_testlib::ktap;
+use devmem_testlib::runner;
 use devmem_testlib::storm;
 
 fn main() -> ExitCode {
@@ -44,5 +44,5 @@ fn main() -> ExitCode {
     let names: Vec<String> = env::args().skip(1).collect();
     let chosen = |test: &&Test| names.is_empty() || names.iter().any(|name| name == test.name);
     let chosen: Vec<Test> = all.iter().filter(chosen).copied().collect();
-    ktap::run_within(storm::timeout(), &chosen)
+    runner::run_within(storm::timeout(), &chosen)
 }

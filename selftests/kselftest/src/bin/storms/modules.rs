@@ -17,7 +17,6 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::aftermath;
-use devmem_testlib::ktap;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::storm;
@@ -41,7 +40,7 @@ const STEADY: u32 = 2;
 /// Loads the module, and has the provider under test serve.
 fn load() -> io::Result<()> {
     provider::load(&provider::path_from_env("DEVMEM_MODULE")?)?;
-    devmem::provider::select(ktap::provider().name())
+    devmem::provider::select(provider::under_test().name())
 }
 
 /// One who unloads the module as often as possible.
@@ -57,7 +56,7 @@ impl Unloader {
     fn met_both(&self) -> bool {
         let refused = self.refused.load(Ordering::Relaxed) > 0;
         self.unloaded.load(Ordering::Relaxed) > 0
-            && (refused || ktap::provider() != Provider::Module)
+            && (refused || provider::under_test() != Provider::Module)
     }
 
     fn run(&self, mut rng: Rng) -> io::Result<()> {
@@ -187,7 +186,7 @@ pub fn unloaded_and_loaded() -> Outcome {
         storm.count("times unloaded", unloaded);
         storm.count("times refused", refused);
         assert!(unloaded > 0, "the module was never unloaded");
-        if ktap::provider() == Provider::Module {
+        if provider::under_test() == Provider::Module {
             assert!(refused > 0, "the module was never in use");
         }
         drop((steady, memories, memory));

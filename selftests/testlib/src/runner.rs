@@ -3,10 +3,7 @@
 //! Runs tests and reports in KTAP, version 1.
 
 use std::env;
-use std::error::Error;
-use std::fmt;
 use std::panic;
-use std::panic::Location;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::sync::mpsc::RecvTimeoutError;
@@ -16,7 +13,10 @@ use std::time::Instant;
 
 use crate::pair;
 use crate::provider;
-use crate::provider::Provider;
+use crate::report::Outcome;
+use crate::report::Stop;
+use crate::report::diag;
+use crate::report::is_slow;
 use crate::storm;
 
 /// How long a test may take. The guest is emulated, some thirty times slower than its host.
@@ -29,53 +29,6 @@ pub struct Test {
     pub name: &'static str,
     /// What it does.
     pub run: fn() -> Outcome,
-}
-
-/// How a test ended.
-pub type Outcome = Result<(), Stop>;
-
-/// Why a test ended early.
-#[derive(Debug)]
-pub enum Stop {
-    /// It does not apply here, for this reason.
-    Skip(String),
-    /// It failed with this error, at this place.
-    Fail(String, &'static Location<'static>),
-}
-
-/// Ends a test which does not apply.
-pub fn skip(reason: impl fmt::Display) -> Outcome {
-    Err(Stop::Skip(reason.to_string()))
-}
-
-impl<E: Error> From<E> for Stop {
-    #[track_caller]
-    fn from(err: E) -> Self {
-        Self::Fail(err.to_string(), Location::caller())
-    }
-}
-
-/// Prints a line of diagnostics.
-pub fn diag(what: impl fmt::Display) {
-    for line in what.to_string().lines() {
-        println!("# {line}");
-    }
-}
-
-/// Tells what the test saw: each provider has to show the same.
-///
-/// The host compares these lines, test by test, between the runs on the two providers. They must
-/// not depend on time or chance: numbers of the kernel's own choice (ports, tokens, offsets, ids) have
-/// to be left out or renumbered.
-pub fn observe(what: impl fmt::Display) {
-    for line in what.to_string().lines() {
-        println!("# saw: {line}");
-    }
-}
-
-/// Whether the kernel is one that looks for bugs, and takes its time: `GUEST` names it.
-pub fn is_slow() -> bool {
-    env::var("GUEST").is_ok_and(|guest| guest != "fast")
 }
 
 /// Runs the tests of a program, in order: all, or those that the command line names.
@@ -196,9 +149,4 @@ fn guarded(test: fn() -> Outcome) -> Verdict {
         // The hook has told already.
         Err(_) => Verdict::Failed,
     }
-}
-
-/// The provider the tests run on, as the environment chooses it.
-pub fn provider() -> Provider {
-    provider::under_test()
 }
