@@ -39,6 +39,7 @@ use devmem_testlib::Test;
 use devmem_testlib::provider;
 use devmem_testlib::report::diag;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 
 use crate::corpus::Corpus;
 use crate::exec::Executor;
@@ -251,10 +252,7 @@ fn main() -> ExitCode {
         Some(seconds) => seconds.div_ceil(ROUND.as_secs()) as usize,
         None => ROUNDS,
     };
-    let mut tests = vec![Test {
-        name: "the_corpus",
-        run: the_corpus,
-    }];
+    let mut tests = tests![the_corpus].to_vec();
     tests.extend((1..=rounds).map(|number| Test {
         name: Box::leak(format!("new_inputs_{number}").into_boxed_str()),
         run: new_inputs,

@@ -31,6 +31,30 @@ pub struct Test {
     pub run: fn() -> Outcome,
 }
 
+/// The tests of a program, `&[Test]`: functions, each called as the last part of its path is.
+///
+/// ```ignore
+/// fn main() -> ExitCode {
+///     runner::run(tests![bind, stream::receive])
+/// }
+/// ```
+#[macro_export]
+macro_rules! tests {
+    // The last part of a path.
+    (@name $name:ident) => {
+        stringify!($name)
+    };
+    (@name $module:ident $($rest:ident)+) => {
+        $crate::tests!(@name $($rest)+)
+    };
+    ($($first:ident $(:: $rest:ident)*),* $(,)?) => {
+        &[$($crate::runner::Test {
+            name: $crate::tests!(@name $first $($rest)*),
+            run: $first $(:: $rest)*,
+        }),*]
+    };
+}
+
 /// Runs the tests of a program, in order: all, or those that the command line names.
 pub fn run(tests: &[Test]) -> ExitCode {
     run_within(TIMEOUT, tests)

@@ -22,11 +22,11 @@ use devmem::netlink::Attrs;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
-use devmem_testlib::Test;
 use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::runner;
 use devmem_testlib::state::State;
+use devmem_testlib::tests;
 use devmem_testlib::xdp;
 
 const PAGE: usize = 4096;
@@ -531,118 +531,34 @@ fn several_bindings_on_one_socket() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "missing_ifindex",
-            run: missing_ifindex,
-        },
-        Test {
-            name: "missing_fd",
-            run: missing_fd,
-        },
-        Test {
-            name: "no_queues",
-            run: no_queues,
-        },
-        Test {
-            name: "queue_without_id",
-            run: queue_without_id,
-        },
-        Test {
-            name: "queue_without_type",
-            run: queue_without_type,
-        },
-        Test {
-            name: "ifindex_zero",
-            run: ifindex_zero,
-        },
-        Test {
-            name: "no_such_ifindex",
-            run: no_such_ifindex,
-        },
-        Test {
-            name: "device_without_device_memory",
-            run: device_without_device_memory,
-        },
-        Test {
-            name: "header_split_off",
-            run: header_split_off,
-        },
-        Test {
-            name: "hds_thresh_not_zero",
-            run: hds_thresh_not_zero,
-        },
-        Test {
-            name: "xdp_attached",
-            run: xdp_attached,
-        },
-        Test {
-            name: "queue_out_of_range",
-            run: queue_out_of_range,
-        },
-        Test {
-            name: "second_queue_out_of_range",
-            run: second_queue_out_of_range,
-        },
-        Test {
-            name: "queue_twice",
-            run: queue_twice,
-        },
-        Test {
-            name: "queue_already_bound",
-            run: queue_already_bound,
-        },
-        Test {
-            name: "tx_queue",
-            run: tx_queue,
-        },
-        Test {
-            name: "queue_type_unknown",
-            run: queue_type_unknown,
-        },
-        Test {
-            name: "malformed_attributes",
-            run: malformed_attributes,
-        },
-        Test {
-            name: "fd_not_a_dmabuf",
-            run: fd_not_a_dmabuf,
-        },
-        Test {
-            name: "fd_closed",
-            run: fd_closed,
-        },
-        Test {
-            name: "fd_read_only",
-            run: fd_read_only,
-        },
-        Test {
-            name: "rx_page_size_zero",
-            run: rx_page_size_zero,
-        },
-        Test {
-            name: "rx_page_size_below_the_page_size",
-            run: rx_page_size_below_the_page_size,
-        },
-        Test {
-            name: "rx_page_size_not_a_power_of_two",
-            run: rx_page_size_not_a_power_of_two,
-        },
-        Test {
-            name: "rx_page_size_unsupported",
-            run: rx_page_size_unsupported,
-        },
-        Test {
-            name: "rx_page_size_above_the_alignment",
-            run: rx_page_size_above_the_alignment,
-        },
-        Test {
-            name: "without_cap_net_admin",
-            run: without_cap_net_admin,
-        },
-        Test {
-            name: "several_bindings_on_one_socket",
-            run: several_bindings_on_one_socket,
-        },
+    runner::run(tests![
+        missing_ifindex,
+        missing_fd,
+        no_queues,
+        queue_without_id,
+        queue_without_type,
+        ifindex_zero,
+        no_such_ifindex,
+        device_without_device_memory,
+        header_split_off,
+        hds_thresh_not_zero,
+        xdp_attached,
+        queue_out_of_range,
+        second_queue_out_of_range,
+        queue_twice,
+        queue_already_bound,
+        tx_queue,
+        queue_type_unknown,
+        malformed_attributes,
+        fd_not_a_dmabuf,
+        fd_closed,
+        fd_read_only,
+        rx_page_size_zero,
+        rx_page_size_below_the_page_size,
+        rx_page_size_not_a_power_of_two,
+        rx_page_size_unsupported,
+        rx_page_size_above_the_alignment,
+        without_cap_net_admin,
+        several_bindings_on_one_socket,
     ])
 }

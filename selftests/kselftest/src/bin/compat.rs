@@ -10,7 +10,6 @@ use devmem::cmsg::SCM_DEVMEM_DMABUF;
 use devmem::send::enable_zerocopy;
 use devmem::token::TokenRange;
 use devmem_testlib::Outcome;
-use devmem_testlib::Test;
 use devmem_testlib::compat;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Area;
@@ -22,6 +21,7 @@ use devmem_testlib::probe::Probe;
 use devmem_testlib::provider;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Completions;
 use devmem_testlib::tx::extent;
@@ -181,14 +181,8 @@ fn send() -> Outcome {
     Ok(())
 }
 
-macro_rules! tests {
-    ($($name:ident),* $(,)?) => {
-        [$(Test { name: stringify!($name), run: $name }),*]
-    };
-}
-
 fn main() -> ExitCode {
-    runner::run(&tests![
+    runner::run(tests![
         receive,
         too_little_room,
         memory_missing,

@@ -12,10 +12,10 @@ use devmem::Receiver;
 use devmem::dmabuf::HUGE_PAGE;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 
@@ -328,74 +328,23 @@ fn rx_page_size_64k() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "payload_sizes",
-            run: payload_sizes,
-        },
-        Test {
-            name: "large_mtu_1500",
-            run: large_mtu_1500,
-        },
-        Test {
-            name: "large_mtu_4096",
-            run: large_mtu_4096,
-        },
-        Test {
-            name: "large_mtu_9000",
-            run: large_mtu_9000,
-        },
-        Test {
-            name: "packets_of_mtu_1500",
-            run: packets_of_mtu_1500,
-        },
-        Test {
-            name: "packets_of_mtu_4096",
-            run: packets_of_mtu_4096,
-        },
-        Test {
-            name: "packets_of_mtu_9000",
-            run: packets_of_mtu_9000,
-        },
-        Test {
-            name: "ipv6",
-            run: ipv6,
-        },
-        Test {
-            name: "two_bindings_on_two_queues",
-            run: two_bindings_on_two_queues,
-        },
-        Test {
-            name: "several_queues_on_one_binding",
-            run: several_queues_on_one_binding,
-        },
-        Test {
-            name: "several_flows_into_one_queue",
-            run: several_flows_into_one_queue,
-        },
-        Test {
-            name: "reads_smaller_than_a_frag",
-            run: reads_smaller_than_a_frag,
-        },
-        Test {
-            name: "a_frag_with_several_tokens",
-            run: a_frag_with_several_tokens,
-        },
-        Test {
-            name: "memory_of_huge_pages",
-            run: memory_of_huge_pages,
-        },
-        Test {
-            name: "memory_of_the_system_heap",
-            run: memory_of_the_system_heap,
-        },
-        Test {
-            name: "rx_page_size_16k",
-            run: rx_page_size_16k,
-        },
-        Test {
-            name: "rx_page_size_64k",
-            run: rx_page_size_64k,
-        },
+    runner::run(tests![
+        payload_sizes,
+        large_mtu_1500,
+        large_mtu_4096,
+        large_mtu_9000,
+        packets_of_mtu_1500,
+        packets_of_mtu_4096,
+        packets_of_mtu_9000,
+        ipv6,
+        two_bindings_on_two_queues,
+        several_queues_on_one_binding,
+        several_flows_into_one_queue,
+        reads_smaller_than_a_frag,
+        a_frag_with_several_tokens,
+        memory_of_huge_pages,
+        memory_of_the_system_heap,
+        rx_page_size_16k,
+        rx_page_size_64k,
     ])
 }

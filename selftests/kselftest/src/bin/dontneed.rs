@@ -22,12 +22,12 @@ use devmem::token::dontneed;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 
@@ -351,50 +351,17 @@ fn recv_without_the_flag() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "returns_each_once",
-            run: returns_each_once,
-        },
-        Test {
-            name: "a_range_of_tokens",
-            run: a_range_of_tokens,
-        },
-        Test {
-            name: "bad_length",
-            run: bad_length,
-        },
-        Test {
-            name: "bad_address",
-            run: bad_address,
-        },
-        Test {
-            name: "more_than_128_ranges",
-            run: more_than_128_ranges,
-        },
-        Test {
-            name: "more_than_1024_tokens",
-            run: more_than_1024_tokens,
-        },
-        Test {
-            name: "unknown_tokens",
-            run: unknown_tokens,
-        },
-        Test {
-            name: "a_range_that_wraps",
-            run: a_range_that_wraps,
-        },
-        Test {
-            name: "tokens_of_another_socket",
-            run: tokens_of_another_socket,
-        },
-        Test {
-            name: "on_sockets_without_device_memory",
-            run: on_sockets_without_device_memory,
-        },
-        Test {
-            name: "recv_without_the_flag",
-            run: recv_without_the_flag,
-        },
+    runner::run(tests![
+        returns_each_once,
+        a_range_of_tokens,
+        bad_length,
+        bad_address,
+        more_than_128_ranges,
+        more_than_1024_tokens,
+        unknown_tokens,
+        a_range_that_wraps,
+        tokens_of_another_socket,
+        on_sockets_without_device_memory,
+        recv_without_the_flag,
     ])
 }

@@ -14,10 +14,10 @@ use devmem::Receiver;
 use devmem::Token;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 
@@ -158,18 +158,9 @@ fn the_neighbour_goes_on() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "drops_are_counted_and_the_flow_resumes",
-            run: drops_are_counted_and_the_flow_resumes,
-        },
-        Test {
-            name: "one_buffer",
-            run: one_buffer,
-        },
-        Test {
-            name: "the_neighbour_goes_on",
-            run: the_neighbour_goes_on,
-        },
+    runner::run(tests![
+        drops_are_counted_and_the_flow_resumes,
+        one_buffer,
+        the_neighbour_goes_on,
     ])
 }

@@ -25,13 +25,13 @@ use devmem::Piece;
 use devmem::Receiver;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 use devmem_testlib::tx;
@@ -433,54 +433,18 @@ fn main() -> ExitCode {
         victim(ifindex).expect("to be killed");
         return ExitCode::FAILURE;
     }
-    runner::run(&[
-        Test {
-            name: "the_only_descriptor_given_away",
-            run: the_only_descriptor_given_away,
-        },
-        Test {
-            name: "unbound_with_tokens_held",
-            run: unbound_with_tokens_held,
-        },
-        Test {
-            name: "unbound_with_data_queued",
-            run: unbound_with_data_queued,
-        },
-        Test {
-            name: "tcp_socket_closed_with_tokens_held",
-            run: tcp_socket_closed_with_tokens_held,
-        },
-        Test {
-            name: "both_sockets_closed_with_tokens_held",
-            run: both_sockets_closed_with_tokens_held,
-        },
-        Test {
-            name: "dmabuf_closed_right_after_bind",
-            run: dmabuf_closed_right_after_bind,
-        },
-        Test {
-            name: "interface_down_and_up",
-            run: interface_down_and_up,
-        },
-        Test {
-            name: "rebinding_under_traffic",
-            run: rebinding_under_traffic,
-        },
-        Test {
-            name: "reader_killed",
-            run: reader_killed,
-        },
-        Test {
-            name: "peer_gone_with_tokens_held",
-            run: peer_gone_with_tokens_held,
-        },
-        Test {
-            name: "device_deleted_after_unbind",
-            run: device_deleted_after_unbind,
-        },
-        Test {
-            name: "device_deleted_while_bound",
-            run: device_deleted_while_bound,
-        },
+    runner::run(tests![
+        the_only_descriptor_given_away,
+        unbound_with_tokens_held,
+        unbound_with_data_queued,
+        tcp_socket_closed_with_tokens_held,
+        both_sockets_closed_with_tokens_held,
+        dmabuf_closed_right_after_bind,
+        interface_down_and_up,
+        rebinding_under_traffic,
+        reader_killed,
+        peer_gone_with_tokens_held,
+        device_deleted_after_unbind,
+        device_deleted_while_bound,
     ])
 }

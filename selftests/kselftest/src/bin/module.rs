@@ -10,7 +10,6 @@ use devmem::DmaBuf;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
@@ -18,6 +17,7 @@ use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
 use devmem_testlib::skip;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 use nix::kmod::DeleteModuleFlags;
@@ -180,30 +180,12 @@ fn tokens_of_both_providers() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "insmod_twice",
-            run: insmod_twice,
-        },
-        Test {
-            name: "rmmod_while_bound",
-            run: rmmod_while_bound,
-        },
-        Test {
-            name: "rmmod_with_tokens_held",
-            run: rmmod_with_tokens_held,
-        },
-        Test {
-            name: "bad_parameters",
-            run: bad_parameters,
-        },
-        Test {
-            name: "both_providers_at_once",
-            run: both_providers_at_once,
-        },
-        Test {
-            name: "tokens_of_both_providers",
-            run: tokens_of_both_providers,
-        },
+    runner::run(tests![
+        insmod_twice,
+        rmmod_while_bound,
+        rmmod_with_tokens_held,
+        bad_parameters,
+        both_providers_at_once,
+        tokens_of_both_providers,
     ])
 }

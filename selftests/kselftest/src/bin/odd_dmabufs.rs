@@ -15,7 +15,6 @@ use devmem::provider::BindingInfo;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
-use devmem_testlib::Test;
 use devmem_testlib::odd::OddDmaBuf;
 use devmem_testlib::odd::Segment;
 use devmem_testlib::odd::Shape;
@@ -25,6 +24,7 @@ use devmem_testlib::report;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::state::State;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use nix::errno::Errno;
@@ -426,86 +426,26 @@ fn sending_past_the_end() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "attach_fails",
-            run: attach_fails,
-        },
-        Test {
-            name: "map_fails",
-            run: map_fails,
-        },
-        Test {
-            name: "no_entries",
-            run: no_entries,
-        },
-        Test {
-            name: "entries_without_length",
-            run: entries_without_length,
-        },
-        Test {
-            name: "an_entry_without_length",
-            run: an_entry_without_length,
-        },
-        Test {
-            name: "more_than_4_gib",
-            run: more_than_4_gib,
-        },
-        Test {
-            name: "unaligned_address",
-            run: unaligned_address,
-        },
-        Test {
-            name: "unaligned_length",
-            run: unaligned_length,
-        },
-        Test {
-            name: "addresses_that_wrap",
-            run: addresses_that_wrap,
-        },
-        Test {
-            name: "the_last_page",
-            run: the_last_page,
-        },
-        Test {
-            name: "address_zero",
-            run: address_zero,
-        },
-        Test {
-            name: "the_same_page_twice",
-            run: the_same_page_twice,
-        },
-        Test {
-            name: "longer_than_the_dmabuf",
-            run: longer_than_the_dmabuf,
-        },
-        Test {
-            name: "shorter_than_the_dmabuf",
-            run: shorter_than_the_dmabuf,
-        },
-        Test {
-            name: "a_dmabuf_without_size",
-            run: a_dmabuf_without_size,
-        },
-        Test {
-            name: "more_than_16_tib",
-            run: more_than_16_tib,
-        },
-        Test {
-            name: "more_than_128_gib",
-            run: more_than_128_gib,
-        },
-        Test {
-            name: "sending_unaligned",
-            run: sending_unaligned,
-        },
-        Test {
-            name: "sending_from_pages",
-            run: sending_from_pages,
-        },
-        Test {
-            name: "sending_past_the_end",
-            run: sending_past_the_end,
-        },
+    runner::run(tests![
+        attach_fails,
+        map_fails,
+        no_entries,
+        entries_without_length,
+        an_entry_without_length,
+        more_than_4_gib,
+        unaligned_address,
+        unaligned_length,
+        addresses_that_wrap,
+        the_last_page,
+        address_zero,
+        the_same_page_twice,
+        longer_than_the_dmabuf,
+        shorter_than_the_dmabuf,
+        a_dmabuf_without_size,
+        more_than_16_tib,
+        more_than_128_gib,
+        sending_unaligned,
+        sending_from_pages,
+        sending_past_the_end,
     ])
 }

@@ -12,11 +12,11 @@ use devmem::netdev::PagePool;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
 use devmem_testlib::skip;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 
 const PAGE: usize = 4096;
@@ -168,22 +168,10 @@ fn a_provider_is_chosen_by_name() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "a_provider_is_chosen_by_name",
-            run: a_provider_is_chosen_by_name,
-        },
-        Test {
-            name: "queue_get_shows_the_binding",
-            run: queue_get_shows_the_binding,
-        },
-        Test {
-            name: "page_pool_get_shows_the_binding",
-            run: page_pool_get_shows_the_binding,
-        },
-        Test {
-            name: "debugfs_counts_buffers",
-            run: debugfs_counts_buffers,
-        },
+    runner::run(tests![
+        a_provider_is_chosen_by_name,
+        queue_get_shows_the_binding,
+        page_pool_get_shows_the_binding,
+        debugfs_counts_buffers,
     ])
 }

@@ -11,13 +11,13 @@ use std::time::Duration;
 use std::time::Instant;
 
 use devmem_testlib::Outcome;
-use devmem_testlib::Test;
 use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::soon;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
+use devmem_testlib::tests;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
@@ -387,74 +387,23 @@ fn time_stamps() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "peek",
-            run: peek,
-        },
-        Test {
-            name: "peek_then_give_back",
-            run: peek_then_give_back,
-        },
-        Test {
-            name: "peek_waits_for_no_more_than_there_is",
-            run: peek_waits_for_no_more_than_there_is,
-        },
-        Test {
-            name: "peek_offset",
-            run: peek_offset,
-        },
-        Test {
-            name: "trunc",
-            run: trunc,
-        },
-        Test {
-            name: "waitall",
-            run: waitall,
-        },
-        Test {
-            name: "waitall_ends_early",
-            run: waitall_ends_early,
-        },
-        Test {
-            name: "dontwait",
-            run: dontwait,
-        },
-        Test {
-            name: "timeout",
-            run: timeout,
-        },
-        Test {
-            name: "low_water_mark",
-            run: low_water_mark,
-        },
-        Test {
-            name: "error_queue",
-            run: error_queue,
-        },
-        Test {
-            name: "out_of_band",
-            run: out_of_band,
-        },
-        Test {
-            name: "flags_without_meaning",
-            run: flags_without_meaning,
-        },
-        Test {
-            name: "devmem_without_device_memory",
-            run: devmem_without_device_memory,
-        },
-        Test {
-            name: "poll_events",
-            run: poll_events,
-        },
-        Test {
-            name: "bytes_left",
-            run: bytes_left,
-        },
-        Test {
-            name: "time_stamps",
-            run: time_stamps,
-        },
+    runner::run(tests![
+        peek,
+        peek_then_give_back,
+        peek_waits_for_no_more_than_there_is,
+        peek_offset,
+        trunc,
+        waitall,
+        waitall_ends_early,
+        dontwait,
+        timeout,
+        low_water_mark,
+        error_queue,
+        out_of_band,
+        flags_without_meaning,
+        devmem_without_device_memory,
+        poll_events,
+        bytes_left,
+        time_stamps,
     ])
 }

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 
 use devmem::DmaBuf;
 use devmem_testlib::Outcome;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Area;
 use devmem_testlib::probe::Bench;
@@ -22,6 +21,7 @@ use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 
 /// Room for everything that a test sends.
@@ -384,58 +384,19 @@ fn linear_bytes_between_frags() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "the_flow_moves_both_ways",
-            run: the_flow_moves_both_ways,
-        },
-        Test {
-            name: "segments_in_turn",
-            run: segments_in_turn,
-        },
-        Test {
-            name: "waitall_across_the_border",
-            run: waitall_across_the_border,
-        },
-        Test {
-            name: "peek_across_the_border",
-            run: peek_across_the_border,
-        },
-        Test {
-            name: "ordinary_reader",
-            run: ordinary_reader,
-        },
-        Test {
-            name: "bad_buffers_at_the_border",
-            run: bad_buffers_at_the_border,
-        },
-        Test {
-            name: "two_bindings",
-            run: two_bindings,
-        },
-        Test {
-            name: "the_queue_is_bound_again",
-            run: the_queue_is_bound_again,
-        },
-        Test {
-            name: "a_large_segment",
-            run: a_large_segment,
-        },
-        Test {
-            name: "merged_in_the_receive_queue",
-            run: merged_in_the_receive_queue,
-        },
-        Test {
-            name: "merged_by_gro",
-            run: merged_by_gro,
-        },
-        Test {
-            name: "linear_bytes_before_frags",
-            run: linear_bytes_before_frags,
-        },
-        Test {
-            name: "linear_bytes_between_frags",
-            run: linear_bytes_between_frags,
-        },
+    runner::run(tests![
+        the_flow_moves_both_ways,
+        segments_in_turn,
+        waitall_across_the_border,
+        peek_across_the_border,
+        ordinary_reader,
+        bad_buffers_at_the_border,
+        two_bindings,
+        the_queue_is_bound_again,
+        a_large_segment,
+        merged_in_the_receive_queue,
+        merged_by_gro,
+        linear_bytes_before_frags,
+        linear_bytes_between_frags,
     ])
 }

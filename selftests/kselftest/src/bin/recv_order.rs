@@ -6,7 +6,6 @@ use std::net::TcpStream;
 use std::process::ExitCode;
 
 use devmem_testlib::Outcome;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::peer::Peer;
 use devmem_testlib::peer::Segment;
@@ -17,6 +16,7 @@ use devmem_testlib::probe::soon;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
+use devmem_testlib::tests;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
@@ -230,46 +230,16 @@ fn too_much_out_of_order() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "in_order",
-            run: in_order,
-        },
-        Test {
-            name: "out_of_order",
-            run: out_of_order,
-        },
-        Test {
-            name: "the_wrong_way_round",
-            run: the_wrong_way_round,
-        },
-        Test {
-            name: "overlapping",
-            run: overlapping,
-        },
-        Test {
-            name: "overlapping_out_of_order",
-            run: overlapping_out_of_order,
-        },
-        Test {
-            name: "retransmitted",
-            run: retransmitted,
-        },
-        Test {
-            name: "end_of_stream_with_data",
-            run: end_of_stream_with_data,
-        },
-        Test {
-            name: "reset_with_data",
-            run: reset_with_data,
-        },
-        Test {
-            name: "closed_with_data",
-            run: closed_with_data,
-        },
-        Test {
-            name: "too_much_out_of_order",
-            run: too_much_out_of_order,
-        },
+    runner::run(tests![
+        in_order,
+        out_of_order,
+        the_wrong_way_round,
+        overlapping,
+        overlapping_out_of_order,
+        retransmitted,
+        end_of_stream_with_data,
+        reset_with_data,
+        closed_with_data,
+        too_much_out_of_order,
     ])
 }

@@ -16,7 +16,6 @@ use std::thread;
 use std::time::Duration;
 
 use devmem_testlib::Outcome;
-use devmem_testlib::Test;
 use devmem_testlib::bpf::SockMap;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::peer::Peer;
@@ -31,6 +30,7 @@ use devmem_testlib::probe::wait_received;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use nix::errno::Errno;
 use nix::sys::memfd::MFdFlags;
@@ -438,46 +438,16 @@ fn forwarded_packets() -> io::Result<u64> {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "splice_to_a_pipe",
-            run: splice_to_a_pipe,
-        },
-        Test {
-            name: "sendfile_from_the_socket",
-            run: sendfile_from_the_socket,
-        },
-        Test {
-            name: "zero_copy_receive",
-            run: zero_copy_receive,
-        },
-        Test {
-            name: "packet_capture",
-            run: packet_capture,
-        },
-        Test {
-            name: "forwarded",
-            run: forwarded,
-        },
-        Test {
-            name: "socket_filter",
-            run: socket_filter,
-        },
-        Test {
-            name: "tls_in_device_memory",
-            run: tls_in_device_memory,
-        },
-        Test {
-            name: "tls_half_in_device_memory",
-            run: tls_half_in_device_memory,
-        },
-        Test {
-            name: "sockmap",
-            run: sockmap,
-        },
-        Test {
-            name: "urgent_byte",
-            run: urgent_byte,
-        },
+    runner::run(tests![
+        splice_to_a_pipe,
+        sendfile_from_the_socket,
+        zero_copy_receive,
+        packet_capture,
+        forwarded,
+        socket_filter,
+        tls_in_device_memory,
+        tls_half_in_device_memory,
+        sockmap,
+        urgent_byte,
     ])
 }

@@ -17,7 +17,6 @@ use std::process::ExitCode;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_testlib::Outcome;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
@@ -29,6 +28,7 @@ use devmem_testlib::report;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use nix::sys::socket::ControlMessage;
 use nix::sys::socket::ControlMessageOwned;
@@ -342,46 +342,16 @@ fn tokens_after_a_disconnect() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "socket_passed_on",
-            run: socket_passed_on,
-        },
-        Test {
-            name: "tokens_across_fork",
-            run: tokens_across_fork,
-        },
-        Test {
-            name: "child_ends_with_tokens",
-            run: child_ends_with_tokens,
-        },
-        Test {
-            name: "two_descriptors_of_a_socket",
-            run: two_descriptors_of_a_socket,
-        },
-        Test {
-            name: "accepted_children",
-            run: accepted_children,
-        },
-        Test {
-            name: "data_before_accept",
-            run: data_before_accept,
-        },
-        Test {
-            name: "after_shutdown",
-            run: after_shutdown,
-        },
-        Test {
-            name: "tokens_after_the_end",
-            run: tokens_after_the_end,
-        },
-        Test {
-            name: "tokens_after_a_reset",
-            run: tokens_after_a_reset,
-        },
-        Test {
-            name: "tokens_after_a_disconnect",
-            run: tokens_after_a_disconnect,
-        },
+    runner::run(tests![
+        socket_passed_on,
+        tokens_across_fork,
+        child_ends_with_tokens,
+        two_descriptors_of_a_socket,
+        accepted_children,
+        data_before_accept,
+        after_shutdown,
+        tokens_after_the_end,
+        tokens_after_a_reset,
+        tokens_after_a_disconnect,
     ])
 }

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 use devmem::cmsg;
 use devmem_testlib::Outcome;
 use devmem_testlib::Provider;
-use devmem_testlib::Test;
 use devmem_testlib::probe::Area;
 use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::ETOOSMALL;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
@@ -197,46 +197,16 @@ fn many_pieces() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "no_room_for_a_message",
-            run: no_room_for_a_message,
-        },
-        Test {
-            name: "room_for_some_messages",
-            run: room_for_some_messages,
-        },
-        Test {
-            name: "less_than_a_frag",
-            run: less_than_a_frag,
-        },
-        Test {
-            name: "across_frags",
-            run: across_frags,
-        },
-        Test {
-            name: "no_bytes",
-            run: no_bytes,
-        },
-        Test {
-            name: "no_data_buffer",
-            run: no_data_buffer,
-        },
-        Test {
-            name: "many_data_buffers",
-            run: many_data_buffers,
-        },
-        Test {
-            name: "control_buffer_missing",
-            run: control_buffer_missing,
-        },
-        Test {
-            name: "failures_take_no_tokens",
-            run: failures_take_no_tokens,
-        },
-        Test {
-            name: "many_pieces",
-            run: many_pieces,
-        },
+    runner::run(tests![
+        no_room_for_a_message,
+        room_for_some_messages,
+        less_than_a_frag,
+        across_frags,
+        no_bytes,
+        no_data_buffer,
+        many_data_buffers,
+        control_buffer_missing,
+        failures_take_no_tokens,
+        many_pieces,
     ])
 }

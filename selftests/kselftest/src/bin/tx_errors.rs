@@ -35,7 +35,6 @@ use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
@@ -43,6 +42,7 @@ use devmem_testlib::report;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::state::State;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Call;
@@ -981,11 +981,6 @@ fn several_bindings_of_one_memory() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    macro_rules! tests {
-        ($($test:ident),* $(,)?) => {
-            &[$(Test { name: stringify!($test), run: $test }),*]
-        };
-    }
     runner::run(tests![
         no_such_id,
         id_of_a_receive_binding,

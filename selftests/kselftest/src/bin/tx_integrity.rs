@@ -21,13 +21,13 @@ use devmem::TxBinding;
 use devmem::dmabuf::HUGE_PAGE;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::extent;
@@ -526,11 +526,6 @@ fn the_driver_counts() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    macro_rules! tests {
-        ($($test:ident),* $(,)?) => {
-            &[$(Test { name: stringify!($test), run: $test }),*]
-        };
-    }
     runner::run(tests![
         single_pages,
         huge_pages,

@@ -26,7 +26,6 @@ use devmem::TxBinding;
 use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
@@ -34,6 +33,7 @@ use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Call;
@@ -601,11 +601,6 @@ fn main() -> ExitCode {
         let ifindex = ifindex.parse().expect("a number of a device");
         victim(ifindex).expect("to be killed");
         return ExitCode::FAILURE;
-    }
-    macro_rules! tests {
-        ($($test:ident),* $(,)?) => {
-            &[$(Test { name: stringify!($test), run: $test }),*]
-        };
     }
     runner::run(tests![
         binding_closed_with_data_in_flight,

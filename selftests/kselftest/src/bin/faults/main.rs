@@ -7,14 +7,13 @@
 //! ([`walk`]), and calls that have more to go wrong than memory are made to fail by name ([`calls`]).
 //! After each: the errno was the right one, everything is as before, and bytes arrive.
 
-use std::env;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use devmem_testlib::Test;
 use devmem_testlib::odd;
 use devmem_testlib::report;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 
 mod bind;
 mod calls;
@@ -27,36 +26,28 @@ mod walk;
 /// There are many points.
 const LIMIT: Duration = Duration::from_secs(90);
 
-macro_rules! tests {
-    ($($file:ident::$name:ident),* $(,)?) => {
-        [$(Test { name: stringify!($name), run: $file::$name }),*]
-    };
-}
-
 fn main() -> ExitCode {
-    let all = tests![
-        bind::bind_rx,
-        bind::bind_tx,
-        bind::unbind,
-        stream::receive,
-        stream::receive_first,
-        stream::give_back,
-        stream::send,
-        stream::close,
-        calls::calls_of_bind_rx,
-        calls::calls_of_open_queues,
-        calls::calls_of_bind_tx,
-        calls::calls_of_receive,
-        calls::calls_of_send,
-        teardown::delete_device,
-        softirq::traffic,
-        softirq::leaks,
-    ];
-    // By hand, some of them will do.
-    let names: Vec<String> = env::args().skip(1).collect();
-    let chosen = |test: &&Test| names.is_empty() || names.iter().any(|name| name == test.name);
-    let chosen: Vec<Test> = all.iter().filter(chosen).copied().collect();
-    let code = runner::run_within(LIMIT, &chosen);
+    let code = runner::run_within(
+        LIMIT,
+        tests![
+            bind::bind_rx,
+            bind::bind_tx,
+            bind::unbind,
+            stream::receive,
+            stream::receive_first,
+            stream::give_back,
+            stream::send,
+            stream::close,
+            calls::calls_of_bind_rx,
+            calls::calls_of_open_queues,
+            calls::calls_of_bind_tx,
+            calls::calls_of_receive,
+            calls::calls_of_send,
+            teardown::delete_device,
+            softirq::traffic,
+            softirq::leaks,
+        ],
+    );
     // Its probe would cost whatever is run afterwards some time.
     if let Err(err) = odd::unload() {
         report::diag(format_args!("unloading devmem_test: {err}"));

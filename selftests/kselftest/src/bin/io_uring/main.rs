@@ -38,13 +38,13 @@ use devmem::uring;
 use devmem::uring::Receiver;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
-use devmem_testlib::Test;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use io_uring::cqueue;
 
@@ -809,90 +809,27 @@ fn zcrx_on_the_neighbour() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(&[
-        Test {
-            name: "messages_single_shot",
-            run: messages_single_shot,
-        },
-        Test {
-            name: "messages_multishot",
-            run: messages_multishot,
-        },
-        Test {
-            name: "single_shot",
-            run: single_shot,
-        },
-        Test {
-            name: "multishot",
-            run: multishot,
-        },
-        Test {
-            name: "multishot_small_buffers",
-            run: multishot_small_buffers,
-        },
-        Test {
-            name: "no_other_system_call",
-            run: no_other_system_call,
-        },
-        Test {
-            name: "small_control_buffers",
-            run: small_control_buffers,
-        },
-        Test {
-            name: "peek",
-            run: peek,
-        },
-        Test {
-            name: "flags",
-            run: flags,
-        },
-        Test {
-            name: "cancelled",
-            run: cancelled,
-        },
-        Test {
-            name: "dropped_with_tokens_held",
-            run: dropped_with_tokens_held,
-        },
-        Test {
-            name: "ring_closed_with_receive_in_flight",
-            run: ring_closed_with_receive_in_flight,
-        },
-        Test {
-            name: "ring_closed_with_tokens_held",
-            run: ring_closed_with_tokens_held,
-        },
-        Test {
-            name: "dontneed",
-            run: dontneed,
-        },
-        Test {
-            name: "linked",
-            run: linked,
-        },
-        Test {
-            name: "send",
-            run: send,
-        },
-        Test {
-            name: "dmabuf_to_dmabuf",
-            run: dmabuf_to_dmabuf,
-        },
-        Test {
-            name: "sender_dropped_with_data_in_flight",
-            run: sender_dropped_with_data_in_flight,
-        },
-        Test {
-            name: "send_errors",
-            run: send_errors,
-        },
-        Test {
-            name: "sendmsg_zc",
-            run: sendmsg_zc,
-        },
-        Test {
-            name: "zcrx_on_the_neighbour",
-            run: zcrx_on_the_neighbour,
-        },
+    runner::run(tests![
+        messages_single_shot,
+        messages_multishot,
+        single_shot,
+        multishot,
+        multishot_small_buffers,
+        no_other_system_call,
+        small_control_buffers,
+        peek,
+        flags,
+        cancelled,
+        dropped_with_tokens_held,
+        ring_closed_with_receive_in_flight,
+        ring_closed_with_tokens_held,
+        dontneed,
+        linked,
+        send,
+        dmabuf_to_dmabuf,
+        sender_dropped_with_data_in_flight,
+        send_errors,
+        sendmsg_zc,
+        zcrx_on_the_neighbour,
     ])
 }

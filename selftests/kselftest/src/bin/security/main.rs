@@ -17,12 +17,12 @@ use devmem::DmaBuf;
 use devmem::Extent;
 use devmem::send::enable_zerocopy;
 use devmem_testlib::Pair;
-use devmem_testlib::Test;
 use devmem_testlib::child::enter;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::provider::Provider;
 use devmem_testlib::runner;
+use devmem_testlib::tests;
 use devmem_testlib::tx;
 
 const PAGE: usize = 4096;
@@ -72,11 +72,6 @@ impl Stage {
 }
 
 fn main() -> ExitCode {
-    macro_rules! tests {
-        ($($module:ident::$test:ident),* $(,)?) => {
-            &[$(Test { name: stringify!($test), run: $module::$test }),*]
-        };
-    }
     runner::run(tests![
         access::bind_rx_needs_rights,
         access::bind_rx_in_a_container,

@@ -11,38 +11,30 @@ mod pressure;
 mod processes;
 mod sockets;
 
-use std::env;
 use std::process::ExitCode;
 
-use devmem_testlib::Test;
 use devmem_testlib::runner;
 use devmem_testlib::storm;
+use devmem_testlib::tests;
 
 fn main() -> ExitCode {
     if processes::victim() {
         return ExitCode::FAILURE;
     }
-    macro_rules! tests {
-        ($($file:ident::$test:ident),* $(,)?) => {
-            &[$(Test { name: stringify!($test), run: $file::$test }),*]
-        };
-    }
-    let all = tests![
-        sockets::closed_in_any_order,
-        sockets::bound_and_unbound,
-        processes::receivers_killed,
-        processes::senders_killed,
-        devices::disturbed,
-        devices::taken_away,
-        modules::unloaded_and_loaded,
-        pressure::short_of_memory,
-        pressure::cpu_unplugged,
-        crowd::many_bindings,
-        crowd::many_connections,
-    ];
-    // By hand, some of them will do.
-    let names: Vec<String> = env::args().skip(1).collect();
-    let chosen = |test: &&Test| names.is_empty() || names.iter().any(|name| name == test.name);
-    let chosen: Vec<Test> = all.iter().filter(chosen).copied().collect();
-    runner::run_within(storm::timeout(), &chosen)
+    runner::run_within(
+        storm::timeout(),
+        tests![
+            sockets::closed_in_any_order,
+            sockets::bound_and_unbound,
+            processes::receivers_killed,
+            processes::senders_killed,
+            devices::disturbed,
+            devices::taken_away,
+            modules::unloaded_and_loaded,
+            pressure::short_of_memory,
+            pressure::cpu_unplugged,
+            crowd::many_bindings,
+            crowd::many_connections,
+        ],
+    )
 }
