@@ -5,17 +5,16 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::TcpStream;
-use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use devmem_testlib::probe::tcp_info;
 use devmem_testlib::sockopt;
 use devmem_testlib::traffic;
+use devmem_testlib::wait;
 
 /// How long what should take no time at all may take.
 const SOON: Duration = Duration::from_secs(5);
-/// How long to wait before another look. netdevsim passes packets on by a timer: waiting lets that have
+/// How long to wait at first before another look. netdevsim passes packets on by a timer: waiting lets that have
 /// the CPU, which an emulated machine may have only one of.
 const LOOK: Duration = Duration::from_micros(10);
 /// `TCP_CLOSE`.
@@ -162,13 +161,6 @@ pub fn acknowledged(socket: &TcpStream) -> io::Result<bool> {
 }
 
 /// Waits for a condition; false if it does not come true.
-pub fn soon(mut condition: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
-    let start = Instant::now();
-    while !condition()? {
-        if start.elapsed() > SOON {
-            return Ok(false);
-        }
-        thread::sleep(LOOK);
-    }
-    Ok(true)
+pub fn soon(condition: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    Ok(wait::up_to_from(LOOK, SOON, condition)?.came)
 }

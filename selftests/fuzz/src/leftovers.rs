@@ -5,15 +5,11 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::mem;
-use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use devmem::provider;
 use devmem::provider::BindingInfo;
-
-/// How often to look.
-const LOOK: Duration = Duration::from_millis(1);
+use devmem_testlib::wait;
 
 /// Knows which bindings are lost, so that each is told of once.
 #[derive(Debug)]
@@ -56,18 +52,16 @@ impl Leftovers {
     }
 
     fn wait(&mut self, counts: impl Fn(&BindingInfo) -> bool) -> io::Result<Option<String>> {
-        let start = Instant::now();
-        loop {
-            let mut left = provider::bindings()?;
+        let mut left = Vec::new();
+        let waited = wait::up_to(self.patience, || {
+            left = provider::bindings()?;
             left.retain(|binding| counts(binding) && !self.lost.contains(&binding.id));
-            if left.is_empty() {
-                return Ok(None);
-            }
-            if start.elapsed() > self.patience {
-                self.lost.extend(left.iter().map(|binding| binding.id));
-                return Ok(Some(format!("left after {:?}: {left:?}", self.patience)));
-            }
-            thread::sleep(LOOK);
+            Ok(left.is_empty())
+        })?;
+        if waited.came {
+            return Ok(None);
         }
+        self.lost.extend(left.iter().map(|binding| binding.id));
+        Ok(Some(format!("left after {:?}: {left:?}", waited.time)))
     }
 }

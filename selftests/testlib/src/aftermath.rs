@@ -19,11 +19,11 @@ use crate::pair::Ip;
 use crate::pair::Pair;
 use crate::provider;
 use crate::provider::Provider;
-use crate::report;
 use crate::report::Outcome;
 use crate::report::diag;
 use crate::traffic;
 use crate::traffic::Reader;
+use crate::wait;
 
 const MEMORY: usize = 4 << 20;
 const TRANSFER: u64 = 1 << 20;
@@ -43,25 +43,13 @@ fn limit() -> Duration {
 /// How long netdevsim may take to unload. What a slow kernel does then takes half a second of its own,
 /// and longer on a busy machine.
 fn unload_limit() -> Duration {
-    limit() * if report::is_slow() { 3 } else { 1 }
+    wait::patience(limit())
 }
 
 /// Waits for `condition`; fails the test if it takes longer than it may. Returns how long it took.
 #[track_caller]
 fn within_limit(what: &str, condition: impl Fn() -> io::Result<bool>) -> io::Result<Duration> {
-    let start = Instant::now();
-    while !condition()? {
-        if start.elapsed() > limit() {
-            let bindings = provider::bindings()?;
-            let attached = provider::attachments()?;
-            panic!(
-                "{what}: not after {:?}; attached: {attached}, bindings: {bindings:?}",
-                limit()
-            );
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-    Ok(start.elapsed())
+    wait::until_or_tell(what, limit(), condition, provider::left)
 }
 
 /// Checks that no binding is left, no dma-buf attached, and that netdevsim can be unloaded at once.

@@ -7,15 +7,17 @@ use std::io;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
 use nix::mount::MsFlags;
 use nix::mount::mount;
 
 use crate::report::diag;
+use crate::wait;
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// How long a process may take to leave its group.
+const LEFT: Duration = Duration::from_secs(2);
 
 /// A control group, deleted when this is dropped.
 #[derive(Debug)]
@@ -68,14 +70,14 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         // A process leaves its group only some time after it was waited for.
-        for _ in 0..100 {
-            match fs::remove_dir(&self.0) {
-                Err(err) if err.kind() == ErrorKind::ResourceBusy => (),
-                Err(err) => return diag(format_args!("deleting {}: {err}", self.0.display())),
-                Ok(()) => return,
-            }
-            thread::sleep(Duration::from_millis(20));
+        let waited = wait::up_to(LEFT, || match fs::remove_dir(&self.0) {
+            Err(err) if err.kind() == ErrorKind::ResourceBusy => Ok(false),
+            done => done.map(|()| true),
+        });
+        match waited {
+            Err(err) => diag(format_args!("deleting {}: {err}", self.0.display())),
+            Ok(waited) if !waited.came => diag(format_args!("{} stays busy", self.0.display())),
+            Ok(_) => (),
         }
-        diag(format_args!("{} stays busy", self.0.display()));
     }
 }

@@ -34,6 +34,7 @@ use nix::unistd::setresgid;
 use nix::unistd::setresuid;
 
 use crate::report::diag;
+use crate::wait;
 
 /// A user without any rights.
 pub const NOBODY: u32 = 65534;
@@ -41,7 +42,7 @@ pub const NOBODY: u32 = 65534;
 pub const SOMEBODY: u32 = 1000;
 
 /// How long one side waits for the other.
-const PATIENCE: Duration = Duration::from_secs(120);
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// One side of the talk between a child and its parent, line by line.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub struct Talk(BufReader<UnixStream>);
 
 impl Talk {
     fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(wait::patience(ANSWER)))?;
         Ok(Self(BufReader::new(stream)))
     }
 

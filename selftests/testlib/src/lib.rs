@@ -28,6 +28,7 @@ pub mod storm;
 pub mod taker;
 pub mod traffic;
 pub mod tx;
+pub mod wait;
 pub mod xdp;
 
 pub use pair::Pair;

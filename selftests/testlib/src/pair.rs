@@ -40,6 +40,7 @@ use crate::ifctl::Flow;
 use crate::ifctl::Interface;
 use crate::provider;
 use crate::report;
+use crate::wait;
 
 const BUS: &str = "/sys/bus/netdevsim";
 const QUEUES: u32 = 8;
@@ -355,14 +356,15 @@ impl Pair {
     /// Connects to the receiving end; both sockets give up after a while.
     pub fn connect(&self, listener: &TcpListener) -> io::Result<Connection> {
         let to = listener.local_addr()?;
+        let timeout = wait::patience(SOCKET_TIMEOUT);
         let tx = self
             .tx
             .ns
-            .run(|| TcpStream::connect_timeout(&to, SOCKET_TIMEOUT))?;
+            .run(|| TcpStream::connect_timeout(&to, timeout))?;
         let (rx, _) = listener.accept()?;
         for socket in [&tx, &rx] {
-            socket.set_read_timeout(Some(SOCKET_TIMEOUT))?;
-            socket.set_write_timeout(Some(SOCKET_TIMEOUT))?;
+            socket.set_read_timeout(Some(timeout))?;
+            socket.set_write_timeout(Some(timeout))?;
         }
         tx.set_nodelay(true)?;
         Ok(Connection { rx, tx })

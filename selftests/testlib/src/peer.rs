@@ -12,7 +12,6 @@ use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
-use std::time::Instant;
 
 use etherparse::PacketBuilder;
 use etherparse::PacketBuilderStep;
@@ -23,6 +22,7 @@ use etherparse::TransportSlice;
 use crate::pair::End;
 use crate::pair::Pair;
 use crate::traffic;
+use crate::wait;
 
 /// The peer's address, which no device has: no kernel answers in its place.
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
@@ -99,7 +99,7 @@ impl Peer {
         peer.next = answer.sequence_number.wrapping_add(1);
         peer.put(peer.header(0), &[])?;
         let (socket, _) = listener.accept()?;
-        socket.set_read_timeout(Some(ANSWER))?;
+        socket.set_read_timeout(Some(wait::patience(ANSWER)))?;
         Ok((peer, socket))
     }
 
@@ -221,28 +221,25 @@ impl Peer {
 
     /// Waits for a segment of the receiver.
     fn answer(&self, wanted: impl Fn(&TcpHeader) -> bool) -> io::Result<TcpHeader> {
-        let start = Instant::now();
         let mut buffer = [0; 2048];
-        while start.elapsed() < ANSWER {
-            let Some(len) = self.frame(&mut buffer) else {
-                std::thread::sleep(Duration::from_millis(1));
-                continue;
-            };
-            let Ok(packet) = SlicedPacket::from_ethernet(&buffer[..len]) else {
-                continue;
-            };
-            let Some(TransportSlice::Tcp(tcp)) = packet.transport else {
-                continue;
-            };
-            let header = tcp.to_header();
-            if header.destination_port == PORT && wanted(&header) {
-                return Ok(header);
+        let mut answer = None;
+        let waited = wait::up_to(ANSWER, || {
+            while let Some(len) = self.frame(&mut buffer) {
+                if let Ok(packet) = SlicedPacket::from_ethernet(&buffer[..len])
+                    && let Some(TransportSlice::Tcp(tcp)) = packet.transport
+                    && tcp.destination_port() == PORT
+                    && wanted(&tcp.to_header())
+                {
+                    answer = Some(tcp.to_header());
+                    return Ok(true);
+                }
             }
-        }
-        Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            "the receiver does not answer",
-        ))
+            Ok(false)
+        })?;
+        answer.ok_or_else(|| {
+            let what = format!("no answer of the receiver within {:?}", waited.time);
+            io::Error::new(io::ErrorKind::TimedOut, what)
+        })
     }
 }
 

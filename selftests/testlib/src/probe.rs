@@ -19,9 +19,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use devmem::Binding;
 use devmem::DmaBuf;
@@ -52,6 +50,7 @@ use crate::peer::segment;
 use crate::report::Stop;
 use crate::report::observe;
 use crate::traffic;
+use crate::wait;
 
 const PAGE: usize = 4096;
 /// Room for so many pieces, unless a call is to have less.
@@ -706,10 +705,6 @@ pub fn wait_received(socket: &TcpStream, bytes: u64) {
 
 /// Waits for what should take no time at all.
 #[track_caller]
-pub fn soon(what: &str, mut condition: impl FnMut() -> io::Result<bool>) {
-    let start = Instant::now();
-    while !condition().expect(what) {
-        assert!(start.elapsed() < ARRIVAL, "waited {ARRIVAL:?} for {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
+pub fn soon(what: &str, condition: impl FnMut() -> io::Result<bool>) {
+    wait::until(what, ARRIVAL, condition).expect(what);
 }

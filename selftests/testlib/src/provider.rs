@@ -12,9 +12,7 @@ use std::io;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Once;
-use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use devmem::provider;
 use devmem::provider::BindingInfo;
@@ -26,6 +24,7 @@ use nix::mount::MsFlags;
 use nix::mount::mount;
 
 use crate::report::diag;
+use crate::wait;
 
 /// How long buffers may take to come back on an idle system.
 const BACK: Duration = Duration::from_secs(5);
@@ -277,17 +276,13 @@ pub fn all_buffers_back(id: u32) {
 
 /// Waits until `condition` holds; fails the test if it does not.
 #[track_caller]
-pub fn wait_for(what: &str, mut condition: impl FnMut() -> io::Result<bool>) {
-    let start = Instant::now();
-    while !condition().expect(what) {
-        if start.elapsed() > BACK {
-            let list = bindings().ok().flatten().unwrap_or_default();
-            let attached = attachments().unwrap_or_default();
-            panic!(
-                "waited {:?} for {what}; attached devices: {attached}, bindings: {list:?}",
-                start.elapsed()
-            );
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
+pub fn wait_for(what: &str, condition: impl FnMut() -> io::Result<bool>) {
+    wait::until_or_tell(what, BACK, condition, left).expect(what);
+}
+
+/// What is there now, for a test that fails because there is too much.
+pub(crate) fn left() -> String {
+    let list = bindings().ok().flatten().unwrap_or_default();
+    let attached = attachments().unwrap_or_default();
+    format!("attached devices: {attached}, bindings: {list:?}")
 }

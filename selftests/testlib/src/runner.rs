@@ -16,8 +16,8 @@ use crate::provider;
 use crate::report::Outcome;
 use crate::report::Stop;
 use crate::report::diag;
-use crate::report::is_slow;
 use crate::storm;
+use crate::wait;
 
 /// How long a test may take. The guest is emulated, some thirty times slower than its host.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -77,7 +77,7 @@ fn chosen(tests: &[Test]) -> Result<Vec<Test>, String> {
 
 /// Like [`run`], each of which may take so long, and some times longer on a slow kernel.
 pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
-    let timeout = timeout * if is_slow() { 4 } else { 1 };
+    let timeout = wait::patience(timeout);
     println!("KTAP version 1");
     let tests = match chosen(tests) {
         Ok(tests) => tests,

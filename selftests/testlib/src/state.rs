@@ -4,14 +4,13 @@
 
 use std::fs;
 use std::io;
-use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use devmem::netdev::Queue;
 
 use crate::pair::Pair;
 use crate::provider;
+use crate::wait;
 
 /// What was made before a request failed may be freed a little later.
 const BACK: Duration = Duration::from_secs(5);
@@ -40,17 +39,16 @@ impl State {
     /// Waits until it is so again; fails the test if it does not become so, and shows both.
     #[track_caller]
     pub fn wait_until_back(&self, pair: &Pair) {
-        let start = Instant::now();
-        loop {
-            let now = Self::of(pair).expect("to look");
-            if now == *self {
-                return;
-            }
-            assert!(
-                start.elapsed() < BACK,
-                "not as before after {BACK:?}: {now:?}, before: {self:?}"
-            );
-            thread::sleep(Duration::from_millis(20));
-        }
+        let mut now = None;
+        let waited = wait::up_to(BACK, || {
+            let state = now.insert(Self::of(pair)?);
+            Ok(state == self)
+        })
+        .expect("to look");
+        assert!(
+            waited.came,
+            "not as before after {:?}: {now:?}, before: {self:?}",
+            waited.time
+        );
     }
 }

@@ -14,9 +14,7 @@ use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::ptr;
 use std::ptr::NonNull;
-use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use devmem::BindTx;
 use devmem::DmaBuf;
@@ -43,6 +41,7 @@ use nix::sys::socket::SockaddrStorage;
 use crate::pair::End;
 use crate::provider;
 use crate::traffic;
+use crate::wait;
 
 /// How long completions may take: the peer may have to be asked again.
 const COMPLETED: Duration = Duration::from_secs(20);
@@ -386,19 +385,15 @@ impl Completions {
     /// Waits until just the first `calls` calls are completed.
     #[track_caller]
     pub fn wait(&mut self, socket: &TcpStream, calls: u32) -> io::Result<()> {
-        let start = Instant::now();
-        loop {
+        let waited = wait::up_to(COMPLETED, || {
             self.read(socket)?;
-            if self.done.len() as u64 >= u64::from(calls) {
-                break;
-            }
-            assert!(
-                start.elapsed() < COMPLETED,
-                "waited {COMPLETED:?} for {calls} completions, got {:?}",
-                self.done
-            );
-            thread::sleep(Duration::from_millis(5));
-        }
+            Ok(self.done.len() as u64 >= u64::from(calls))
+        })?;
+        assert!(
+            waited.came,
+            "waited {:?} for {calls} completions, got {:?}",
+            waited.time, self.done
+        );
         let mut sorted = self.done.clone();
         sorted.sort_unstable();
         assert!(sorted.into_iter().eq(0..calls), "{:?}", self.done);

@@ -50,6 +50,7 @@ use devmem_testlib::tx::Completions;
 use devmem_testlib::tx::extent;
 use devmem_testlib::tx::fails;
 use devmem_testlib::tx::outcome;
+use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::setsockopt;
@@ -575,7 +576,7 @@ fn fast_open_connect() -> Outcome {
         observe(outcome(&result));
         let socket = TcpStream::from(socket);
         let (rx, _) = listener.accept()?;
-        rx.set_read_timeout(Some(Duration::from_secs(10)))?;
+        rx.set_read_timeout(Some(wait::patience(Duration::from_secs(10))))?;
         let sent = result.unwrap_or(0) as u64;
         tx::expect(&rx, &first_bytes(&parts, sent))?;
         drop(socket);
@@ -767,7 +768,7 @@ fn sender_without_memory_for_more_calls() -> Outcome {
             (&bench.connection.tx).write_all(traffic::bytes(part.offset, 10))?;
         }
         let mut done = Vec::new();
-        while let Some(sent) = sender.wait_timeout(Duration::from_secs(20))? {
+        while let Some(sent) = sender.wait_timeout(wait::patience(Duration::from_secs(20)))? {
             assert_eq!(sent.bytes, 10);
             done.push(sent.source);
         }

@@ -31,6 +31,7 @@ use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::extent;
+use devmem_testlib::wait;
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -155,7 +156,7 @@ fn send_all(
     }
     // The sender notices what completes twice, or without having been sent.
     let mut done = Vec::new();
-    while let Some(sent) = sender.wait_timeout(COMPLETED)? {
+    while let Some(sent) = sender.wait_timeout(wait::patience(COMPLETED))? {
         assert_eq!(sent.bytes, tx::total(&sent.source));
         assert!(!sent.copied, "the kernel copied device memory");
         done.push(sent.source);
@@ -406,7 +407,9 @@ fn reuse(discipline: Option<&str>, total: u64) -> Outcome {
                 Some(region) => region,
                 None => {
                     waited += 1;
-                    let sent = sender.wait_timeout(COMPLETED)?.expect("all in flight");
+                    let sent = sender
+                        .wait_timeout(wait::patience(COMPLETED))?
+                        .expect("all in flight");
                     sent.source.region
                 }
             };
@@ -421,7 +424,7 @@ fn reuse(discipline: Option<&str>, total: u64) -> Outcome {
             waited >= total / PART - PARTS,
             "the memory was not used again"
         );
-        while sender.wait_timeout(COMPLETED)?.is_some() {}
+        while sender.wait_timeout(wait::patience(COMPLETED))?.is_some() {}
         receiver.join().expect("the receiver's thread")?;
         Ok(())
     })
@@ -454,7 +457,7 @@ fn sent_on_from_where_it_was_received() -> Outcome {
             for part in &parts {
                 sender.send(&bench.binding, *part)?;
             }
-            while sender.wait_timeout(COMPLETED)?.is_some() {}
+            while sender.wait_timeout(wait::patience(COMPLETED))?.is_some() {}
             io::Result::Ok(())
         });
         let echo = scope.spawn(|| {
@@ -476,7 +479,7 @@ fn sent_on_from_where_it_was_received() -> Outcome {
                 // Their tokens go back with them.
                 while sender.completed()?.is_some() {}
             }
-            while sender.wait_timeout(COMPLETED)?.is_some() {}
+            while sender.wait_timeout(wait::patience(COMPLETED))?.is_some() {}
             io::Result::Ok(())
         });
         tx::expect(&connection.tx, &parts)?;

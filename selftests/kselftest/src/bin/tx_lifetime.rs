@@ -41,6 +41,7 @@ use devmem_testlib::tx::Completions;
 use devmem_testlib::tx::extent;
 use devmem_testlib::tx::fails;
 use devmem_testlib::tx::outcome;
+use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
@@ -555,7 +556,7 @@ fn sender_killed() -> Outcome {
     let mut next = || says.next().expect("the victim ended early");
     let id: u32 = next()?.parse()?;
     let (mut rx, _) = listener.accept()?;
-    rx.set_read_timeout(Some(Duration::from_secs(30)))?;
+    rx.set_read_timeout(Some(wait::patience(Duration::from_secs(30))))?;
     let sent: u64 = next()?.parse()?;
     assert!(sent > PART.len, "only {sent} bytes");
     child.kill()?;

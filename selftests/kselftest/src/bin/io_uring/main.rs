@@ -46,6 +46,7 @@ use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
+use devmem_testlib::wait;
 use io_uring::cqueue;
 
 use crate::raw::Message;
@@ -360,7 +361,7 @@ fn dropped_with_tokens_held() -> Outcome {
         bench.send(0, LEN)?;
         let mut left = 0;
         while left < LEN {
-            left += rx.recv_timeout(LONG)?.total();
+            left += rx.recv_timeout(wait::patience(LONG))?.total();
         }
         drop(rx);
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use devmem::cmsg;
 use devmem::recv::MSG_SOCK_DEVMEM;
 use devmem::token::SO_DEVMEM_DONTNEED;
+use devmem_testlib::wait;
 use io_uring::IoUring;
 use io_uring::cqueue;
 use io_uring::opcode;
@@ -95,7 +96,7 @@ impl Raw {
     pub fn complete_all(&mut self, count: usize) -> io::Result<Vec<cqueue::Entry>> {
         let mut done = Vec::new();
         while done.len() < count {
-            let timespec = Timespec::from(TIMEOUT);
+            let timespec = Timespec::from(wait::patience(TIMEOUT));
             let args = SubmitArgs::new().timespec(&timespec);
             self.ring.submitter().submit_with_args(1, &args)?;
             done.extend(self.ring.completion());

@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use devmem_testlib::wait;
 use io_uring::IoUring;
 use io_uring::cqueue;
 use io_uring::opcode;
@@ -144,7 +145,7 @@ impl Zcrx {
                 unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)?;
                 armed = true;
             }
-            let timespec = Timespec::from(TIMEOUT);
+            let timespec = Timespec::from(wait::patience(TIMEOUT));
             let args = SubmitArgs::new().timespec(&timespec);
             self.ring.submitter().submit_with_args(1, &args)?;
             let entries: Vec<_> = self.ring.completion().collect();

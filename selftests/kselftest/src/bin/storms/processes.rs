@@ -41,6 +41,7 @@ use devmem_testlib::storm::Storm;
 use devmem_testlib::storm::at_once;
 use devmem_testlib::taker::Taker;
 use devmem_testlib::traffic;
+use devmem_testlib::wait;
 use fastrand::Rng;
 
 /// Tells a program of ours that it is to be killed: who it is.
@@ -48,6 +49,8 @@ const VICTIM: &str = "DEVMEM_KSELFTEST_STORM_VICTIM";
 const PORT: u16 = 5000;
 const QUEUES: u32 = 4;
 const MEMORY: usize = 2 << 20;
+/// How long a victim may keep its peer waiting.
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// For how long a victim may live on once it is known to have come so far.
 const LIFE: u32 = 60;
 
@@ -257,7 +260,7 @@ fn start_receiver(pair: &Pair, fate: &Fate) -> io::Result<(Victim, Option<Peer>)
     victim.expect("bound")?;
     let to = address(Ip::V4, PORT + fate.queue as u16);
     let socket = pair.tx.ns.run(|| TcpStream::connect(to))?;
-    socket.set_write_timeout(Some(Duration::from_secs(20)))?;
+    socket.set_write_timeout(Some(wait::patience(TIMEOUT)))?;
     let worker = feed(socket.try_clone()?);
     if matches!(fate.since, Since::Connected) {
         victim.expect("connected")?;
@@ -268,7 +271,7 @@ fn start_receiver(pair: &Pair, fate: &Fate) -> io::Result<(Victim, Option<Peer>)
 /// Reads what a victim sent, which is right as far as it goes.
 fn drain(listener: TcpListener) -> io::Result<()> {
     let (mut socket, _) = listener.accept()?;
-    socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+    socket.set_read_timeout(Some(wait::patience(TIMEOUT)))?;
     let mut buffer = vec![0; 1 << 16];
     let mut position = 0;
     loop {
