@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod child;
 pub mod compat;
 pub mod faults;
+pub mod fixture;
 pub mod grace;
 mod ifctl;
 pub mod odd;

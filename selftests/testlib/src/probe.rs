@@ -15,14 +15,9 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
-use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use devmem::Binding;
-use devmem::DmaBuf;
 use devmem::cmsg;
 use devmem::cmsg::DevmemCmsg;
 use devmem::cmsg::DevmemCmsgs;
@@ -39,15 +34,7 @@ use nix::sys::mman::mmap_anonymous;
 use nix::sys::mman::mprotect;
 use nix::sys::mman::munmap;
 
-use crate::bpf;
 use crate::compat;
-use crate::pair::Connection;
-use crate::pair::Ip;
-use crate::pair::Pair;
-use crate::peer::Peer;
-use crate::peer::Segment;
-use crate::peer::segment;
-use crate::report::Stop;
 use crate::report::observe;
 use crate::traffic;
 use crate::wait;
@@ -547,123 +534,6 @@ impl<'b> Probe<'b> {
             );
         }
         observe(line);
-    }
-}
-
-/// A connection into a bound queue.
-#[derive(Debug)]
-pub struct Bench {
-    /// The connection.
-    pub connection: Connection,
-    /// The binding of the queue.
-    pub binding: Binding,
-    /// The memory, to be read.
-    pub map: Mapping,
-    /// The memory.
-    pub memory: DmaBuf,
-    /// The devices.
-    pub pair: Pair,
-    sent: AtomicU64,
-}
-
-impl Bench {
-    /// The port of the connection.
-    pub const PORT: u16 = 5001;
-    /// The bound queue.
-    pub const QUEUE: u32 = 1;
-    /// A queue that is not bound.
-    pub const PLAIN_QUEUE: u32 = 2;
-
-    /// A connection over IPv4 into 4 MiB of pages.
-    pub fn new() -> Result<Self, Stop> {
-        let memory = DmaBuf::udmabuf(1024 * PAGE)?;
-        let map = memory.map()?;
-        let pair = Pair::new()?;
-        let binding = pair.bind(&[Self::QUEUE], &memory)?;
-        let connection = pair.connect_to_queue(Ip::V4, Self::PORT, Self::QUEUE)?;
-        Ok(Self {
-            connection,
-            binding,
-            map,
-            memory,
-            pair,
-            sent: AtomicU64::new(0),
-        })
-    }
-
-    /// A probe of the connection.
-    pub fn probe(&self) -> Probe<'_> {
-        self.probe_of(&self.connection.rx)
-    }
-
-    /// A probe of another socket into the same memory.
-    pub fn probe_of<'b>(&'b self, socket: &'b impl AsFd) -> Probe<'b> {
-        Probe::new(socket, &[(self.binding.id(), &self.map)])
-    }
-
-    /// Has another queue receive the connection from now on.
-    pub fn steer(&self, queue: u32) -> io::Result<()> {
-        self.pair.steer_again(Self::PORT, queue)
-    }
-
-    /// Bytes sent so far.
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    /// Sends the next bytes of the stream, each count of them with a call of its own, and waits until they
-    /// are in the receive queue. What fits in a segment becomes one.
-    pub fn send(&self, counts: &[usize]) -> io::Result<()> {
-        for &count in counts {
-            self.start_sending(count)?;
-            wait_received(&self.connection.rx, self.sent());
-        }
-        Ok(())
-    }
-
-    /// Sends the next bytes of the stream, and does not wait.
-    pub fn start_sending(&self, count: usize) -> io::Result<()> {
-        traffic::send(&self.connection.tx, self.sent(), count as u64, count)?;
-        self.sent.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(())
-    }
-}
-
-/// A connection each segment of which has bytes in host memory before those in device memory.
-#[derive(Debug)]
-pub struct Mixed {
-    /// The receiver.
-    pub socket: TcpStream,
-    peer: Peer,
-    _program: OwnedFd,
-}
-
-impl Mixed {
-    const PORT: u16 = Bench::PORT + 1;
-
-    /// A connection into the bound queue of a bench.
-    pub fn new(bench: &Bench) -> Result<Self, Stop> {
-        let rx = &bench.pair.rx;
-        let program = rx.ns.run(|| bpf::options_to_payload(rx.ifindex))?;
-        bench.pair.steer(Self::PORT, Bench::QUEUE)?;
-        let listener = bench.pair.listen(Ip::V4, Self::PORT)?;
-        let (peer, socket) = Peer::connect(&bench.pair, &listener)?;
-        Ok(Self {
-            socket,
-            peer,
-            _program: program,
-        })
-    }
-
-    /// Sends the stream from a position on, up to 40 bytes to host memory (a multiple of 4) and `frag`
-    /// bytes to device memory, and waits until they are in the receive queue.
-    pub fn send(&self, position: u64, linear: usize, frag: usize) -> io::Result<()> {
-        self.peer.send(Segment {
-            in_options: linear,
-            ..segment(position, linear + frag)
-        })?;
-        wait_received(&self.socket, position + (linear + frag) as u64);
-        Ok(())
     }
 }
 

@@ -11,12 +11,12 @@ use devmem::send::enable_zerocopy;
 use devmem::token::TokenRange;
 use devmem_testlib::Outcome;
 use devmem_testlib::compat;
+use devmem_testlib::fixture::Mixed;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Area;
-use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::ETOOSMALL;
-use devmem_testlib::probe::Mixed;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::provider;
 use devmem_testlib::report::observe;
@@ -37,7 +37,7 @@ fn call(len: usize) -> Call {
 
 /// Gives tokens back, as such a program does, and each only once.
 #[track_caller]
-fn give_back(bench: &Bench, probe: &mut Probe<'_>) -> Outcome {
+fn give_back(bench: &Receiving, probe: &mut Probe<'_>) -> Outcome {
     let held = probe.take_held();
     let ranges: Vec<_> = held
         .iter()
@@ -50,7 +50,7 @@ fn give_back(bench: &Bench, probe: &mut Probe<'_>) -> Outcome {
 }
 
 fn receive() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[100, 200, 300])?;
     probe.receive(&call(50)).assert_frags(&[50]);
@@ -68,7 +68,7 @@ fn receive() -> Outcome {
 }
 
 fn too_little_room() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[100, 200, 300, 400])?;
     for control in [0, 1, 12, 16, compat::SPACE - 1] {
@@ -90,7 +90,7 @@ fn too_little_room() -> Outcome {
 }
 
 fn memory_missing() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     for good in [0, 8, compat::SPACE - 1] {
@@ -108,7 +108,7 @@ fn memory_missing() -> Outcome {
 }
 
 fn linear_bytes_before_frags() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mixed = Mixed::new(&bench)?;
     let mut probe = bench.probe_of(&mixed.socket);
     mixed.send(0, 40, 100)?;
@@ -126,7 +126,7 @@ fn linear_bytes_before_frags() -> Outcome {
 }
 
 fn tokens_not_held() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[100, 200])?;
     probe.receive(&call(ALL)).assert_frags(&[100, 200]);
@@ -147,13 +147,13 @@ fn send() -> Outcome {
     const MESSAGE: (i32, i32) = (libc::SOL_SOCKET, SCM_DEVMEM_DMABUF);
     /// No binding has it.
     const NO_ID: u32 = 0x7fff_fff0;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let memory = DmaBuf::udmabuf(MEMORY as usize)?;
     tx::fill(&memory)?;
     let binding = bench.pair.tx.bind_tx(&memory)?;
     let connection = bench
         .pair
-        .connect(&bench.pair.listen(Ip::V4, Bench::PORT + 1)?)?;
+        .connect(&bench.pair.listen(Ip::V4, Receiving::PORT + 1)?)?;
     let socket = &connection.tx;
     enable_zerocopy(socket)?;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use devmem_testlib::Outcome;
-use devmem_testlib::probe::Bench;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::soon;
 use devmem_testlib::report::observe;
@@ -31,7 +31,7 @@ fn events(socket: &impl AsFd) -> io::Result<i16> {
 }
 
 fn peek() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     for _ in 0..3 {
@@ -50,7 +50,7 @@ fn peek() -> Outcome {
 
 /// Giving back what a peek brought takes nothing from the stream.
 fn peek_then_give_back() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     for _ in 0..4 {
@@ -65,7 +65,7 @@ fn peek_then_give_back() -> Outcome {
 }
 
 fn peek_waits_for_no_more_than_there_is() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     probe
         .call(&Call::new(ALL).flags(libc::MSG_PEEK | libc::MSG_DONTWAIT))
@@ -83,7 +83,7 @@ fn peek_waits_for_no_more_than_there_is() -> Outcome {
 }
 
 fn peek_offset() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let rx = &bench.connection.rx;
     let offset = || -> io::Result<i32> {
         let offset = sockopt::get(rx, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
@@ -121,7 +121,7 @@ fn peek_offset() -> Outcome {
 
 /// MSG_TRUNC of TCP: the bytes are passed over, and no token is given.
 fn trunc() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700, 300])?;
     let got = probe.call(&Call::new(600).flags(libc::MSG_TRUNC | libc::MSG_PEEK));
@@ -140,7 +140,7 @@ fn trunc() -> Outcome {
 }
 
 fn waitall() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500])?;
     thread::scope(|scope| -> Outcome {
@@ -159,7 +159,7 @@ fn waitall() -> Outcome {
 }
 
 fn waitall_ends_early() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     // Room for one piece: there is no use in waiting.
@@ -185,7 +185,7 @@ fn waitall_ends_early() -> Outcome {
 }
 
 fn dontwait() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     let call = Call::new(ALL).flags(libc::MSG_DONTWAIT);
     probe.call(&call).assert_fails(libc::EAGAIN);
@@ -202,7 +202,7 @@ fn dontwait() -> Outcome {
 }
 
 fn timeout() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.connection.rx.set_read_timeout(Some(SHORT))?;
     let start = Instant::now();
@@ -215,7 +215,7 @@ fn timeout() -> Outcome {
 }
 
 fn low_water_mark() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let rx = &bench.connection.rx;
     let mut probe = bench.probe();
     sockopt::set(rx, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 1000)?;
@@ -250,7 +250,7 @@ fn low_water_mark() -> Outcome {
 
 /// There is nothing on the error queue, and device memory does not go there.
 fn error_queue() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500])?;
     probe
@@ -263,7 +263,7 @@ fn error_queue() -> Outcome {
 
 /// Without an urgent byte.
 fn out_of_band() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500])?;
     probe
@@ -276,7 +276,7 @@ fn out_of_band() -> Outcome {
 
 /// Flags that mean nothing to TCP, or to a socket that passes no files.
 fn flags_without_meaning() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     for flag in [
         libc::MSG_CMSG_CLOEXEC,
@@ -297,8 +297,8 @@ fn flags_without_meaning() -> Outcome {
 
 /// MSG_SOCK_DEVMEM on a connection without device memory.
 fn devmem_without_device_memory() -> Outcome {
-    let bench = Bench::new()?;
-    bench.steer(Bench::PLAIN_QUEUE)?;
+    let bench = Receiving::new()?;
+    bench.steer(Receiving::PLAIN_QUEUE)?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     probe
@@ -316,7 +316,7 @@ fn devmem_without_device_memory() -> Outcome {
 
 /// What poll() tells, with data in device memory and at the end.
 fn poll_events() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let rx = &bench.connection.rx;
     let mut probe = bench.probe();
     assert_eq!(events(rx)?, 0);
@@ -337,7 +337,7 @@ fn poll_events() -> Outcome {
 /// TCP_INQ tells how much is left, beside the pieces.
 fn bytes_left() -> Outcome {
     const TCP_INQ: i32 = 36;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     sockopt::set(&bench.connection.rx, libc::IPPROTO_TCP, TCP_INQ, 1)?;
     bench.send(&[500, 700])?;
@@ -364,7 +364,7 @@ fn bytes_left() -> Outcome {
 
 /// Time stamps, beside the pieces.
 fn time_stamps() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     let flags = libc::SOF_TIMESTAMPING_RX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
     let rx = &bench.connection.rx;

@@ -8,13 +8,13 @@ use std::process::ExitCode;
 
 use devmem::DmaBuf;
 use devmem_testlib::Outcome;
+use devmem_testlib::fixture::Mixed;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Area;
-use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::ETOOSMALL;
 use devmem_testlib::probe::Got;
-use devmem_testlib::probe::Mixed;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
@@ -27,17 +27,17 @@ use devmem_testlib::traffic;
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
 
-fn to_device_memory(bench: &Bench) -> io::Result<()> {
-    bench.steer(Bench::QUEUE)
+fn to_device_memory(bench: &Receiving) -> io::Result<()> {
+    bench.steer(Receiving::QUEUE)
 }
 
-fn to_host_memory(bench: &Bench) -> io::Result<()> {
-    bench.steer(Bench::PLAIN_QUEUE)
+fn to_host_memory(bench: &Receiving) -> io::Result<()> {
+    bench.steer(Receiving::PLAIN_QUEUE)
 }
 
 /// A call brings one kind of memory, whatever more there is.
 fn the_flow_moves_both_ways() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[100, 200])?;
     to_host_memory(&bench)?;
@@ -53,7 +53,7 @@ fn the_flow_moves_both_ways() -> Outcome {
 }
 
 fn segments_in_turn() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     for _ in 0..8 {
         to_host_memory(&bench)?;
@@ -71,7 +71,7 @@ fn segments_in_turn() -> Outcome {
 
 /// MSG_WAITALL does not bring both kinds with a call either.
 fn waitall_across_the_border() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[100])?;
     to_host_memory(&bench)?;
@@ -89,7 +89,7 @@ fn waitall_across_the_border() -> Outcome {
 }
 
 fn peek_across_the_border() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     to_host_memory(&bench)?;
     bench.send(&[100])?;
@@ -114,7 +114,7 @@ fn peek_across_the_border() -> Outcome {
 
 /// An ordinary reader gets what is in host memory, and then an error.
 fn ordinary_reader() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     to_host_memory(&bench)?;
     bench.send(&[100])?;
@@ -138,7 +138,7 @@ fn ordinary_reader() -> Outcome {
 
 /// No control buffer for device memory, no data buffer for host memory: each of them ends the call.
 fn bad_buffers_at_the_border() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     to_host_memory(&bench)?;
     bench.send(&[100])?;
@@ -158,7 +158,7 @@ fn bad_buffers_at_the_border() -> Outcome {
 /// The flow moves to a queue with another binding: the frags of both can come with one call.
 fn two_bindings() -> Outcome {
     const OTHER: u32 = 3;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let memory = DmaBuf::udmabuf(1 << 20)?;
     let map = memory.map()?;
     let other = bench.pair.bind(&[OTHER], &memory)?;
@@ -180,8 +180,8 @@ fn two_bindings() -> Outcome {
 
 /// What a binding brought can be received when it is gone, after what its successor brought was queued.
 fn the_queue_is_bound_again() -> Outcome {
-    let bench = Bench::new()?;
-    let Bench {
+    let bench = Receiving::new()?;
+    let Receiving {
         connection,
         binding,
         map,
@@ -198,7 +198,7 @@ fn the_queue_is_bound_again() -> Outcome {
     provider::wait_for("the queue to be unbound", || {
         Ok(pair.queues()?.iter().all(|queue| queue.dmabuf.is_none()))
     });
-    let second = pair.bind(&[Bench::QUEUE], &again)?;
+    let second = pair.bind(&[Receiving::QUEUE], &again)?;
     traffic::send(&connection.tx, 300, 400, 400)?;
     wait_received(&connection.rx, 700);
 
@@ -216,7 +216,7 @@ fn the_queue_is_bound_again() -> Outcome {
 /// One large segment: many frags in an skb.
 fn a_large_segment() -> Outcome {
     const LEN: usize = 60_000;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe().quiet();
     bench.start_sending(LEN)?;
     wait_received(&bench.connection.rx, LEN as u64);
@@ -232,7 +232,7 @@ fn a_large_segment() -> Outcome {
 }
 
 /// How many segments the receiver's namespace has merged in receive queues.
-fn merged_in_queues(bench: &Bench) -> io::Result<u64> {
+fn merged_in_queues(bench: &Receiving) -> io::Result<u64> {
     let text = bench
         .pair
         .rx
@@ -251,7 +251,7 @@ fn merged_in_queues(bench: &Bench) -> io::Result<u64> {
 
 /// Segments that come one after the other are merged in the receive queue.
 fn merged_in_the_receive_queue() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     let before = merged_in_queues(&bench)?;
     bench.send(&[50; 10])?;
@@ -276,12 +276,12 @@ fn merged_by_gro() -> Outcome {
     const SEGMENTS: usize = 30;
     /// In nanoseconds.
     const GATHERING: u64 = 200_000_000;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     // The sender's stack cuts one large segment up, at the device and in one go.
     bench.pair.tx.set_tso(false)?;
     bench.pair.tx.ns.run(send_in_one_go)?;
-    bench.pair.steer(Bench::PORT + 1, Bench::QUEUE)?;
-    let listener = bench.pair.listen(Ip::V4, Bench::PORT + 1)?;
+    bench.pair.steer(Receiving::PORT + 1, Receiving::QUEUE)?;
+    let listener = bench.pair.listen(Ip::V4, Receiving::PORT + 1)?;
     sockopt::set(&listener, libc::IPPROTO_TCP, libc::TCP_MAXSEG, 536)?;
     let connection = bench.pair.connect(&listener)?;
     let mss = sockopt::get(&connection.tx, libc::IPPROTO_TCP, libc::TCP_MAXSEG)? as usize;
@@ -329,7 +329,7 @@ fn merged_by_gro() -> Outcome {
 
 /// Bytes in host memory before those in device memory, in one segment: both come with a call.
 fn linear_bytes_before_frags() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mixed = Mixed::new(&bench)?;
     let mut probe = bench.probe_of(&mixed.socket);
     let sizes = |got: &Got| {
@@ -370,7 +370,7 @@ fn linear_bytes_before_frags() -> Outcome {
 
 /// Several such segments, one behind the other.
 fn linear_bytes_between_frags() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mixed = Mixed::new(&bench)?;
     let mut probe = bench.probe_of(&mixed.socket);
     for i in 0..3 {

@@ -6,11 +6,11 @@ use std::net::TcpStream;
 use std::process::ExitCode;
 
 use devmem_testlib::Outcome;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::peer::Peer;
 use devmem_testlib::peer::Segment;
 use devmem_testlib::peer::segment;
-use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::soon;
 use devmem_testlib::probe::wait_received;
@@ -20,16 +20,16 @@ use devmem_testlib::tests;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
-const PORT: u16 = Bench::PORT + 1;
+const PORT: u16 = Receiving::PORT + 1;
 
 /// A connection from a peer made by hand into the bound queue.
-fn connect(bench: &Bench) -> std::io::Result<(Peer, TcpStream)> {
-    bench.pair.steer(PORT, Bench::QUEUE)?;
+fn connect(bench: &Receiving) -> std::io::Result<(Peer, TcpStream)> {
+    bench.pair.steer(PORT, Receiving::QUEUE)?;
     Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)
 }
 
 fn in_order() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let (peer, socket) = connect(&bench)?;
     let mut probe = bench.probe_of(&socket);
     // Past the wrap of the sequence numbers, too.
@@ -43,7 +43,7 @@ fn in_order() -> Outcome {
 }
 
 fn out_of_order() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let (peer, socket) = connect(&bench)?;
     let mut probe = bench.probe_of(&socket);
     peer.send(segment(0, 100))?;
@@ -62,7 +62,7 @@ fn out_of_order() -> Outcome {
 
 fn the_wrong_way_round() -> Outcome {
     const SEGMENTS: u64 = 20;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let (peer, socket) = connect(&bench)?;
     let mut probe = bench.probe_of(&socket);
     for i in (1..SEGMENTS).rev() {
@@ -79,7 +79,7 @@ fn the_wrong_way_round() -> Outcome {
 
 /// A segment that begins with what is there already is read from the middle.
 fn overlapping() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let (peer, socket) = connect(&bench)?;
     let mut probe = bench.probe_of(&socket);
     peer.send(segment(0, 100))?;
@@ -95,7 +95,7 @@ fn overlapping() -> Outcome {
 }
 
 fn overlapping_out_of_order() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let (peer, socket) = connect(&bench)?;
     let mut probe = bench.probe_of(&socket);
     peer.send_and_wait(segment(100, 100), 0)?;
@@ -118,7 +118,7 @@ fn overlapping_out_of_order() -> Outcome {
 
 /// What comes again is dropped, before and after it was read.
 fn retransmitted() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let (peer, socket) = connect(&bench)?;
     let mut probe = bench.probe_of(&socket);
     peer.send(segment(0, 100))?;
@@ -142,7 +142,7 @@ fn retransmitted() -> Outcome {
 }
 
 fn end_of_stream_with_data() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let (peer, socket) = connect(&bench)?;
     let mut probe = bench.probe_of(&socket);
     let last = Segment {
@@ -164,7 +164,7 @@ fn end_of_stream_with_data() -> Outcome {
 
 /// What is queued survives a reset, what was out of order does not.
 fn reset_with_data() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let (peer, socket) = connect(&bench)?;
     let mut probe = bench.probe_of(&socket);
     peer.send(segment(0, 100))?;
@@ -187,7 +187,7 @@ fn reset_with_data() -> Outcome {
 
 /// Whatever is queued, in order or not, comes back when the socket is closed.
 fn closed_with_data() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let (peer, socket) = connect(&bench)?;
     let mut probe = bench.probe_of(&socket);
     peer.send(segment(0, 100))?;
@@ -206,8 +206,8 @@ fn closed_with_data() -> Outcome {
 fn too_much_out_of_order() -> Outcome {
     const SEGMENTS: u64 = 100;
     const LEN: usize = 100;
-    let bench = Bench::new()?;
-    bench.pair.steer(PORT, Bench::QUEUE)?;
+    let bench = Receiving::new()?;
+    bench.pair.steer(PORT, Receiving::QUEUE)?;
     let listener = bench.pair.listen(Ip::V4, PORT)?;
     sockopt::set(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, 32 << 10)?;
     let (peer, socket) = Peer::connect(&bench.pair, &listener)?;

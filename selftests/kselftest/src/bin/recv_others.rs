@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use devmem_testlib::Outcome;
 use devmem_testlib::bpf::SockMap;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::peer::Peer;
 use devmem_testlib::peer::Segment;
 use devmem_testlib::peer::packet_socket;
 use devmem_testlib::peer::segment;
-use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::errno;
 use devmem_testlib::probe::soon;
@@ -57,7 +57,7 @@ fn splice(from: &TcpStream, to: &OwnedFd, len: usize) -> io::Result<usize> {
 }
 
 fn splice_to_a_pipe() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     let (_out, pipe) = nix::unistd::pipe()?;
     bench.send(&[500])?;
@@ -67,9 +67,9 @@ fn splice_to_a_pipe() -> Outcome {
     }
     probe.receive(&Call::new(ALL)).assert_frags(&[500]);
     // What is in host memory comes, up to where it ends.
-    bench.steer(Bench::PLAIN_QUEUE)?;
+    bench.steer(Receiving::PLAIN_QUEUE)?;
     bench.send(&[100])?;
-    bench.steer(Bench::QUEUE)?;
+    bench.steer(Receiving::QUEUE)?;
     bench.send(&[300])?;
     assert_eq!(splice(&bench.connection.rx, &pipe, ALL)?, 100);
     let result = splice(&bench.connection.rx, &pipe, ALL);
@@ -82,7 +82,7 @@ fn splice_to_a_pipe() -> Outcome {
 
 /// A file cannot be made of a socket that way, device memory or not.
 fn sendfile_from_the_socket() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500])?;
     let file = memfd_create(c"received", MFdFlags::MFD_CLOEXEC)?;
@@ -144,7 +144,7 @@ fn zero_copy(socket: &TcpStream, mut arg: ZeroCopy) -> io::Result<ZeroCopy> {
 
 fn zero_copy_receive() -> Outcome {
     const WINDOW: usize = 1 << 16;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     let rx = &bench.connection.rx;
     // SAFETY: A new mapping, placed by the kernel, changes no memory of this program.
@@ -191,7 +191,7 @@ fn packet_capture() -> Outcome {
     /// Where a frame has its type, and that of the connection's.
     const ETHERTYPE: Range<usize> = 12..14;
     const IPV4: [u8; 2] = [8, 0];
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     let capture = packet_socket(&bench.pair.rx)?;
     bench.send(&[LEN])?;
@@ -251,7 +251,7 @@ fn socket_filter() -> Outcome {
         jf: 0,
         k: 40,
     };
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let rx = &bench.connection.rx;
     let mut probe = bench.probe();
     attach_filter(rx, &mut [ACCEPT])?;
@@ -320,7 +320,7 @@ fn expect_error(socket: &TcpStream, what: &str) {
 const RECORD: [u8; 13] = [23, 3, 3, 0, 200, 0, 0, 0, 0, 0, 0, 0, 0];
 
 fn tls_in_device_memory() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     start_tls(&bench.connection.rx)?;
     io::Write::write_all(&mut &bench.connection.tx, &RECORD)?;
     bench.start_sending(192)?;
@@ -331,12 +331,12 @@ fn tls_in_device_memory() -> Outcome {
 
 /// The head of the record can be read, what it is about cannot.
 fn tls_half_in_device_memory() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     start_tls(&bench.connection.rx)?;
-    bench.steer(Bench::PLAIN_QUEUE)?;
+    bench.steer(Receiving::PLAIN_QUEUE)?;
     io::Write::write_all(&mut &bench.connection.tx, &RECORD)?;
     wait_received(&bench.connection.rx, 13);
-    bench.steer(Bench::QUEUE)?;
+    bench.steer(Receiving::QUEUE)?;
     bench.start_sending(192)?;
     wait_received(&bench.connection.rx, 205);
     expect_error(&bench.connection.rx, "half in device memory");
@@ -344,7 +344,7 @@ fn tls_half_in_device_memory() -> Outcome {
 }
 
 fn sockmap() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let map = SockMap::new()?;
     map.add(&bench.connection.rx)?;
     bench.start_sending(500)?;
@@ -358,9 +358,9 @@ fn sockmap() -> Outcome {
 
 /// An urgent byte in device memory cannot be taken out of the stream: it stays there.
 fn urgent_byte() -> Outcome {
-    const PORT: u16 = Bench::PORT + 1;
-    let bench = Bench::new()?;
-    bench.pair.steer(PORT, Bench::QUEUE)?;
+    const PORT: u16 = Receiving::PORT + 1;
+    let bench = Receiving::new()?;
+    bench.pair.steer(PORT, Receiving::QUEUE)?;
     let (peer, socket) = Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)?;
     let mut probe = bench.probe_of(&socket);
     let oob = Call::new(ALL).flags(libc::MSG_OOB | libc::MSG_DONTWAIT);
@@ -391,16 +391,19 @@ fn urgent_byte() -> Outcome {
 
 /// A device does not read what is mapped for it to write, when a packet leaves as it came.
 fn forwarded() -> Outcome {
-    const PORT: u16 = Bench::PORT + 2;
+    const PORT: u16 = Receiving::PORT + 2;
     const LEN: usize = 500;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let rx = &bench.pair.rx;
     rx.ns
         .run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"))?;
-    let (peer, _socket) = Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, Bench::PORT + 1)?)?;
+    let (peer, _socket) = Peer::connect(
+        &bench.pair,
+        &bench.pair.listen(Ip::V4, Receiving::PORT + 1)?,
+    )?;
     let seen = || rx.ns.run(forwarded_packets);
 
-    bench.pair.steer(PORT, Bench::PLAIN_QUEUE)?;
+    bench.pair.steer(PORT, Receiving::PLAIN_QUEUE)?;
     peer.send_through(PORT, LEN)?;
     soon("the packet to come through", || {
         Ok(peer
@@ -408,12 +411,12 @@ fn forwarded() -> Outcome {
             .is_some_and(|b| b == traffic::bytes(0, LEN)))
     });
 
-    bench.pair.steer_again(PORT, Bench::QUEUE)?;
+    bench.pair.steer_again(PORT, Receiving::QUEUE)?;
     let before = seen()?;
     peer.send_through(PORT, LEN)?;
     soon("the packet to be forwarded", || Ok(seen()? > before));
     // What is behind it on the same way has come: it does not come any more.
-    bench.pair.steer_again(PORT, Bench::PLAIN_QUEUE)?;
+    bench.pair.steer_again(PORT, Receiving::PLAIN_QUEUE)?;
     peer.send_through(PORT, LEN + 1)?;
     let mut came = Vec::new();
     soon("the next packet to come through", || {

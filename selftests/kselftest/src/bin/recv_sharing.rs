@@ -17,8 +17,8 @@ use std::process::ExitCode;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_testlib::Outcome;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
-use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::probe::soon;
@@ -122,7 +122,7 @@ fn in_child(f: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
 
 /// Another process gets the socket, receives from it and returns the tokens.
 fn socket_passed_on() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     probe.receive(&Call::new(100)).assert_frags(&[100]);
@@ -150,7 +150,7 @@ fn socket_passed_on() -> Outcome {
 
 /// The child of a fork returns what its parent received, and the other way round.
 fn tokens_across_fork() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     probe.receive(&Call::new(500)).assert_frags(&[500]);
@@ -167,7 +167,7 @@ fn tokens_across_fork() -> Outcome {
 
 /// A child that ends with tokens in its hands leaves them to the socket.
 fn child_ends_with_tokens() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     bench.send(&[500, 700])?;
     in_child(|| {
         let mut probe = bench.probe();
@@ -175,7 +175,7 @@ fn child_ends_with_tokens() -> Outcome {
         Ok(())
     })?;
     let id = bench.binding.id();
-    let Bench {
+    let Receiving {
         connection,
         binding,
         ..
@@ -190,7 +190,7 @@ fn child_ends_with_tokens() -> Outcome {
 }
 
 fn two_descriptors_of_a_socket() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let other = bench.connection.rx.try_clone()?;
     let (mut one, mut two) = (bench.probe(), bench.probe_of(&other));
     bench.send(&[500, 700])?;
@@ -205,9 +205,9 @@ fn two_descriptors_of_a_socket() -> Outcome {
 
 /// Each accepted socket has tokens of its own, and the listener none.
 fn accepted_children() -> Outcome {
-    let bench = Bench::new()?;
-    bench.pair.steer(Bench::PORT + 1, Bench::QUEUE)?;
-    let listener = bench.pair.listen(Ip::V4, Bench::PORT + 1)?;
+    let bench = Receiving::new()?;
+    bench.pair.steer(Receiving::PORT + 1, Receiving::QUEUE)?;
+    let listener = bench.pair.listen(Ip::V4, Receiving::PORT + 1)?;
     let one = bench.pair.connect(&listener)?;
     let two = bench.pair.connect(&listener)?;
     let mut probes = [bench.probe_of(&one.rx), bench.probe_of(&two.rx)];
@@ -236,9 +236,9 @@ fn accepted_children() -> Outcome {
 
 /// Data that came before accept(), when there was no socket to receive them.
 fn data_before_accept() -> Outcome {
-    let bench = Bench::new()?;
-    bench.pair.steer(Bench::PORT + 1, Bench::QUEUE)?;
-    let listener = bench.pair.listen(Ip::V4, Bench::PORT + 1)?;
+    let bench = Receiving::new()?;
+    bench.pair.steer(Receiving::PORT + 1, Receiving::QUEUE)?;
+    let listener = bench.pair.listen(Ip::V4, Receiving::PORT + 1)?;
     let to = listener.local_addr()?;
     let tx = bench.pair.tx.ns.run(|| TcpStream::connect(to))?;
     traffic::send(&tx, 0, 500, 500)?;
@@ -261,7 +261,7 @@ fn data_before_accept() -> Outcome {
 
 /// Calls of a shut down socket, and tokens that are returned afterwards.
 fn after_shutdown() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     probe.receive(&Call::new(500)).assert_frags(&[500]);
@@ -276,7 +276,7 @@ fn after_shutdown() -> Outcome {
 }
 
 fn tokens_after_the_end() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500])?;
     bench.connection.tx.shutdown(Shutdown::Both)?;
@@ -288,8 +288,8 @@ fn tokens_after_the_end() -> Outcome {
 
 /// The peer resets the connection: what is queued stays, and so do tokens.
 fn tokens_after_a_reset() -> Outcome {
-    let bench = Bench::new()?;
-    let Bench {
+    let bench = Receiving::new()?;
+    let Receiving {
         connection,
         binding,
         map,
@@ -319,7 +319,7 @@ fn tokens_after_a_reset() -> Outcome {
 
 /// A socket that is disconnected drops what is queued, and keeps tokens until it is closed.
 fn tokens_after_a_disconnect() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     probe.receive(&Call::new(500)).assert_frags(&[500]);

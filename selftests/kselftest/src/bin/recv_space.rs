@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use devmem::cmsg;
 use devmem_testlib::Outcome;
 use devmem_testlib::Provider;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::probe::Area;
-use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::ETOOSMALL;
 use devmem_testlib::provider;
@@ -21,7 +21,7 @@ const ALL: usize = 1 << 16;
 const LEAST: usize = cmsg::SPACE;
 
 fn no_room_for_a_message() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     for control in [0, 1, 8, 16, 24, LEAST - 1] {
@@ -35,7 +35,7 @@ fn no_room_for_a_message() -> Outcome {
 }
 
 fn room_for_some_messages() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[100, 200, 300, 400, 500, 600])?;
     probe.receive(&Call::new(ALL).room(1)).assert_frags(&[100]);
@@ -59,7 +59,7 @@ fn room_for_some_messages() -> Outcome {
 
 /// A frag that is read in parts has a token for each, and is held until all are back.
 fn less_than_a_frag() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[1000])?;
     for size in [1, 499, 250, 249, 1] {
@@ -73,7 +73,7 @@ fn less_than_a_frag() -> Outcome {
 }
 
 fn across_frags() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[300, 300, 300, 300])?;
     probe.receive(&Call::new(450)).assert_frags(&[300, 150]);
@@ -86,7 +86,7 @@ fn across_frags() -> Outcome {
 
 /// Intended difference: the C code gives a token for no bytes.
 fn no_bytes() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500])?;
     for call in [Call::new(0), Call::new(0).data(&[])] {
@@ -104,7 +104,7 @@ fn no_bytes() -> Outcome {
 
 /// Device memory takes none of the data buffer, so it does not matter whether that is there.
 fn no_data_buffer() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     let missing = Call::new(0).data(&[Area::faulty(0, 600)]);
@@ -117,7 +117,7 @@ fn no_data_buffer() -> Outcome {
 
 fn many_data_buffers() -> Outcome {
     const MOST: usize = 1024;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[700, 700])?;
     let ones = vec![Area::good(1); MOST];
@@ -144,7 +144,7 @@ fn many_data_buffers() -> Outcome {
 }
 
 fn control_buffer_missing() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     for good in [0, 8, LEAST - 1] {
@@ -163,7 +163,7 @@ fn control_buffer_missing() -> Outcome {
 
 /// Failed calls take no tokens from the socket: the next ones have the next numbers.
 fn failures_take_no_tokens() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[500, 700])?;
     probe.receive(&Call::new(100)).assert_frags(&[100]);
@@ -185,7 +185,7 @@ fn failures_take_no_tokens() -> Outcome {
 
 /// More pieces in the queue than tokens are reserved at a time.
 fn many_pieces() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe();
     bench.send(&[10; 60])?;
     probe

@@ -22,8 +22,8 @@ use devmem_testlib::child::become_user;
 use devmem_testlib::child::enter;
 use devmem_testlib::child::give_ids;
 use devmem_testlib::child::unshare_user;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
-use devmem_testlib::probe::Bench;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::provider;
@@ -227,7 +227,7 @@ fn limit_tokens() -> io::Result<Parameters> {
     Parameters::set(c"max_tokens=20")
 }
 
-fn give_back_one(bench: &Bench, token: u32) -> io::Result<()> {
+fn give_back_one(bench: &Receiving, token: u32) -> io::Result<()> {
     let range = TokenRange {
         start: token,
         count: 1,
@@ -240,7 +240,7 @@ fn give_back_one(bench: &Bench, token: u32) -> io::Result<()> {
 pub fn tokens_of_a_socket() -> Outcome {
     const SEGMENTS: usize = 30;
     let _parameters = limit_tokens()?;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe().quiet();
     bench.send(&[100; SEGMENTS])?;
 
@@ -268,7 +268,7 @@ pub fn tokens_of_a_socket() -> Outcome {
     // Other sockets have limits of their own, and so does this one again.
     let other = bench
         .pair
-        .connect_to_queue(Ip::V4, PORT + 1, Bench::QUEUE)?;
+        .connect_to_queue(Ip::V4, PORT + 1, Receiving::QUEUE)?;
     traffic::send(&other.tx, 0, 4096, 4096)?;
     let mut reader = Reader::new(&other.rx, &bench.map, bench.binding.id());
     reader.read_until(4096)?;
@@ -284,7 +284,7 @@ pub fn tokens_of_a_socket() -> Outcome {
 pub fn tokens_by_peeking() -> Outcome {
     const PEEKS: usize = 3 * TOKENS;
     let _parameters = limit_tokens()?;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let mut probe = bench.probe().quiet();
     bench.send(&[100])?;
     let peek = Call::new(1 << 16).flags(libc::MSG_PEEK);

@@ -19,7 +19,7 @@ use devmem_testlib::child::Child;
 use devmem_testlib::child::NOBODY;
 use devmem_testlib::child::become_user;
 use devmem_testlib::child::enter;
-use devmem_testlib::probe::Bench;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::probe::Call;
 use devmem_testlib::provider;
 use devmem_testlib::report::Stop;
@@ -221,7 +221,7 @@ pub fn tokens_are_charged() -> Outcome {
     const PEEKS: usize = 4000;
     /// A node of the xarray has room for 64 tokens.
     const PER_TOKEN: u64 = 576 / 64;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     bench.send(&[1000; FRAGS])?;
     let group = Cgroup::new("devmem_tokens")?;
     let mut child = Child::start(|talk| {
