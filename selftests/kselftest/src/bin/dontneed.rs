@@ -10,7 +10,6 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
-use devmem::Binding;
 use devmem::DmaBuf;
 use devmem::Piece;
 use devmem::Receiver;
@@ -20,12 +19,13 @@ use devmem::token::SO_DEVMEM_DONTNEED;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_testlib::Outcome;
-use devmem_testlib::Pair;
 use devmem_testlib::Provider;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::report;
+use devmem_testlib::report::Stop;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
@@ -33,66 +33,43 @@ use devmem_testlib::traffic::Reader;
 
 const PAGE: usize = 4096;
 const MEMORY: usize = 2048 * PAGE;
-const PORT: u16 = 5001;
-const QUEUE: u32 = 1;
+const PORT: u16 = Receiving::PORT;
+const QUEUE: u32 = Receiving::QUEUE;
 
-struct Bench {
-    connection: Connection,
-    binding: Binding,
-    memory: DmaBuf,
-    pair: Pair,
+/// A connection into so much memory that no test runs out of it.
+fn receiving() -> Result<Receiving, Stop> {
+    Receiving::into_memory(DmaBuf::udmabuf(MEMORY)?)
 }
 
-impl Bench {
-    fn new() -> Result<Self, devmem_testlib::report::Stop> {
-        let memory = DmaBuf::udmabuf(MEMORY)?;
-        let pair = Pair::new()?;
-        let binding = pair.bind(&[QUEUE], &memory)?;
-        let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
-        Ok(Self {
-            connection,
-            binding,
-            memory,
-            pair,
-        })
-    }
+fn return_tokens(bench: &Receiving, ranges: &[TokenRange]) -> io::Result<u32> {
+    let answer = dontneed(&bench.connection.rx, ranges);
+    report::observe(match &answer {
+        Ok(returned) => format!("{returned} returned"),
+        Err(err) => format!("errno {:?}", err.raw_os_error()),
+    });
+    answer
+}
 
-    /// Sends `count` times one byte, and takes the tokens that come of it.
-    fn take(&self, count: usize) -> io::Result<Vec<u32>> {
-        take(&self.connection, count)
-    }
-
-    fn return_tokens(&self, ranges: &[TokenRange]) -> io::Result<u32> {
-        let answer = dontneed(&self.connection.rx, ranges);
-        report::observe(match &answer {
-            Ok(returned) => format!("{returned} returned"),
-            Err(err) => format!("errno {:?}", err.raw_os_error()),
-        });
-        answer
-    }
-
-    /// Checks that these tokens were still held, by returning them.
-    #[track_caller]
-    fn assert_held(&self, tokens: &[u32]) {
-        for &start in tokens {
-            let returned = self
-                .return_tokens(&[TokenRange { start, count: 1 }])
-                .expect("DONTNEED");
-            assert_eq!(returned, 1, "token {start} was not held any more");
-        }
-    }
-
-    /// Closes everything and checks that all buffers come back.
-    #[track_caller]
-    fn finish(self) -> Outcome {
-        let id = self.binding.id();
-        drop((self.connection, self.binding));
-        provider::all_buffers_back(id);
-        drop((self.memory, self.pair));
-        Ok(())
+/// Checks that these tokens were still held, by returning them.
+#[track_caller]
+fn assert_held(bench: &Receiving, tokens: &[u32]) {
+    for &start in tokens {
+        let returned = return_tokens(bench, &[TokenRange { start, count: 1 }]).expect("DONTNEED");
+        assert_eq!(returned, 1, "token {start} was not held any more");
     }
 }
 
+/// Closes everything and checks that all buffers come back.
+#[track_caller]
+fn finish(bench: Receiving) -> Outcome {
+    let id = bench.binding.id();
+    drop((bench.connection, bench.binding));
+    provider::all_buffers_back(id);
+    drop((bench.memory, bench.pair));
+    Ok(())
+}
+
+/// Sends `count` times one byte, and takes the tokens that come of it.
 fn take(connection: &Connection, count: usize) -> io::Result<Vec<u32>> {
     let mut receiver = Receiver::new(&connection.rx);
     let mut tokens = Vec::new();
@@ -144,44 +121,47 @@ fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, errno: i32) {
 }
 
 fn returns_each_once() -> Outcome {
-    let bench = Bench::new()?;
-    let tokens = bench.take(20)?;
-    assert_eq!(bench.return_tokens(&ranges(&tokens[..5]))?, 5);
+    let bench = receiving()?;
+    let tokens = take(&bench.connection, 20)?;
+    assert_eq!(return_tokens(&bench, &ranges(&tokens[..5]))?, 5);
     // Already returned: passed over, and not counted.
-    assert_eq!(bench.return_tokens(&ranges(&tokens[..5]))?, 0);
-    assert_eq!(bench.return_tokens(&ranges(&tokens[3..8]))?, 3);
+    assert_eq!(return_tokens(&bench, &ranges(&tokens[..5]))?, 0);
+    assert_eq!(return_tokens(&bench, &ranges(&tokens[3..8]))?, 3);
     // One token twice in one call.
-    assert_eq!(bench.return_tokens(&ranges(&[tokens[8], tokens[8]]))?, 1);
-    bench.assert_held(&tokens[9..]);
-    bench.finish()
+    assert_eq!(return_tokens(&bench, &ranges(&[tokens[8], tokens[8]]))?, 1);
+    assert_held(&bench, &tokens[9..]);
+    finish(bench)
 }
 
 fn a_range_of_tokens() -> Outcome {
-    let bench = Bench::new()?;
-    let tokens = bench.take(50)?;
+    let bench = receiving()?;
+    let tokens = take(&bench.connection, 50)?;
     let start = tokens[0];
     assert!(
         tokens.iter().zip(start..).all(|(&a, b)| a == b),
         "consecutive tokens: {tokens:?}"
     );
-    assert_eq!(bench.return_tokens(&[TokenRange { start, count: 50 }])?, 50);
-    bench.finish()
+    assert_eq!(
+        return_tokens(&bench, &[TokenRange { start, count: 50 }])?,
+        50
+    );
+    finish(bench)
 }
 
 fn bad_length() -> Outcome {
-    let bench = Bench::new()?;
-    let tokens = bench.take(2)?;
+    let bench = receiving()?;
+    let tokens = take(&bench.connection, 2)?;
     let list = ranges(&tokens);
     for len in [1, 4, 7, 9, 12, 15] {
         assert_errno(raw_dontneed(&bench.connection.rx, &list, len), libc::EINVAL);
     }
-    bench.assert_held(&tokens);
-    bench.finish()
+    assert_held(&bench, &tokens);
+    finish(bench)
 }
 
 fn bad_address() -> Outcome {
-    let bench = Bench::new()?;
-    let tokens = bench.take(1)?;
+    let bench = receiving()?;
+    let tokens = take(&bench.connection, 1)?;
     // SAFETY: The kernel finds that it cannot read from this address; nobody else reads from it.
     let ret = unsafe {
         libc::setsockopt(
@@ -193,33 +173,36 @@ fn bad_address() -> Outcome {
         )
     };
     assert_eq!((ret, nix::Error::last()), (-1, nix::Error::EFAULT));
-    bench.assert_held(&tokens);
-    bench.finish()
+    assert_held(&bench, &tokens);
+    finish(bench)
 }
 
 fn more_than_128_ranges() -> Outcome {
-    let bench = Bench::new()?;
-    let tokens = bench.take(MAX_RANGES + 1)?;
+    let bench = receiving()?;
+    let tokens = take(&bench.connection, MAX_RANGES + 1)?;
     let list = ranges(&tokens);
-    assert_errno(bench.return_tokens(&list), libc::EINVAL);
-    assert_eq!(bench.return_tokens(&list[..MAX_RANGES])?, MAX_RANGES as u32);
-    bench.assert_held(&tokens[MAX_RANGES..]);
-    bench.finish()
+    assert_errno(return_tokens(&bench, &list), libc::EINVAL);
+    assert_eq!(
+        return_tokens(&bench, &list[..MAX_RANGES])?,
+        MAX_RANGES as u32
+    );
+    assert_held(&bench, &tokens[MAX_RANGES..]);
+    finish(bench)
 }
 
 fn more_than_1024_tokens() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = receiving()?;
     let count = MAX_TOKENS + 6;
-    let tokens = bench.take(count as usize)?;
+    let tokens = take(&bench.connection, count as usize)?;
     // Those past the limit stay held, whether in one range or in several.
     let start = tokens[0];
     assert_eq!(
-        bench.return_tokens(&[TokenRange { start, count }])?,
+        return_tokens(&bench, &[TokenRange { start, count }])?,
         MAX_TOKENS
     );
-    bench.assert_held(&tokens[MAX_TOKENS as usize..]);
+    assert_held(&bench, &tokens[MAX_TOKENS as usize..]);
 
-    let tokens = bench.take(count as usize)?;
+    let tokens = take(&bench.connection, count as usize)?;
     let start = tokens[0];
     let (a, b) = (
         TokenRange { start, count: 1000 },
@@ -228,27 +211,30 @@ fn more_than_1024_tokens() -> Outcome {
             count: 30,
         },
     );
-    assert_eq!(bench.return_tokens(&[a, b])?, MAX_TOKENS);
-    bench.assert_held(&tokens[MAX_TOKENS as usize..]);
-    bench.finish()
+    assert_eq!(return_tokens(&bench, &[a, b])?, MAX_TOKENS);
+    assert_held(&bench, &tokens[MAX_TOKENS as usize..]);
+    finish(bench)
 }
 
 fn unknown_tokens() -> Outcome {
-    let bench = Bench::new()?;
-    let tokens = bench.take(3)?;
+    let bench = receiving()?;
+    let tokens = take(&bench.connection, 3)?;
     for start in [
         tokens[2] + 1,
         tokens[0] ^ (1 << 31),
         1 << 20,
         i32::MAX as u32 - 4,
     ] {
-        assert_eq!(bench.return_tokens(&[TokenRange { start, count: 4 }])?, 0);
+        assert_eq!(return_tokens(&bench, &[TokenRange { start, count: 4 }])?, 0);
     }
     assert_eq!(
-        bench.return_tokens(&[TokenRange {
-            start: tokens[0],
-            count: 0
-        }])?,
+        return_tokens(
+            &bench,
+            &[TokenRange {
+                start: tokens[0],
+                count: 0
+            }]
+        )?,
         0
     );
     // Known ones among unknown ones.
@@ -260,22 +246,22 @@ fn unknown_tokens() -> Outcome {
         start: 1 << 20,
         count: 7,
     };
-    assert_eq!(bench.return_tokens(&[unknown, known, unknown])?, 1);
-    bench.assert_held(&[tokens[0], tokens[2]]);
-    bench.finish()
+    assert_eq!(return_tokens(&bench, &[unknown, known, unknown])?, 1);
+    assert_held(&bench, &[tokens[0], tokens[2]]);
+    finish(bench)
 }
 
 /// Intended difference: the C code goes on from 0, and so returns tokens that were not meant.
 fn a_range_that_wraps() -> Outcome {
-    let bench = Bench::new()?;
-    let tokens = bench.take(3)?;
+    let bench = receiving()?;
+    let tokens = take(&bench.connection, 3)?;
     let wraps = [TokenRange {
         start: u32::MAX - 1,
         count: 5,
     }];
     match provider::under_test() {
         Provider::Module => {
-            assert_errno(bench.return_tokens(&wraps), libc::EINVAL);
+            assert_errno(return_tokens(&bench, &wraps), libc::EINVAL);
             // Nothing is returned, not even what comes before it in the list.
             let list = [
                 TokenRange {
@@ -284,41 +270,44 @@ fn a_range_that_wraps() -> Outcome {
                 },
                 wraps[0],
             ];
-            assert_errno(bench.return_tokens(&list), libc::EINVAL);
-            bench.assert_held(&tokens);
+            assert_errno(return_tokens(&bench, &list), libc::EINVAL);
+            assert_held(&bench, &tokens);
             // The last number there is does not wrap.
             assert_eq!(
-                bench.return_tokens(&[TokenRange {
-                    start: u32::MAX,
-                    count: 1
-                }])?,
+                return_tokens(
+                    &bench,
+                    &[TokenRange {
+                        start: u32::MAX,
+                        count: 1
+                    }]
+                )?,
                 0
             );
         }
         Provider::Builtin => {
             assert_eq!(tokens, [1, 2, 3]);
-            assert_eq!(bench.return_tokens(&wraps)?, 2);
-            bench.assert_held(&[3]);
+            assert_eq!(return_tokens(&bench, &wraps)?, 2);
+            assert_held(&bench, &[3]);
         }
     }
-    bench.finish()
+    finish(bench)
 }
 
 fn tokens_of_another_socket() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = receiving()?;
     let other = bench.pair.connect_to_queue(Ip::V4, PORT + 1, QUEUE)?;
-    let tokens = bench.take(8)?;
+    let tokens = take(&bench.connection, 8)?;
     let theirs = take(&other, 2)?;
     // Numbers are each socket's own: the other socket knows two, and they are its own.
     assert_eq!(dontneed(&other.rx, &ranges(&tokens))?, theirs.len() as u32);
-    bench.assert_held(&tokens);
+    assert_held(&bench, &tokens);
     drop(other);
-    bench.finish()
+    finish(bench)
 }
 
 fn on_sockets_without_device_memory() -> Outcome {
-    let bench = Bench::new()?;
-    let tokens = bench.take(1)?;
+    let bench = receiving()?;
+    let tokens = take(&bench.connection, 1)?;
     let udp = UdpSocket::bind("127.0.0.1:0")?;
     assert_errno(dontneed(&udp, &ranges(&tokens)), libc::EBADF);
     let plain = bench
@@ -327,13 +316,13 @@ fn on_sockets_without_device_memory() -> Outcome {
         .ns
         .run(|| std::net::TcpListener::bind("192.0.2.1:5009"))?;
     assert_eq!(dontneed(&plain, &ranges(&tokens))?, 0);
-    bench.assert_held(&tokens);
-    bench.finish()
+    assert_held(&bench, &tokens);
+    finish(bench)
 }
 
 fn recv_without_the_flag() -> Outcome {
     const LEN: usize = 10_000;
-    let bench = Bench::new()?;
+    let bench = receiving()?;
     let map = bench.memory.map()?;
     traffic::send(&bench.connection.tx, 0, LEN as u64, LEN)?;
     let mut rx: &TcpStream = &bench.connection.rx;
@@ -347,7 +336,7 @@ fn recv_without_the_flag() -> Outcome {
     reader.read_until(LEN as u64)?;
     reader.assert_all_device_memory();
     drop(reader);
-    bench.finish()
+    finish(bench)
 }
 
 fn main() -> ExitCode {

@@ -25,6 +25,7 @@ use devmem::Piece;
 use devmem::Receiver;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
@@ -38,8 +39,8 @@ use devmem_testlib::tx;
 
 const PAGE: usize = 4096;
 const MEMORY: usize = 1024 * PAGE;
-const QUEUE: u32 = 1;
-const PORT: u16 = 5001;
+const QUEUE: u32 = Receiving::QUEUE;
+const PORT: u16 = Receiving::PORT;
 /// Tells a program of ours that it is the reader which gets killed: the number of its device.
 const VICTIM: &str = "DEVMEM_KSELFTEST_VICTIM";
 
@@ -103,18 +104,14 @@ fn the_only_descriptor_given_away() -> Outcome {
 
 fn unbound_with_tokens_held() -> Outcome {
     const LEN: u64 = 20_000;
-    let memory = DmaBuf::udmabuf(MEMORY)?;
-    let pair = Pair::new()?;
-    let binding = pair.bind(&[QUEUE], &memory)?;
-    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
-    let frags = take(&connection, 0, LEN)?;
-    let id = binding.id();
-    drop(binding);
+    let bench = Receiving::new()?;
+    let frags = take(&bench.connection, 0, LEN)?;
+    let id = bench.binding.id();
+    drop(bench.binding);
 
     // The queue is ordinary again, and what it receives now does not overwrite what is held.
-    traffic::send(&connection.tx, LEN, LEN, LEN as usize)?;
-    let map = memory.map()?;
-    let mut reader = Reader::new(&connection.rx, &map, id);
+    traffic::send(&bench.connection.tx, LEN, LEN, LEN as usize)?;
+    let mut reader = Reader::new(&bench.connection.rx, &bench.map, id);
     reader.position = LEN;
     reader.read_until(2 * LEN)?;
     assert_eq!(
@@ -122,7 +119,7 @@ fn unbound_with_tokens_held() -> Outcome {
         (0, LEN),
         "device memory after the unbinding"
     );
-    check(&memory, 0, &frags)?;
+    check(&bench.memory, 0, &frags)?;
     if provider::bindings()?.is_some() {
         assert!(
             provider::binding(id)?.is_some(),
@@ -136,19 +133,15 @@ fn unbound_with_tokens_held() -> Outcome {
 
 fn unbound_with_data_queued() -> Outcome {
     const LEN: u64 = 50_000;
-    let memory = DmaBuf::udmabuf(MEMORY)?;
-    let map = memory.map()?;
-    let pair = Pair::new()?;
-    let binding = pair.bind(&[QUEUE], &memory)?;
-    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
-    traffic::send(&connection.tx, 0, LEN, LEN as usize)?;
+    let bench = Receiving::new()?;
+    traffic::send(&bench.connection.tx, 0, LEN, LEN as usize)?;
     // Acknowledged means that it lies in the receiver's queue.
     provider::wait_for("the data to be queued", || {
-        Ok(traffic::unacknowledged(&connection.tx)? == 0)
+        Ok(traffic::unacknowledged(&bench.connection.tx)? == 0)
     });
-    let id = binding.id();
-    drop(binding);
-    let mut reader = Reader::new(&connection.rx, &map, id);
+    let id = bench.binding.id();
+    drop(bench.binding);
+    let mut reader = Reader::new(&bench.connection.rx, &bench.map, id);
     reader.read_until(LEN)?;
     reader.assert_all_device_memory();
     drop(reader);
@@ -232,16 +225,13 @@ fn dmabuf_closed_right_after_bind() -> Outcome {
 /// A socket that is closed cannot say so to a peer that is gone, but its tokens come back all the same.
 fn peer_gone_with_tokens_held() -> Outcome {
     const LEN: u64 = 20_000;
-    let memory = DmaBuf::udmabuf(MEMORY)?;
-    let pair = Pair::new()?;
-    let binding = pair.bind(&[QUEUE], &memory)?;
-    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
-    for frag in take(&connection, 0, LEN)? {
+    let bench = Receiving::new()?;
+    for frag in take(&bench.connection, 0, LEN)? {
         frag.token.into_id();
     }
-    pair.tx.delete()?;
-    let id = binding.id();
-    drop((connection, binding));
+    bench.pair.tx.delete()?;
+    let id = bench.binding.id();
+    drop((bench.connection, bench.binding));
     provider::all_buffers_back(id);
     Ok(())
 }

@@ -19,7 +19,6 @@ use std::thread;
 use std::time::Duration;
 
 use devmem::BindTx;
-use devmem::Binding;
 use devmem::DmaBuf;
 use devmem::Extent;
 use devmem::Piece;
@@ -30,7 +29,6 @@ use devmem::cmsg;
 use devmem::cmsg::DevmemCmsg;
 use devmem::cmsg::DevmemCmsgs;
 use devmem::dmabuf::CpuRead;
-use devmem::dmabuf::Mapping;
 use devmem::recv::MSG_SOCK_DEVMEM;
 use devmem::send::enable_zerocopy;
 use devmem::token::MAX_RANGES;
@@ -38,7 +36,7 @@ use devmem::uring;
 use devmem::uring::Receiver;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
-use devmem_testlib::pair::Connection;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::report;
@@ -54,8 +52,8 @@ use crate::raw::Raw;
 
 const MIB: usize = 1 << 20;
 const MEMORY: usize = 4 * MIB;
-const PORT: u16 = 5001;
-const QUEUE: u32 = 1;
+const PORT: u16 = Receiving::PORT;
+const QUEUE: u32 = Receiving::QUEUE;
 /// Internal to the kernel, but told to user space: no room for a control message.
 const ETOOSMALL: i32 = 525;
 /// Too long for anything that works.
@@ -70,41 +68,9 @@ const BOTH: [(&str, Make); 2] = [
     ("multishot", |socket| Receiver::multishot(socket)),
 ];
 
-struct Bench {
-    connection: Connection,
-    binding: Binding,
-    map: Mapping,
-    pair: Pair,
-}
-
-impl Bench {
-    fn new() -> Result<Self, report::Stop> {
-        let memory = DmaBuf::udmabuf(MEMORY)?;
-        let map = memory.map()?;
-        let pair = Pair::new()?;
-        let binding = pair.bind(&[QUEUE], &memory)?;
-        let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
-        Ok(Self {
-            connection,
-            binding,
-            map,
-            pair,
-        })
-    }
-
-    fn send(&self, position: u64, len: usize) -> io::Result<()> {
-        traffic::send(&self.connection.tx, position, len as u64, len)
-    }
-
-    fn stream(&self) -> io::Result<Stream<'_>> {
-        Ok(Stream {
-            cpu: self.map.begin_read()?,
-            id: self.binding.id(),
-            scratch: vec![0; MIB],
-            position: 0,
-            frags: 0,
-        })
-    }
+/// Sends a part of the stream with one call.
+fn send_at(bench: &Receiving, position: u64, len: usize) -> io::Result<()> {
+    traffic::send(&bench.connection.tx, position, len as u64, len)
 }
 
 /// Compares the stream that arrives.
@@ -119,7 +85,18 @@ struct Stream<'m> {
     frags: u64,
 }
 
-impl Stream<'_> {
+impl<'m> Stream<'m> {
+    /// What arrives in the memory of this bench.
+    fn of(bench: &'m Receiving) -> io::Result<Self> {
+        Ok(Self {
+            cpu: bench.map.begin_read()?,
+            id: bench.binding.id(),
+            scratch: vec![0; MIB],
+            position: 0,
+            frags: 0,
+        })
+    }
+
     /// Receives once; returns how many pieces it was, all of them in device memory.
     fn read_some<'s>(&mut self, rx: &mut impl Receive<'s>) -> io::Result<usize> {
         let mut pieces = 0;
@@ -151,8 +128,8 @@ impl Stream<'_> {
 /// A whole stream through little memory, and its end.
 fn receive_loop(make: Make) -> Outcome {
     const LEN: u64 = 24 << 20;
-    let bench = Bench::new()?;
-    let mut stream = bench.stream()?;
+    let bench = Receiving::new()?;
+    let mut stream = Stream::of(&bench)?;
     let mut rx = make(&bench.connection.rx)?;
     thread::scope(|scope| {
         let sender = traffic::send_in(scope, &bench.connection.tx, 0, LEN, MIB);
@@ -183,12 +160,12 @@ fn multishot_small_buffers() -> Outcome {
 
 /// A few messages, each by itself.
 fn messages(make: Make) -> Outcome {
-    let bench = Bench::new()?;
-    let mut stream = bench.stream()?;
+    let bench = Receiving::new()?;
+    let mut stream = Stream::of(&bench)?;
     let mut rx = make(&bench.connection.rx)?;
     for len in [1, 1000, 5000] {
         let end = stream.position + len as u64;
-        bench.send(stream.position, len)?;
+        send_at(&bench, stream.position, len)?;
         stream.read_until(&mut rx, end)?;
     }
     rx.finish()?;
@@ -208,11 +185,11 @@ fn messages_multishot() -> Outcome {
 fn no_other_system_call() -> Outcome {
     const LEN: u64 = 8 << 20;
     for (name, make) in BOTH {
-        let bench = Bench::new()?;
+        let bench = Receiving::new()?;
         let calls = thread::scope(|scope| -> io::Result<_> {
             let sender = traffic::send_in(scope, &bench.connection.tx, 0, LEN, MIB);
             let calls = trace::system_calls_of(|section| {
-                let mut stream = bench.stream()?;
+                let mut stream = Stream::of(&bench)?;
                 let mut rx = make(&bench.connection.rx)?;
                 section.begin();
                 while stream.position < LEN {
@@ -239,8 +216,8 @@ fn no_other_system_call() -> Outcome {
 
 fn small_control_buffers() -> Outcome {
     const LEN: usize = 20_000;
-    let bench = Bench::new()?;
-    let mut stream = bench.stream()?;
+    let bench = Receiving::new()?;
+    let mut stream = Stream::of(&bench)?;
     for multishot in [false, true] {
         for frags in [1, 2, 3] {
             let mut rx = match multishot {
@@ -248,7 +225,7 @@ fn small_control_buffers() -> Outcome {
                 true => Receiver::multishot_with_capacity(&bench.connection.rx, MIB, frags)?,
             };
             let start = stream.position;
-            bench.send(start, LEN)?;
+            send_at(&bench, start, LEN)?;
             let mut pieces = 0;
             while stream.position < start + LEN as u64 {
                 let now = stream.read_some(&mut rx)?;
@@ -263,7 +240,7 @@ fn small_control_buffers() -> Outcome {
 
         // No room at all: the data stay for those who have some.
         let start = stream.position;
-        bench.send(start, LEN)?;
+        send_at(&bench, start, LEN)?;
         let mut rx = match multishot {
             false => Receiver::with_capacity(&bench.connection.rx, MIB, 0)?,
             true => Receiver::multishot_with_capacity(&bench.connection.rx, MIB, 0)?,
@@ -282,9 +259,9 @@ fn small_control_buffers() -> Outcome {
 
 fn peek() -> Outcome {
     const LEN: usize = 1000;
-    let bench = Bench::new()?;
-    let mut stream = bench.stream()?;
-    bench.send(0, LEN)?;
+    let bench = Receiving::new()?;
+    let mut stream = Stream::of(&bench)?;
+    send_at(&bench, 0, LEN)?;
     let mut rx = Receiver::new(&bench.connection.rx)?;
     for _ in 0..2 {
         let mut sizes = Vec::new();
@@ -306,8 +283,8 @@ fn peek() -> Outcome {
 /// A receive that is waiting is cancelled, and what comes later is received by another.
 fn cancelled() -> Outcome {
     const LEN: usize = 10_000;
-    let bench = Bench::new()?;
-    let mut stream = bench.stream()?;
+    let bench = Receiving::new()?;
+    let mut stream = Stream::of(&bench)?;
     for (_, make) in BOTH {
         let mut rx = make(&bench.connection.rx)?;
         for _ in 0..3 {
@@ -318,7 +295,7 @@ fn cancelled() -> Outcome {
                 "nothing was sent"
             );
             let end = stream.position + LEN as u64;
-            bench.send(stream.position, LEN)?;
+            send_at(&bench, stream.position, LEN)?;
             stream.read_until(&mut rx, end)?;
         }
         // Left to itself the receive goes on waiting; dropping it ends that.
@@ -330,12 +307,12 @@ fn cancelled() -> Outcome {
 /// A ring that is gone with everything that was going on.
 fn dropped_with_tokens_held() -> Outcome {
     const LEN: usize = 100_000;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     for (_, make) in BOTH {
         let mut held = Vec::new();
         let mut rx = make(&bench.connection.rx)?;
         let mut got = 0;
-        bench.send(0, LEN)?;
+        send_at(&bench, 0, LEN)?;
         while got < LEN / 2 {
             for piece in rx.recv()? {
                 let Piece::Frag(frag) = piece else {
@@ -358,7 +335,7 @@ fn dropped_with_tokens_held() -> Outcome {
 
         // Nobody receives any more: what is sent now is left for the next one, all of it.
         let mut rx = Receiver::new(&bench.connection.rx)?;
-        bench.send(0, LEN)?;
+        send_at(&bench, 0, LEN)?;
         let mut left = 0;
         while left < LEN {
             left += rx.recv_timeout(wait::patience(LONG))?.total();
@@ -391,7 +368,7 @@ fn tokens(message: *const Message) -> (Vec<u32>, u64) {
 /// The ring's file is closed, and nothing else, while a receive waits.
 fn ring_closed_with_receive_in_flight() -> Outcome {
     const LEN: usize = 10_000;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let message = Message::leaked(MIB, 64 * cmsg::SPACE);
     let mut raw = Raw::new()?;
     raw.request(raw::receive(&bench.connection.rx, message, 0), 1)?;
@@ -399,8 +376,8 @@ fn ring_closed_with_receive_in_flight() -> Outcome {
     drop(raw);
     // The kernel cancels what a closed ring has in flight from a work item of its own.
     thread::sleep(SHORT);
-    bench.send(0, LEN)?;
-    let mut stream = bench.stream()?;
+    send_at(&bench, 0, LEN)?;
+    let mut stream = Stream::of(&bench)?;
     let mut rx = Receiver::new(&bench.connection.rx)?;
     stream.read_until(&mut rx, LEN as u64)?;
     Ok(())
@@ -408,9 +385,9 @@ fn ring_closed_with_receive_in_flight() -> Outcome {
 
 /// The ring is closed with tokens in user space: they belong to the socket.
 fn ring_closed_with_tokens_held() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let message = Message::leaked(MIB, 64 * cmsg::SPACE);
-    bench.send(0, 5000)?;
+    send_at(&bench, 0, 5000)?;
     let mut raw = Raw::new()?;
     raw.request(raw::receive(&bench.connection.rx, message, 0), 1)?;
     assert_eq!(raw.complete(1)?, [(1, 5000)]);
@@ -429,9 +406,9 @@ fn ring_closed_with_tokens_held() -> Outcome {
 
 /// Every way to return tokens wrong.
 fn dontneed() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let message = Message::leaked(MIB, 64 * cmsg::SPACE);
-    bench.send(0, 3000)?;
+    send_at(&bench, 0, 3000)?;
     let socket = &bench.connection.rx;
     let mut raw = Raw::new()?;
     raw.request(raw::receive(socket, message, 0), 1)?;
@@ -484,13 +461,13 @@ fn dontneed() -> Outcome {
 
 /// A receive and, once it is through, a return: one after the other by a link.
 fn linked() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let socket = &bench.connection.rx;
     let (first, second) = (
         Message::leaked(MIB, 64 * cmsg::SPACE),
         Message::leaked(MIB, 64 * cmsg::SPACE),
     );
-    bench.send(0, 1)?;
+    send_at(&bench, 0, 1)?;
     let mut raw = Raw::new()?;
     raw.request(raw::receive(socket, first, 0), 1)?;
     assert_eq!(raw.complete(1)?, [(1, 1)]);
@@ -499,13 +476,13 @@ fn linked() -> Outcome {
     raw.request(raw::linked(raw::receive(socket, second, 0)), 2)?;
     raw.request(raw::dontneed(socket, &[held[0], 1], 8), 3)?;
     assert_eq!(raw.submit()?, [], "nothing was sent");
-    bench.send(1, 1)?;
+    send_at(&bench, 1, 1)?;
     assert_eq!(raw.complete(2)?, [(2, 1), (3, 1)]);
 
     // A receive that fails breaks the link: the token stays.
     let (held, _) = tokens(second);
     let small = Message::leaked(MIB, 0);
-    bench.send(2, 1)?;
+    send_at(&bench, 2, 1)?;
     raw.request(raw::linked(raw::receive(socket, small, 0)), 4)?;
     raw.request(raw::dontneed(socket, &[held[0], 1], 8), 5)?;
     assert_eq!(raw.complete(2)?, [(4, -ETOOSMALL), (5, -libc::ECANCELED)]);
@@ -516,7 +493,7 @@ fn linked() -> Outcome {
 
 /// MSG_WAITALL, MSG_DONTWAIT, no MSG_SOCK_DEVMEM, MSG_TRUNC: what the flags do.
 fn flags() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let socket = &bench.connection.rx;
     let mut raw = Raw::new()?;
     let message = || Message::leaked(3000, 64 * cmsg::SPACE);
@@ -524,7 +501,7 @@ fn flags() -> Outcome {
     raw.request(raw::receive(socket, message(), libc::MSG_DONTWAIT), 1)?;
     assert_eq!(raw.complete(1)?, [(1, -libc::EAGAIN)], "MSG_DONTWAIT");
 
-    bench.send(0, 1000)?;
+    send_at(&bench, 0, 1000)?;
     let plain = Message::leaked(3000, 0);
     raw.request(raw::receive_plain(socket, plain), 2)?;
     let done = raw.complete(1)?;
@@ -638,7 +615,7 @@ fn send() -> Outcome {
 
 /// From one dma-buf into another, by io_uring at both ends.
 fn dmabuf_to_dmabuf() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let memory = DmaBuf::udmabuf(MEMORY)?;
     let binding = bind_tx(&bench.pair, &memory)?;
     thread::scope(|scope| {
@@ -655,7 +632,7 @@ fn dmabuf_to_dmabuf() -> Outcome {
             }
             Ok(back)
         });
-        let mut stream = bench.stream()?;
+        let mut stream = Stream::of(&bench)?;
         let mut rx = Receiver::multishot(&bench.connection.rx)?;
         stream.read_until(&mut rx, MEMORY as u64)?;
         assert_eq!(
@@ -763,7 +740,7 @@ fn zcrx_on_the_neighbour() -> Outcome {
     const LEN: u64 = 16 << 20;
     const ZC_QUEUE: u32 = 2;
     const START: u64 = 777;
-    let bench = Bench::new()?;
+    let bench = Receiving::new()?;
     let pair = &bench.pair;
     pair.steer(PORT + 1, ZC_QUEUE)?;
     let listener = pair.listen(Ip::V4, PORT + 1)?;
@@ -792,7 +769,7 @@ fn zcrx_on_the_neighbour() -> Outcome {
                 tx.shutdown(Shutdown::Write)
             });
             let sender = traffic::send_in(scope, &bench.connection.tx, 0, LEN, MIB);
-            let mut stream = bench.stream()?;
+            let mut stream = Stream::of(&bench)?;
             let mut rx = Receiver::multishot(&bench.connection.rx)?;
             stream.read_until(&mut rx, LEN)?;
             sender.join().expect("the sender's thread")?;
