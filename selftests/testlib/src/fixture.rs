@@ -2,6 +2,8 @@
 
 //! What most tests begin with: devices, memory that is bound, and a connection.
 
+use std::cell::Cell;
+use std::cell::RefCell;
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -11,7 +13,11 @@ use std::sync::atomic::Ordering;
 
 use devmem::Binding;
 use devmem::DmaBuf;
+use devmem::Extent;
+use devmem::TxBinding;
 use devmem::dmabuf::Mapping;
+use devmem::send::enable_zerocopy;
+use nix::errno::Errno;
 
 use crate::bpf;
 use crate::pair::Connection;
@@ -22,8 +28,15 @@ use crate::peer::Segment;
 use crate::peer::segment;
 use crate::probe::Probe;
 use crate::probe::wait_received;
+use crate::report::Outcome;
 use crate::report::Stop;
+use crate::report::observe;
 use crate::traffic;
+use crate::tx;
+use crate::tx::Call;
+use crate::tx::Completions;
+use crate::tx::fails;
+use crate::tx::outcome;
 
 const PAGE: usize = 4096;
 
@@ -144,6 +157,104 @@ impl Mixed {
             ..segment(position, linear + frag)
         })?;
         wait_received(&self.socket, position + (linear + frag) as u64);
+        Ok(())
+    }
+}
+
+/// A connection, and memory that holds the stream of [`traffic`] bound to its sending end.
+///
+/// Dropped in this order: the devices go first.
+#[derive(Debug)]
+pub struct Sending {
+    /// The devices.
+    pub pair: Pair,
+    /// The memory.
+    pub memory: DmaBuf,
+    /// Its binding.
+    pub binding: TxBinding,
+    /// The connection.
+    pub connection: Connection,
+    /// Zero-copy calls so far that sent something.
+    calls: Cell<u32>,
+    completions: RefCell<Completions>,
+}
+
+impl Sending {
+    /// The port of the connection.
+    pub const PORT: u16 = 5001;
+    /// Bytes of the memory.
+    pub const MEMORY: u64 = 64 * PAGE as u64;
+
+    /// A connection over IPv4 that may send from the memory.
+    pub fn new() -> Result<Self, Stop> {
+        let sending = Self::connected_by(|pair| pair.connect(&pair.listen(Ip::V4, Self::PORT)?))?;
+        enable_zerocopy(&sending.connection.tx)?;
+        Ok(sending)
+    }
+
+    /// A connection made in a way of its own, which may not send from the memory before `SO_ZEROCOPY` is
+    /// set.
+    pub fn connected_by(
+        connect: impl FnOnce(&Pair) -> io::Result<Connection>,
+    ) -> Result<Self, Stop> {
+        let memory = DmaBuf::udmabuf(Self::MEMORY as usize)?;
+        tx::fill(&memory)?;
+        let pair = Pair::new()?;
+        let binding = pair.tx.bind_tx(&memory)?;
+        let connection = connect(&pair)?;
+        Ok(Self {
+            pair,
+            memory,
+            binding,
+            connection,
+            calls: Cell::new(0),
+            completions: RefCell::default(),
+        })
+    }
+
+    /// A call that sends these parts of the memory.
+    pub fn call(&self, extents: &[Extent]) -> Call {
+        Call::new(self.binding.id(), extents)
+    }
+
+    /// Makes a call.
+    pub fn send(&self, call: &Call) -> io::Result<usize> {
+        let result = call.send(&self.connection.tx);
+        if result.is_ok() && call.flags & libc::MSG_ZEROCOPY != 0 {
+            self.calls.set(self.calls.get() + 1);
+        }
+        result
+    }
+
+    /// Makes a call that sends everything.
+    #[track_caller]
+    pub fn sends(&self, call: &Call) {
+        let len: u64 = call.iov.iter().map(|&(_, len)| len).sum();
+        let result = self.send(call);
+        assert_eq!(outcome(&result), len.to_string());
+    }
+
+    /// Makes a call that is refused as a whole.
+    #[track_caller]
+    pub fn refused(&self, call: &Call, errno: Errno) {
+        let result = self.send(call);
+        observe(format_args!("refused: {}", outcome(&result)));
+        fails(result, errno);
+    }
+
+    /// Receives these parts of the memory, and compares every byte.
+    #[track_caller]
+    pub fn expect(&self, extents: &[Extent]) -> io::Result<()> {
+        tx::expect(&self.connection.rx, extents)
+    }
+
+    /// Checks that all calls which sent something complete, and no others.
+    #[track_caller]
+    pub fn completes(&self) -> Outcome {
+        let mut completions = self.completions.borrow_mut();
+        completions.wait(&self.connection.tx, self.calls.get())?;
+        observe(format_args!("copied: {}", completions.copied));
+        assert!(!completions.copied, "the kernel copied device memory");
         Ok(())
     }
 }

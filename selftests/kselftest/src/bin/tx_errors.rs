@@ -2,8 +2,6 @@
 
 //! Sending from a dma-buf with bad input: the error, that nothing was sent, and that the connection goes on.
 
-use std::cell::Cell;
-use std::cell::RefCell;
 use std::fs;
 use std::fs::File;
 use std::io;
@@ -26,7 +24,6 @@ use devmem::DmaBuf;
 use devmem::Error;
 use devmem::Extent;
 use devmem::Sender;
-use devmem::TxBinding;
 use devmem::cmsg;
 use devmem::netdev::Netdev;
 use devmem::netdev::dmabuf;
@@ -35,10 +32,11 @@ use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
+use devmem_testlib::fixture::Sending;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
-use devmem_testlib::report;
+use devmem_testlib::report::Stop;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::state::State;
@@ -57,8 +55,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
 const PAGE: u64 = 4096;
-const MEMORY: u64 = 64 * PAGE;
-const PORT: u16 = 5001;
+const MEMORY: u64 = Sending::MEMORY;
+const PORT: u16 = Sending::PORT;
 const MAX_SKB_FRAGS: u64 = 17;
 /// The kernel counts a page for each piece, however short.
 const SEND_BUFFER: usize = 16 << 20;
@@ -69,117 +67,52 @@ const NO_IFINDEX: u32 = 0x7fff_fff0;
 const NOBODY: libc::uid_t = 65534;
 
 /// A connection, and memory to send over it.
-struct Bench {
-    pair: Pair,
-    memory: DmaBuf,
-    binding: TxBinding,
-    connection: Connection,
-    /// Zero-copy calls so far that sent something.
-    calls: Cell<u32>,
-    completions: RefCell<Completions>,
+/// A connection with room for everything that a test sends, so that it need not be read at the same time.
+fn without_zerocopy() -> Result<Sending, Stop> {
+    let bench = Sending::connected_by(|pair| pair.connect_to_queue(Ip::V4, PORT, 0))?;
+    setsockopt(&bench.connection.tx, sockopt::SndBufForce, &SEND_BUFFER)?;
+    Ok(bench)
 }
 
-impl Bench {
-    fn new() -> Result<Self, report::Stop> {
-        let bench = Self::without_zerocopy()?;
-        enable_zerocopy(&bench.connection.tx)?;
-        Ok(bench)
-    }
+fn sending() -> Result<Sending, Stop> {
+    let bench = without_zerocopy()?;
+    enable_zerocopy(&bench.connection.tx)?;
+    Ok(bench)
+}
 
-    fn without_zerocopy() -> Result<Self, report::Stop> {
-        let memory = DmaBuf::udmabuf(MEMORY as usize)?;
-        tx::fill(&memory)?;
-        let pair = Pair::new()?;
-        let binding = pair.tx.bind_tx(&memory)?;
-        let connection = pair.connect_to_queue(Ip::V4, PORT, 0)?;
-        // Room for everything that a test sends, so that it need not be read at the same time.
-        setsockopt(&connection.tx, sockopt::SndBufForce, &SEND_BUFFER)?;
-        Ok(Self {
-            pair,
-            memory,
-            binding,
-            connection,
-            calls: Cell::new(0),
-            completions: RefCell::default(),
-        })
-    }
-
-    fn call(&self, extents: &[Extent]) -> Call {
-        Call::new(self.binding.id(), extents)
-    }
-
-    fn send(&self, call: &Call) -> io::Result<usize> {
-        let result = call.send(&self.connection.tx);
-        if result.is_ok() && call.flags & libc::MSG_ZEROCOPY != 0 {
-            self.calls.set(self.calls.get() + 1);
-        }
-        result
-    }
-
-    /// Makes a call that sends everything.
-    #[track_caller]
-    fn sends(&self, call: &Call) {
-        let len: u64 = call.iov.iter().map(|&(_, len)| len).sum();
-        let result = self.send(call);
-        assert_eq!(outcome(&result), len.to_string());
-    }
-
-    /// Makes a call that is refused as a whole.
-    #[track_caller]
-    fn refused(&self, call: &Call, errno: Errno) {
-        let result = self.send(call);
-        observe(format_args!("refused: {}", outcome(&result)));
-        fails(result, errno);
-    }
-
-    #[track_caller]
-    fn expect(&self, extents: &[Extent]) -> io::Result<()> {
-        tx::expect(&self.connection.rx, extents)
-    }
-
-    /// Checks that the connection is as good as before, and has carried just what was received; that
-    /// all calls which sent something complete, and no others.
-    #[track_caller]
-    fn goes_on(self) -> Outcome {
-        let parts = [extent(5, 3 * PAGE), extent(MEMORY - 1, 1)];
-        self.sends(&self.call(&parts));
-        self.expect(&parts)?;
-        self.completes()?;
-        self.connection.tx.shutdown(std::net::Shutdown::Write)?;
-        tx::expect_end(&self.connection.rx)?;
-        Ok(())
-    }
-
-    #[track_caller]
-    fn completes(&self) -> Outcome {
-        let mut completions = self.completions.borrow_mut();
-        completions.wait(&self.connection.tx, self.calls.get())?;
-        observe(format_args!("copied: {}", completions.copied));
-        assert!(!completions.copied, "the kernel copied device memory");
-        Ok(())
-    }
+/// Checks that the connection is as good as before, and has carried just what was received; that
+/// all calls which sent something complete, and no others.
+#[track_caller]
+fn goes_on(bench: Sending) -> Outcome {
+    let parts = [extent(5, 3 * PAGE), extent(MEMORY - 1, 1)];
+    bench.sends(&bench.call(&parts));
+    bench.expect(&parts)?;
+    bench.completes()?;
+    bench.connection.tx.shutdown(std::net::Shutdown::Write)?;
+    tx::expect_end(&bench.connection.rx)?;
+    Ok(())
 }
 
 fn no_such_id() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     for id in [NO_ID, u32::MAX] {
         bench.refused(&Call::new(id, &[extent(0, 100)]), Errno::EINVAL);
     }
     // 0 is as good as no message: what was an offset is an address, where nothing is.
     bench.refused(&Call::new(0, &[extent(0, 100)]), Errno::EFAULT);
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn id_of_a_receive_binding() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let memory = DmaBuf::udmabuf(MEMORY as usize)?;
     let receive = bench.pair.bind(&[1], &memory)?;
     bench.refused(&Call::new(receive.id(), &[extent(0, 100)]), Errno::EINVAL);
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn id_of_a_closed_binding() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let other = bench.pair.tx.bind_tx(&bench.memory)?;
     let id = other.id();
     let call = Call::new(id, &[extent(0, 100)]);
@@ -189,32 +122,32 @@ fn id_of_a_closed_binding() -> Outcome {
     bench.refused(&call, Errno::EINVAL);
     bench.completes()?;
     provider::all_buffers_back(id);
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn no_so_zerocopy() -> Outcome {
-    let bench = Bench::without_zerocopy()?;
+    let bench = without_zerocopy()?;
     bench.refused(&bench.call(&[extent(0, 100)]), Errno::EINVAL);
     enable_zerocopy(&bench.connection.tx)?;
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn no_msg_zerocopy() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     bench.refused(&bench.call(&[extent(0, 100)]).flags(0), Errno::EINVAL);
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn zero_length() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     for extents in [&[][..], &[extent(0, 0)], &[extent(0, 0), extent(PAGE, 0)]] {
         bench.refused(&bench.call(extents), Errno::EINVAL);
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn zero_length_among_others() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let parts = [
         extent(0, 0),
         extent(7, 0),
@@ -227,20 +160,20 @@ fn zero_length_among_others() -> Outcome {
         bench.sends(&bench.call(&parts));
         bench.expect(&parts)?;
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// One of no length may even be outside of the memory, unless it is the first.
 fn zero_length_outside() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let parts = [extent(7, 1000), extent(MEMORY, 0), extent(3, 3)];
     bench.sends(&bench.call(&parts));
     bench.expect(&parts)?;
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn outside_of_the_memory() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     for (offset, len) in [
         (MEMORY, 1),
         (MEMORY, MEMORY),
@@ -255,11 +188,11 @@ fn outside_of_the_memory() -> Outcome {
     ] {
         bench.refused(&bench.call(&[extent(offset, len)]), Errno::EFAULT);
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn lengths_that_are_none() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     // Beyond the largest possible transfer: cut down to that, if it is the only one.
     for parts in [
         &[extent(0, u64::MAX)][..],
@@ -274,12 +207,12 @@ fn lengths_that_are_none() -> Outcome {
         observe(outcome(&result));
         result.expect_err("no such length");
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// What comes before the bad part is sent as far as it is in skbs of its own.
 fn partly_outside_of_the_memory() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let pages = |count: u64| {
         (0..count)
             .map(|i| extent(i * PAGE, PAGE))
@@ -306,7 +239,7 @@ fn partly_outside_of_the_memory() -> Outcome {
         assert!(sent <= tx::total(&good) + bad.len, "{sent} bytes");
         bench.expect(&first_bytes(&parts, sent))?;
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// So many bytes of these parts.
@@ -323,7 +256,7 @@ fn first_bytes(parts: &[Extent], mut len: u64) -> Vec<Extent> {
 
 /// A bad call takes nothing of what waits in the same skb.
 fn outside_with_data_pending() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let more = libc::MSG_ZEROCOPY | libc::MSG_MORE;
     bench.sends(&bench.call(&[extent(100, 200)]).flags(more));
     for bad in [extent(MEMORY, 1), extent(MEMORY - 1, 2)] {
@@ -334,19 +267,19 @@ fn outside_with_data_pending() -> Outcome {
     }
     bench.sends(&bench.call(&[extent(5000, 10)]));
     bench.expect(&[extent(100, 200), extent(5000, 10)])?;
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn wrong_device() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let other = Pair::new()?;
     let elsewhere = other.tx.bind_tx(&bench.memory)?;
     bench.refused(&Call::new(elsewhere.id(), &[extent(0, 100)]), Errno::ENODEV);
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn route_over_loopback() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     bench.pair.tx.ip("link set lo up")?;
     for host in [Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 0, 2, 2)] {
         let (tx, rx) = bench.pair.tx.ns.run(|| {
@@ -361,11 +294,11 @@ fn route_over_loopback() -> Outcome {
         drop(tx);
         tx::expect_end(&rx)?;
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn malformed_control() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let id = bench.binding.id().to_ne_bytes();
     let good = cmsg::tx_control(bench.binding.id()).to_vec();
     let encode = |data: &[u8]| cmsg::encode(libc::SOL_SOCKET, cmsg::SCM_DEVMEM_DMABUF, data);
@@ -402,11 +335,11 @@ fn malformed_control() -> Outcome {
         let call = bench.call(&[extent(0, 100)]).control(control);
         bench.refused(&call, Errno::EFAULT);
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn several_control_messages() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let good = cmsg::tx_control(bench.binding.id()).to_vec();
     let part = [extent(77, 5000)];
     // The last counts.
@@ -420,12 +353,12 @@ fn several_control_messages() -> Outcome {
         bench.sends(&bench.call(&part).control(control));
         bench.expect(&part)?;
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn iovec_counts() -> Outcome {
     const UIO_MAXIOV: u64 = 1024;
-    let bench = Bench::new()?;
+    let bench = sending()?;
     for count in [
         1,
         MAX_SKB_FRAGS - 1,
@@ -444,20 +377,20 @@ fn iovec_counts() -> Outcome {
     }
     let too_many = vec![extent(0, 1); UIO_MAXIOV as usize + 1];
     bench.refused(&bench.call(&too_many), Errno::EMSGSIZE);
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// Adjacent pieces of one page, more than an skb has frags.
 fn adjacent_iovecs() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let parts: Vec<_> = (0..600).map(|i| extent(PAGE + i * 3, 3)).collect();
     bench.sends(&bench.call(&parts));
     bench.expect(&parts)?;
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn msg_more() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let more = libc::MSG_ZEROCOPY | libc::MSG_MORE;
     let parts: Vec<_> = (0..100)
         .map(|i| extent(i * 333, 333 * (i % 3 + 1)))
@@ -483,7 +416,7 @@ fn msg_more() -> Outcome {
 }
 
 fn other_flags() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let parts = [extent(3, 20_000)];
     for flags in [
         libc::MSG_DONTWAIT,
@@ -494,12 +427,12 @@ fn other_flags() -> Outcome {
         bench.sends(&bench.call(&parts).flags(libc::MSG_ZEROCOPY | flags));
         bench.expect(&parts)?;
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// The last byte is urgent: the receiver gets it aside.
 fn urgent_data() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     bench.sends(
         &bench
             .call(&[extent(10, 50)])
@@ -519,12 +452,12 @@ fn urgent_data() -> Outcome {
     observe(format_args!("urgent bytes: {ret}"));
     assert_eq!(ret, 1, "{}", io::Error::last_os_error());
     traffic::compare(59, &byte);
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// Not connected, so there is no device that the binding could be for.
 fn fast_open() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let listener = bench.pair.listen(Ip::V4, PORT + 1)?;
     bench
         .pair
@@ -546,7 +479,7 @@ fn fast_open() -> Outcome {
     let call = bench.call(&[extent(0, 100)]);
     bench.sends(&call.flags(libc::MSG_ZEROCOPY | libc::MSG_FASTOPEN));
     bench.expect(&[extent(0, 100)])?;
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// A connection that is not opened before there is something to send: its first bytes go with the SYN.
@@ -554,7 +487,7 @@ fn fast_open_connect() -> Outcome {
     const ADDRESS: u64 = 32 * PAGE;
     // Clients may, servers may, and nobody needs a cookie.
     const WITHOUT_COOKIE: &str = "1543";
-    let bench = Bench::new()?;
+    let bench = sending()?;
     for end in [&bench.pair.tx, &bench.pair.rx] {
         end.ns
             .run(|| fs::write("/proc/sys/net/ipv4/tcp_fastopen", WITHOUT_COOKIE))?;
@@ -583,11 +516,11 @@ fn fast_open_connect() -> Outcome {
         tx::expect_end(&rx)?;
     }
     drop(decoy);
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// A TCP socket at the sending end.
-fn unconnected(bench: &Bench) -> io::Result<std::os::fd::OwnedFd> {
+fn unconnected(bench: &Sending) -> io::Result<std::os::fd::OwnedFd> {
     use nix::sys::socket::AddressFamily;
     use nix::sys::socket::SockFlag;
     use nix::sys::socket::SockType;
@@ -603,7 +536,7 @@ fn unconnected(bench: &Bench) -> io::Result<std::os::fd::OwnedFd> {
 }
 
 fn not_connected() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let call = bench.call(&[extent(0, 100)]);
     let nobody = Call::new(NO_ID, &[extent(0, 100)]);
     let socket = unconnected(&bench)?;
@@ -618,11 +551,11 @@ fn not_connected() -> Outcome {
     let result = call.send(&listener);
     observe(outcome(&result));
     result.expect_err("sent by a listener");
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn after_shutdown() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     bench.sends(&bench.call(&[extent(0, 100)]));
     bench.connection.tx.shutdown(std::net::Shutdown::Write)?;
     bench.refused(&bench.call(&[extent(0, 100)]), Errno::EPIPE);
@@ -632,13 +565,13 @@ fn after_shutdown() -> Outcome {
 }
 
 fn after_reset() -> Outcome {
-    let Bench {
+    let Sending {
         pair,
         memory,
         binding,
         connection: Connection { rx, tx },
         ..
-    } = Bench::new()?;
+    } = sending()?;
     let call = Call::new(binding.id(), &[extent(0, 100)]);
     assert_eq!(outcome(&call.send(&tx)), "100");
     provider::wait_for("the data to be queued", || {
@@ -662,7 +595,7 @@ fn after_reset() -> Outcome {
 }
 
 fn other_sockets() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let call = bench.call(&[extent(0, 100)]);
     // UDP knows the message, and does nothing with it: what was an offset is an address.
     let udp = bench.pair.tx.ns.run(|| {
@@ -679,12 +612,12 @@ fn other_sockets() -> Outcome {
             result.expect_err("sent by a socket of another kind");
         }
     }
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// Device memory and ordinary data on one connection, with and without some that is still pending.
 fn mixed_with_ordinary_data() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let mut expected = Vec::new();
     for round in 0..40u64 {
         let (offset, len) = (round * 1111, 1 + round * 97 % 5000);
@@ -708,11 +641,11 @@ fn mixed_with_ordinary_data() -> Outcome {
         }
     }
     bench.expect(&expected)?;
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// Leaves sockets memory for some calls in flight.
-fn limit_option_memory(bench: &Bench) -> io::Result<()> {
+fn limit_option_memory(bench: &Sending) -> io::Result<()> {
     bench
         .pair
         .tx
@@ -722,7 +655,7 @@ fn limit_option_memory(bench: &Bench) -> io::Result<()> {
 
 /// With the option memory of a socket used up by calls that are not completed.
 fn no_memory_for_more_calls() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     limit_option_memory(&bench)?;
     // No call completes meanwhile: with the one before, it would need memory once only.
     bench.pair.tx.cut()?;
@@ -747,12 +680,12 @@ fn no_memory_for_more_calls() -> Outcome {
     bench.expect(&expected)?;
     bench.completes()?;
     // Those who take their completions may go on.
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// The library waits, and loses nothing.
 fn sender_without_memory_for_more_calls() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     limit_option_memory(&bench)?;
     let parts: Vec<_> = (0..200).map(|i| extent(i * 10, 10)).collect();
     thread::scope(|scope| -> Outcome {
@@ -781,7 +714,7 @@ fn sender_without_memory_for_more_calls() -> Outcome {
 
 /// The errors of the library: the source comes back if nothing of it was sent.
 fn sender_gives_back_what_it_cannot_send() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let mut sender = Sender::new(&bench.connection.tx)?;
     let bad = extent(MEMORY, 1);
     let err = sender.send(&bench.binding, vec![bad]).expect_err("outside");
@@ -901,7 +834,7 @@ fn bind_with_queues() -> Outcome {
 }
 
 fn bind_without_rights() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     // A thread of its own gives up its rights, the others keep theirs.
     let binding = bench.pair.tx.ns.run(|| {
         // SAFETY: The raw system call changes the credentials of this thread alone, and takes no
@@ -914,7 +847,7 @@ fn bind_without_rights() -> Outcome {
     })??;
     bench.sends(&Call::new(binding.id(), &[extent(1, 2 * PAGE)]));
     bench.expect(&[extent(1, 2 * PAGE)])?;
-    bench.goes_on()
+    goes_on(bench)
 }
 
 /// Sending does not write, so it may be read-only.
@@ -959,7 +892,7 @@ fn bind_write_only() -> Outcome {
 
 /// The same memory bound for two devices, twice for one of them, and for receiving as well.
 fn several_bindings_of_one_memory() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = sending()?;
     let again = bench.pair.tx.bind_tx(&bench.memory)?;
     let peer = bench.pair.rx.bind_tx(&bench.memory)?;
     let receive = bench.pair.bind(&[1], &bench.memory)?;
@@ -978,7 +911,7 @@ fn several_bindings_of_one_memory() -> Outcome {
     observe(outcome(&result));
     fails(result, Errno::ENODEV);
     drop((again, peer, receive));
-    bench.goes_on()
+    goes_on(bench)
 }
 
 fn main() -> ExitCode {

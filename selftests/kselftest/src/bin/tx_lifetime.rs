@@ -22,15 +22,14 @@ use std::time::Duration;
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Extent;
-use devmem::TxBinding;
 use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::fixture::Sending;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
 use devmem_testlib::provider;
-use devmem_testlib::report;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
@@ -47,8 +46,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
 const PAGE: u64 = 4096;
-const MEMORY: u64 = 64 * PAGE;
-const PORT: u16 = 5001;
+const MEMORY: u64 = Sending::MEMORY;
+const PORT: u16 = Sending::PORT;
 /// What the tests have in flight: less than TCP sends before it hears from the peer for the first time.
 const PART: Extent = Extent {
     offset: 1234,
@@ -60,53 +59,20 @@ const RETRANSMITTED: Duration = Duration::from_millis(700);
 const VICTIM: &str = "DEVMEM_KSELFTEST_VICTIM";
 
 /// A connection whose sender has memory bound.
-struct Bench {
-    pair: Pair,
-    memory: DmaBuf,
-    binding: TxBinding,
-    connection: Connection,
+/// Closes both, the binding first: it lives until the data is gone with the connection.
+fn ends_with_data_in_flight(bench: Sending) -> Outcome {
+    let id = bench.binding.id();
+    drop(bench.binding);
+    lives(id)?;
+    reset_on_close(&bench.connection.tx)?;
+    drop(bench.connection);
+    provider::all_buffers_back(id);
+    Ok(())
 }
 
-impl Bench {
-    /// Closes both, the binding first: it lives until the data is gone with the connection.
-    fn ends_with_data_in_flight(self) -> Outcome {
-        let id = self.binding.id();
-        drop(self.binding);
-        lives(id)?;
-        reset_on_close(&self.connection.tx)?;
-        drop(self.connection);
-        provider::all_buffers_back(id);
-        Ok(())
-    }
-
-    fn new() -> Result<Self, report::Stop> {
-        let memory = DmaBuf::udmabuf(MEMORY as usize)?;
-        tx::fill(&memory)?;
-        let pair = Pair::new()?;
-        let binding = pair.tx.bind_tx(&memory)?;
-        let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
-        enable_zerocopy(&connection.tx)?;
-        Ok(Self {
-            pair,
-            memory,
-            binding,
-            connection,
-        })
-    }
-
-    /// From now on what is sent stays for a while, in a queue of the sender.
-    fn delay(&self) -> io::Result<()> {
-        self.pair.tx.queueing("netem delay 300ms")
-    }
-
-    fn call(&self) -> Call {
-        Call::new(self.binding.id(), &[PART])
-    }
-
-    #[track_caller]
-    fn send(&self, call: &Call) {
-        sends(call, &self.connection.tx);
-    }
+/// From now on what is sent stays for a while, in a queue of the sender.
+fn delay(bench: &Sending) -> io::Result<()> {
+    bench.pair.tx.queueing("netem delay 300ms")
 }
 
 #[track_caller]
@@ -131,10 +97,10 @@ fn reset_on_close(socket: &TcpStream) -> io::Result<()> {
 }
 
 fn binding_closed_with_data_in_flight() -> Outcome {
-    let bench = Bench::new()?;
-    bench.delay()?;
-    let call = bench.call();
-    bench.send(&call);
+    let bench = Sending::new()?;
+    delay(&bench)?;
+    let call = bench.call(&[PART]);
+    bench.sends(&call);
     let id = bench.binding.id();
     drop(bench.binding);
     lives(id)?;
@@ -147,14 +113,16 @@ fn binding_closed_with_data_in_flight() -> Outcome {
 
 /// Data that TCP has not even tried to send, and that another binding's follow.
 fn binding_closed_with_data_pending() -> Outcome {
-    let bench = Bench::new()?;
-    let more = bench.call().flags(libc::MSG_ZEROCOPY | libc::MSG_MORE);
+    let bench = Sending::new()?;
+    let more = bench
+        .call(&[PART])
+        .flags(libc::MSG_ZEROCOPY | libc::MSG_MORE);
     let small = [extent(77, 100)];
     let pending = Call {
         iov: vec![(77, 100)],
         ..more
     };
-    bench.send(&pending);
+    bench.sends(&pending);
     let id = bench.binding.id();
     let second = bench.pair.tx.bind_tx(&bench.memory)?;
     drop(bench.binding);
@@ -167,12 +135,13 @@ fn binding_closed_with_data_pending() -> Outcome {
 }
 
 fn dmabuf_closed_right_after_bind() -> Outcome {
-    let Bench {
+    let Sending {
         pair: _pair,
         memory,
         binding,
         connection,
-    } = Bench::new()?;
+        ..
+    } = Sending::new()?;
     drop(memory);
     let all = [extent(0, PAGE), extent(MEMORY - 5 * PAGE, 5 * PAGE)];
     sends(&Call::new(binding.id(), &all), &connection.tx);
@@ -184,9 +153,9 @@ fn dmabuf_closed_right_after_bind() -> Outcome {
 
 /// The kernel goes on sending what a closed socket has left.
 fn socket_closed_with_data_in_flight() -> Outcome {
-    let bench = Bench::new()?;
-    bench.delay()?;
-    bench.send(&bench.call());
+    let bench = Sending::new()?;
+    delay(&bench)?;
+    bench.sends(&bench.call(&[PART]));
     let id = bench.binding.id();
     let Connection { rx, tx } = bench.connection;
     drop((tx, bench.binding));
@@ -199,13 +168,13 @@ fn socket_closed_with_data_in_flight() -> Outcome {
 
 fn socket_reset_with_data_in_flight() -> Outcome {
     for in_queue in [true, false] {
-        let bench = Bench::new()?;
+        let bench = Sending::new()?;
         if in_queue {
-            bench.delay()?;
+            delay(&bench)?;
         } else {
             bench.pair.rx.set_up(false)?;
         }
-        bench.send(&bench.call());
+        bench.sends(&bench.call(&[PART]));
         let id = bench.binding.id();
         reset_on_close(&bench.connection.tx)?;
         drop(bench.connection);
@@ -231,22 +200,22 @@ fn fill_up(call: &Call, socket: &TcpStream) -> io::Result<Vec<u64>> {
 
 /// The peer never acknowledges anything: what was sent is never free, until the socket is reset.
 fn peer_that_never_acknowledges() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Sending::new()?;
     bench.pair.tx.cut()?;
-    let sent = fill_up(&bench.call(), &bench.connection.tx)?;
+    let sent = fill_up(&bench.call(&[PART]), &bench.connection.tx)?;
     assert!(sent.len() > 1, "no room for two");
     thread::sleep(Duration::from_millis(500));
     let mut completions = Completions::default();
     completions.read(&bench.connection.tx)?;
     assert_eq!(completions.done, [], "not acknowledged, but completed");
-    bench.ends_with_data_in_flight()
+    ends_with_data_in_flight(bench)
 }
 
 /// The same, but the peer is back after the sender has gone.
 fn peer_that_acknowledges_late() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Sending::new()?;
     bench.pair.rx.set_up(false)?;
-    let sent = fill_up(&bench.call(), &bench.connection.tx)?;
+    let sent = fill_up(&bench.call(&[PART]), &bench.connection.tx)?;
     let id = bench.binding.id();
     let Connection { rx, tx } = bench.connection;
     drop((tx, bench.binding));
@@ -262,8 +231,8 @@ fn peer_that_acknowledges_late() -> Outcome {
 }
 
 fn peer_closed_without_reading() -> Outcome {
-    let bench = Bench::new()?;
-    let sent = fill_up(&bench.call(), &bench.connection.tx)?;
+    let bench = Sending::new()?;
+    let sent = fill_up(&bench.call(&[PART]), &bench.connection.tx)?;
     let Connection { rx, tx } = bench.connection;
     drop(rx);
     // The reset ends all of it at once.
@@ -275,11 +244,11 @@ fn peer_closed_without_reading() -> Outcome {
 }
 
 fn route_to_a_device_without_device_memory() -> Outcome {
-    let bench = Bench::new()?;
-    let call = bench.call();
+    let bench = Sending::new()?;
+    let call = bench.call(&[PART]);
     // In flight, and not acknowledged: TCP tries again by the route of the moment.
     bench.pair.tx.cut()?;
-    bench.send(&call);
+    bench.sends(&call);
     bench.pair.tx.ip("link add dummy0 type dummy")?;
     bench.pair.tx.ip("link set dummy0 up")?;
     bench.pair.tx.ip("route add 192.0.2.1/32 dev dummy0")?;
@@ -294,7 +263,7 @@ fn route_to_a_device_without_device_memory() -> Outcome {
     bench.pair.tx.ip("route del 192.0.2.1/32 dev dummy0")?;
     bench.pair.tx.mend()?;
     tx::expect(&bench.connection.rx, &[PART])?;
-    bench.send(&call);
+    bench.sends(&call);
     tx::expect(&bench.connection.rx, &[PART])?;
     completions.wait(&bench.connection.tx, 2)?;
     Ok(())
@@ -317,12 +286,12 @@ fn follow_the_route(connection: &Connection) -> io::Result<()> {
 
 /// What is sent before the socket has noticed waits for the route to come back.
 fn route_moved_just_before_a_send() -> Outcome {
-    let bench = Bench::new()?;
-    let call = bench.call();
+    let bench = Sending::new()?;
+    let call = bench.call(&[PART]);
     bench.pair.tx.ip("link add dummy0 type dummy")?;
     bench.pair.tx.ip("link set dummy0 up")?;
     bench.pair.tx.ip("route add 192.0.2.1/32 dev dummy0")?;
-    bench.send(&call);
+    bench.sends(&call);
     thread::sleep(RETRANSMITTED);
     fails(call.send(&bench.connection.tx), Errno::ENODEV);
     bench.pair.tx.ip("route del 192.0.2.1/32 dev dummy0")?;
@@ -333,14 +302,14 @@ fn route_moved_just_before_a_send() -> Outcome {
 
 /// The other device has a binding of its own, and the connection goes on there.
 fn route_to_another_device() -> Outcome {
-    let bench = Bench::new()?;
-    let call = bench.call();
+    let bench = Sending::new()?;
+    let call = bench.call(&[PART]);
     let beside = bench.pair.beside()?;
     let there = beside.tx.bind_tx(&bench.memory)?;
     let call_there = Call::new(there.id(), &[PART]);
     let route = format!("192.0.2.1/32 dev {} src 192.0.2.2", beside.tx.ifname);
 
-    bench.send(&call);
+    bench.sends(&call);
     tx::expect(&bench.connection.rx, &[PART])?;
     fails(call_there.send(&bench.connection.tx), Errno::ENODEV);
     let mut completions = Completions::default();
@@ -360,7 +329,7 @@ fn route_to_another_device() -> Outcome {
     bench.pair.tx.ip(&format!("route del {route}"))?;
     follow_the_route(&bench.connection)?;
     fails(call_there.send(&bench.connection.tx), Errno::ENODEV);
-    bench.send(&call);
+    bench.sends(&call);
     tx::expect(&bench.connection.rx, &[PART])?;
     completions.wait(&bench.connection.tx, 5)?;
     Ok(())
@@ -368,8 +337,8 @@ fn route_to_another_device() -> Outcome {
 
 /// What waits for an acknowledgement is not read by the other device: it stays until the route is back.
 fn route_to_another_device_with_data_in_flight() -> Outcome {
-    let bench = Bench::new()?;
-    let call = bench.call();
+    let bench = Sending::new()?;
+    let call = bench.call(&[PART]);
     let beside = bench.pair.beside()?;
     let there = beside.tx.bind_tx(&bench.memory)?;
     let call_there = Call::new(there.id(), &[extent(99, 500)]);
@@ -384,8 +353,8 @@ fn route_to_another_device_with_data_in_flight() -> Outcome {
         .run(|| fs::write("/proc/sys/net/ipv4/tcp_early_retrans", "0"))?;
     bench.pair.tx.cut()?;
     let more = libc::MSG_ZEROCOPY | libc::MSG_MORE;
-    bench.send(&call);
-    bench.send(&Call::new(bench.binding.id(), &pending).flags(more));
+    bench.sends(&call);
+    bench.sends(&Call::new(bench.binding.id(), &pending).flags(more));
     bench.pair.tx.ip(&format!("route add {route}"))?;
     retransmission(&bench.connection)?;
     let counted: u64 = (0..8)
@@ -410,12 +379,12 @@ fn route_to_another_device_with_data_in_flight() -> Outcome {
 }
 
 fn interface_down_and_up() -> Outcome {
-    let bench = Bench::new()?;
-    bench.delay()?;
-    let call = bench.call();
+    let bench = Sending::new()?;
+    delay(&bench)?;
+    let call = bench.call(&[PART]);
     let mut calls = 0;
     for _ in 0..2 {
-        bench.send(&call);
+        bench.sends(&call);
         bench.pair.tx.set_up(false)?;
         // Whether it is refused, and why, depends on whether the socket has noticed.
         let sent = match call.send(&bench.connection.tx) {
@@ -426,7 +395,7 @@ fn interface_down_and_up() -> Outcome {
         tx::expect(&bench.connection.rx, &vec![PART; sent])?;
         calls += sent as u32;
     }
-    bench.send(&call);
+    bench.sends(&call);
     tx::expect(&bench.connection.rx, &[PART])?;
     Completions::default().wait(&bench.connection.tx, calls + 1)?;
     Ok(())
@@ -434,16 +403,16 @@ fn interface_down_and_up() -> Outcome {
 
 /// A socket that has found no route looks for one when it is asked to send.
 fn first_send_after_the_interface_was_down() -> Outcome {
-    let bench = Bench::new()?;
-    bench.delay()?;
-    let call = bench.call();
-    bench.send(&call);
+    let bench = Sending::new()?;
+    delay(&bench)?;
+    let call = bench.call(&[PART]);
+    bench.sends(&call);
     bench.pair.tx.set_up(false)?;
     // It sends again what was lost, and then knows that there is no route.
     thread::sleep(RETRANSMITTED);
     fails(call.send(&bench.connection.tx), Errno::EHOSTUNREACH);
     bench.pair.tx.set_up(true)?;
-    bench.send(&call);
+    bench.sends(&call);
     tx::expect(&bench.connection.rx, &[PART, PART])?;
     Completions::default().wait(&bench.connection.tx, 2)?;
     Ok(())
@@ -451,14 +420,14 @@ fn first_send_after_the_interface_was_down() -> Outcome {
 
 /// Deletes the sender's device while frags are in a queue of it, or wait to be sent again.
 fn device_deleted(in_queue: bool) -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Sending::new()?;
     if in_queue {
-        bench.delay()?;
+        delay(&bench)?;
     } else {
         bench.pair.tx.cut()?;
     }
-    let call = bench.call();
-    bench.send(&call);
+    let call = bench.call(&[PART]);
+    bench.sends(&call);
     bench.pair.tx.delete()?;
 
     let id = bench.binding.id();
@@ -467,7 +436,7 @@ fn device_deleted(in_queue: bool) -> Outcome {
     // Why depends on what the socket knows of its route by then.
     call.send(&bench.connection.tx)
         .expect_err("sent without a device");
-    bench.ends_with_data_in_flight()
+    ends_with_data_in_flight(bench)
 }
 
 fn device_deleted_with_data_queued() -> Outcome {
@@ -479,9 +448,9 @@ fn device_deleted_with_data_unacknowledged() -> Outcome {
 }
 
 fn device_deleted_after_unbind() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Sending::new()?;
     bench.pair.tx.cut()?;
-    bench.send(&bench.call());
+    bench.sends(&bench.call(&[PART]));
     let id = bench.binding.id();
     drop(bench.binding);
     bench.pair.tx.delete()?;
@@ -495,9 +464,9 @@ fn device_deleted_after_unbind() -> Outcome {
 
 /// Both devices and namespaces go first.
 fn everything_deleted_with_data_in_flight() -> Outcome {
-    let bench = Bench::new()?;
-    bench.delay()?;
-    bench.send(&bench.call());
+    let bench = Sending::new()?;
+    delay(&bench)?;
+    bench.sends(&bench.call(&[PART]));
     let id = bench.binding.id();
     drop(bench.pair);
     reset_on_close(&bench.connection.tx)?;
@@ -509,12 +478,12 @@ fn everything_deleted_with_data_in_flight() -> Outcome {
 
 /// The device of the receiver goes, and with it what device memory it has.
 fn receiver_deleted_with_data_in_flight() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Sending::new()?;
     let memory = DmaBuf::udmabuf(MEMORY as usize)?;
     let receive = bench.pair.bind(&[1], &memory)?;
     let connection = bench.pair.connect_to_queue(Ip::V4, PORT + 1, 1)?;
     enable_zerocopy(&connection.tx)?;
-    let sent = fill_up(&bench.call(), &connection.tx)?;
+    let sent = fill_up(&bench.call(&[PART]), &connection.tx)?;
     assert!(sent.len() > 1, "no room for two");
     bench.pair.rx.delete()?;
     let (id, receive_id) = (bench.binding.id(), receive.id());
@@ -581,7 +550,7 @@ fn sender_killed() -> Outcome {
 /// Binding and unbinding over and over, while other bindings' data are on their way.
 fn rebinding_under_traffic() -> Outcome {
     const ROUNDS: u32 = 40;
-    let bench = Bench::new()?;
+    let bench = Sending::new()?;
     thread::scope(|scope| -> Outcome {
         let receiver = scope.spawn(|| tx::expect(&bench.connection.rx, &[PART; ROUNDS as usize]));
         for _ in 0..ROUNDS {
