@@ -62,12 +62,12 @@ const fn refusal(errno: i32, message: &'static str, at: At) -> Refusal {
 }
 
 /// A pair of devices and memory for it.
-struct Bench {
+struct Requester {
     pair: Pair,
     memory: DmaBuf,
 }
 
-impl Bench {
+impl Requester {
     fn new() -> io::Result<Self> {
         Ok(Self {
             pair: Pair::new()?,
@@ -187,7 +187,7 @@ fn rx_queue(id: u32) -> Attrs<'static> {
 }
 
 fn missing_ifindex() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let fd = bench.memory.as_fd().as_raw_fd() as u32;
     let attrs = Attrs::new()
         .u32(dmabuf::FD, fd)
@@ -199,13 +199,13 @@ fn missing_ifindex() -> Outcome {
 }
 
 fn missing_fd() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.ifindex().nested(dmabuf::QUEUES, &rx_queue(1));
     bench.refused(&attrs, refusal(libc::EINVAL, "", At::Missing(dmabuf::FD)))
 }
 
 fn no_queues() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.ifindex_and_fd();
     bench.refused(
         &attrs,
@@ -214,19 +214,19 @@ fn no_queues() -> Outcome {
 }
 
 fn queue_without_id() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.with_queue(&Attrs::new().u32(queue::TYPE, queue::TYPE_RX));
     bench.refused(&attrs, refusal(libc::EINVAL, "", At::Missing(queue::ID)))
 }
 
 fn queue_without_type() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.with_queue(&Attrs::new().u32(queue::ID, 1));
     bench.refused(&attrs, refusal(libc::EINVAL, "", At::Missing(queue::TYPE)))
 }
 
 fn ifindex_zero() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = BindRx::new(0).queue(1).attrs(&bench.memory);
     bench.refused(
         &attrs,
@@ -235,14 +235,14 @@ fn ifindex_zero() -> Outcome {
 }
 
 fn no_such_ifindex() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = BindRx::new(NO_IFINDEX).queue(1).attrs(&bench.memory);
     bench.refused(&attrs, refusal(libc::ENODEV, "", At::Any))
 }
 
 fn device_without_device_memory() -> Outcome {
     const LOOPBACK: u32 = 1;
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = BindRx::new(LOOPBACK).queue(0).attrs(&bench.memory);
     bench.refused(
         &attrs,
@@ -251,7 +251,7 @@ fn device_without_device_memory() -> Outcome {
 }
 
 fn header_split_off() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     bench.pair.rx.set_rings(Rings {
         data_split: Some(DataSplit::Off),
         hds_thresh: None,
@@ -268,7 +268,7 @@ fn header_split_off() -> Outcome {
 }
 
 fn hds_thresh_not_zero() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     bench.pair.rx.set_rings(Rings {
         data_split: None,
         hds_thresh: Some(64),
@@ -285,7 +285,7 @@ fn hds_thresh_not_zero() -> Outcome {
 }
 
 fn xdp_attached() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let program = bench
         .pair
         .rx
@@ -303,7 +303,7 @@ fn xdp_attached() -> Outcome {
 }
 
 fn queue_out_of_range() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let first_past_the_end = bench.pair.queues()?.len() as u32;
     for id in [first_past_the_end, NO_NUMBER, u32::MAX] {
         let attrs = bench.with_queue(&rx_queue(id));
@@ -314,21 +314,21 @@ fn queue_out_of_range() -> Outcome {
 }
 
 fn second_queue_out_of_range() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.good(1).nested(dmabuf::QUEUES, &rx_queue(NO_NUMBER));
     let place = At::Attr(&[dmabuf::QUEUES, queue::ID], 1);
     bench.refused(&attrs, refusal(libc::EINVAL, "", place))
 }
 
 fn queue_twice() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.pair.request(&[1, 2, 1]).attrs(&bench.memory);
     let place = At::Attr(&[dmabuf::QUEUES, queue::ID], 2);
     bench.refused_by_module(&attrs, refusal(libc::EINVAL, "twice", place))
 }
 
 fn queue_already_bound() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let first = bench.pair.bind(&[1], &bench.memory)?;
     let already = refusal(libc::EEXIST, "already memory provider bound", At::Nothing);
     // By another process's socket, and together with a queue that is free: that stays free.
@@ -342,7 +342,7 @@ fn queue_already_bound() -> Outcome {
 }
 
 fn tx_queue() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.with_queue(
         &Attrs::new()
             .u32(queue::TYPE, queue::TYPE_TX)
@@ -353,14 +353,14 @@ fn tx_queue() -> Outcome {
 }
 
 fn queue_type_unknown() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.with_queue(&Attrs::new().u32(queue::TYPE, 7).u32(queue::ID, 1));
     let place = At::Attr(&[dmabuf::QUEUES, queue::TYPE], 0);
     bench.refused(&attrs, refusal(libc::ERANGE, "", place))
 }
 
 fn malformed_attributes() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     // Two bytes where a number of four is due.
     let short_fd = bench
         .ifindex()
@@ -392,14 +392,14 @@ fn malformed_attributes() -> Outcome {
 const NESTED: u16 = 0x8000;
 
 fn fd_not_a_dmabuf() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let file = File::open("/dev/zero")?;
     let attrs = bench.pair.request(&[1]).attrs(&file);
     bench.refused(&attrs, refusal(libc::EINVAL, "", At::Any))
 }
 
 fn fd_closed() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     for fd in [NO_NUMBER, u32::MAX] {
         let attrs = bench
             .ifindex()
@@ -411,7 +411,7 @@ fn fd_closed() -> Outcome {
 }
 
 fn fd_read_only() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let heap = Path::new("/dev/dma_heap/system");
     let read_only = DmaBuf::heap(heap, MEMORY, libc::O_RDONLY)?;
     let attrs = bench.pair.request(&[1]).attrs(&read_only);
@@ -421,7 +421,7 @@ fn fd_read_only() -> Outcome {
 const PAGE_SIZE_ATTR: At = At::Attr(&[dmabuf::RX_PAGE_SIZE], 0);
 
 fn rx_page_size_zero() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     bench.refused(
         &bench.with_page_size(0),
         refusal(libc::ERANGE, "", PAGE_SIZE_ATTR),
@@ -429,7 +429,7 @@ fn rx_page_size_zero() -> Outcome {
 }
 
 fn rx_page_size_below_the_page_size() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     for size in [1, 2048, 4095] {
         bench.refused(
             &bench.with_page_size(size),
@@ -440,7 +440,7 @@ fn rx_page_size_below_the_page_size() -> Outcome {
 }
 
 fn rx_page_size_not_a_power_of_two() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     for size in [4097, 12288, u32::MAX] {
         let expected = refusal(libc::EINVAL, "power of 2", PAGE_SIZE_ATTR);
         bench.refused(&bench.with_page_size(size), expected)?;
@@ -452,7 +452,7 @@ fn rx_page_size_not_a_power_of_two() -> Outcome {
 /// the provider's affair.
 fn rx_page_size_unsupported() -> Outcome {
     const SIZE: u32 = 4 << 20;
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.with_page_size(SIZE);
     bench.unchanged_by(|| {
         let answer = bench.send(&attrs).expect("an answer");
@@ -466,7 +466,7 @@ fn rx_page_size_unsupported() -> Outcome {
 }
 
 fn rx_page_size_above_the_alignment() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     // Three pages: however they lie, they are no multiple of four pages.
     let odd = DmaBuf::udmabuf(3 * PAGE)?;
     let attrs = bench
@@ -480,7 +480,7 @@ fn rx_page_size_above_the_alignment() -> Outcome {
 /// A thread of its own gives up its rights, the others keep theirs.
 fn without_cap_net_admin() -> Outcome {
     const NOBODY: libc::uid_t = 65534;
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let attrs = bench.good(1);
     bench.unchanged_by(|| {
         let answer = bench.pair.rx.ns.run(|| {
@@ -504,7 +504,7 @@ fn without_cap_net_admin() -> Outcome {
 }
 
 fn several_bindings_on_one_socket() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Requester::new()?;
     let (a, b) = (bench.good(1), bench.good(2));
     bench.pair.rx.ns.run(|| {
         let mut netdev = Netdev::open()?;

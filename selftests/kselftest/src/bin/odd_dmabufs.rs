@@ -78,12 +78,13 @@ enum Way {
     Tx,
 }
 
-struct Bench {
+/// Devices, and memory that there is nothing odd about.
+struct Binder {
     pair: Pair,
     memory: DmaBuf,
 }
 
-impl Bench {
+impl Binder {
     const QUEUE: u32 = 1;
 
     fn new() -> io::Result<Self> {
@@ -175,7 +176,7 @@ const OVERRUN: Answer = NotTried("the C code writes past the end of its array");
 const UNDEFINED: Answer = NotTried("the C code leaves members of its array undefined");
 
 fn attach_fails() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Binder::new()?;
     for errno in [libc::ENXIO, libc::ENOMEM] {
         let shape = Shape::new(&[segment(NOWHERE, PAGE)]).attach_error(errno);
         let answers = both(Refused(errno, "Failed to bind dmabuf to device"));
@@ -185,7 +186,7 @@ fn attach_fails() -> Outcome {
 }
 
 fn map_fails() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Binder::new()?;
     for errno in [libc::EREMOTEIO, libc::ENOMEM] {
         let shape = Shape::new(&[segment(NOWHERE, PAGE)]).map_error(errno);
         let answers = both(Refused(errno, "Failed to map dmabuf attachment"));
@@ -197,13 +198,13 @@ fn map_fails() -> Outcome {
 fn no_entries() -> Outcome {
     let shape = Shape::new(&[]).size(PAGE);
     let (rx, tx) = (either(EMPTY, Buffers(0)), either(EMPTY, UNDEFINED));
-    Bench::new()?.check_both(&shape, rx, tx)
+    Binder::new()?.check_both(&shape, rx, tx)
 }
 
 fn entries_without_length() -> Outcome {
     let shape = Shape::new(&[segment(NOWHERE, 0); 3]);
     let answers = either(EMPTY, Buffers(0));
-    Bench::new()?.check_both(&shape, answers, answers)
+    Binder::new()?.check_both(&shape, answers, answers)
 }
 
 /// The others count.
@@ -215,7 +216,7 @@ fn an_entry_without_length() -> Outcome {
         segment(NOWHERE + 8 * PAGE, 2 * PAGE),
         segment(NOWHERE, 0),
     ]);
-    Bench::new()?.check_both(&shape, both(Buffers(3)), both(Buffers(3)))
+    Binder::new()?.check_both(&shape, both(Buffers(3)), both(Buffers(3)))
 }
 
 /// The second entry begins at an offset that has more than 32 bits.
@@ -225,11 +226,11 @@ fn more_than_4_gib() -> Outcome {
         segment(NOWHERE + (8 << 30), 4 * PAGE),
     ]);
     let answers = both(Buffers(LONGEST / PAGE + 4));
-    Bench::new()?.check_both(&shape, answers, answers)
+    Binder::new()?.check_both(&shape, answers, answers)
 }
 
 fn unaligned_address() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Binder::new()?;
     for addr in [NOWHERE + 1, NOWHERE + PAGE / 2, NOWHERE + PAGE - 1] {
         let shape = Shape::new(&[segment(NOWHERE, PAGE), segment(addr, PAGE)]);
         bench.check_both(&shape, both(UNALIGNED), either(Buffers(2), UNALIGNED))?;
@@ -238,7 +239,7 @@ fn unaligned_address() -> Outcome {
 }
 
 fn unaligned_length() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Binder::new()?;
     for len in [1, PAGE - 1, PAGE + 1] {
         let shape = Shape::new(&[segment(NOWHERE, len), segment(2 * NOWHERE, 2 * PAGE - len)]);
         bench.check_both(&shape, both(UNALIGNED), either(Buffers(2), UNALIGNED))?;
@@ -249,7 +250,7 @@ fn unaligned_length() -> Outcome {
 fn addresses_that_wrap() -> Outcome {
     const LAST: u64 = PAGE.wrapping_neg();
     const WHY: Answer = NotTried("the C code warns about buffers that come back");
-    let bench = Bench::new()?;
+    let bench = Binder::new()?;
     let wrong = [
         segment(LAST, 2 * PAGE),
         segment(LAST - 7 * PAGE, LONGEST),
@@ -265,43 +266,43 @@ fn addresses_that_wrap() -> Outcome {
 /// Just not too far.
 fn the_last_page() -> Outcome {
     let shape = Shape::new(&[segment(PAGE.wrapping_neg(), PAGE)]);
-    Bench::new()?.check_both(&shape, both(Buffers(1)), both(Buffers(1)))
+    Binder::new()?.check_both(&shape, both(Buffers(1)), both(Buffers(1)))
 }
 
 fn address_zero() -> Outcome {
     const WHY: Answer = NotTried("the C code takes the first buffer for none at all, and loses it");
     let shape = Shape::new(&[segment(0, 2 * PAGE)]);
-    Bench::new()?.check_both(&shape, either(Buffers(2), WHY), both(Buffers(2)))
+    Binder::new()?.check_both(&shape, either(Buffers(2), WHY), both(Buffers(2)))
 }
 
 fn the_same_page_twice() -> Outcome {
     const WHY: Answer = NotTried("the C code finds buffers by their address");
     let shape = Shape::new(&[segment(NOWHERE, PAGE); 2]);
-    Bench::new()?.check_both(&shape, either(Buffers(2), WHY), both(Buffers(2)))
+    Binder::new()?.check_both(&shape, either(Buffers(2), WHY), both(Buffers(2)))
 }
 
 /// Receiving goes by the scatterlist, sending keeps to both.
 fn longer_than_the_dmabuf() -> Outcome {
     let shape = Shape::new(&[segment(NOWHERE, 8 * PAGE)]).size(2 * PAGE);
-    Bench::new()?.check_both(&shape, both(Buffers(8)), either(Buffers(2), OVERRUN))
+    Binder::new()?.check_both(&shape, both(Buffers(8)), either(Buffers(2), OVERRUN))
 }
 
 fn shorter_than_the_dmabuf() -> Outcome {
     let shape = Shape::new(&[segment(NOWHERE, 2 * PAGE)]).size(8 * PAGE);
-    Bench::new()?.check_both(&shape, both(Buffers(2)), either(Buffers(2), UNDEFINED))
+    Binder::new()?.check_both(&shape, both(Buffers(2)), either(Buffers(2), UNDEFINED))
 }
 
 /// No page of all that would be there.
 fn a_dmabuf_without_size() -> Outcome {
     let shape = Shape::new(&[segment(NOWHERE, 2 * PAGE)]).size(0);
-    Bench::new()?.check_both(&shape, both(Buffers(2)), either(Buffers(0), OVERRUN))
+    Binder::new()?.check_both(&shape, both(Buffers(2)), either(Buffers(0), OVERRUN))
 }
 
 /// More than there are numbers for.
 fn more_than_16_tib() -> Outcome {
     const WHY: Answer = NotTried("the C code fills the memory");
     let entries = |count| Shape::new(&vec![segment(NOWHERE, LONGEST); count]);
-    let bench = Bench::new()?;
+    let bench = Binder::new()?;
     bench.check(Way::Rx, &entries(4098), either(TOO_MANY, WHY))?;
     bench.check(Way::Tx, &entries((1 << 18) + 1), either(TOO_MANY, WHY))
 }
@@ -311,7 +312,7 @@ fn more_than_128_gib() -> Outcome {
     const WHY: Answer = NotTried("the C code fills the memory");
     let shape = Shape::new(&[segment(NOWHERE, LONGEST); 34]);
     let answers = either(Refused(libc::ENOMEM, ""), WHY);
-    Bench::new()?.check(Way::Rx, &shape, answers)
+    Binder::new()?.check(Way::Rx, &shape, answers)
 }
 
 /// Segments of these places and lengths, in memory that holds the stream.

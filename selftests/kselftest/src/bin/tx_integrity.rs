@@ -71,13 +71,13 @@ fn anywhere(seed: u64, sends: usize, extents: u64, longest: u64) -> Vec<Vec<Exte
 }
 
 /// A pair, whose one end sends from memory.
-struct Bench {
+struct Source {
     pair: Pair,
     memory: DmaBuf,
     binding: TxBinding,
 }
 
-impl Bench {
+impl Source {
     fn new() -> Result<Self, report::Stop> {
         Self::with(DmaBuf::udmabuf(MEMORY as usize)?)
     }
@@ -172,18 +172,18 @@ fn send_all(
 }
 
 fn single_pages() -> Outcome {
-    Bench::new()?.everywhere(Ip::V4, &anywhere(1, 60, 5, 60_000))
+    Source::new()?.everywhere(Ip::V4, &anywhere(1, 60, 5, 60_000))
 }
 
 fn huge_pages() -> Outcome {
     provider::huge_pages(MEMORY as usize / HUGE_PAGE)?;
     let memory = DmaBuf::udmabuf_huge(MEMORY as usize)?;
-    Bench::with(memory)?.everywhere(Ip::V4, &anywhere(2, 60, 5, 60_000))
+    Source::with(memory)?.everywhere(Ip::V4, &anywhere(2, 60, 5, 60_000))
 }
 
 fn system_heap() -> Outcome {
     let memory = DmaBuf::system_heap(MEMORY as usize)?;
-    Bench::with(memory)?.everywhere(Ip::V4, &anywhere(3, 60, 5, 60_000))
+    Source::with(memory)?.everywhere(Ip::V4, &anywhere(3, 60, 5, 60_000))
 }
 
 fn one_page() -> Outcome {
@@ -193,11 +193,11 @@ fn one_page() -> Outcome {
         vec![extent(0, 1), extent(PAGE - 1, 1)],
         vec![extent(0, PAGE); 40],
     ];
-    Bench::with(memory)?.everywhere(Ip::V4, &sends)
+    Source::with(memory)?.everywhere(Ip::V4, &sends)
 }
 
 fn sizes() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     let mut sends = Vec::new();
     for len in [
         1,
@@ -224,7 +224,7 @@ fn sizes() -> Outcome {
 }
 
 fn many_iovecs() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     let mut sends = anywhere(4, 6, 1500, 3000);
     // More than the kernel takes with one call.
     sends.push((0..3000).map(|i| extent(i * 1001, 1 + i % 50)).collect());
@@ -232,12 +232,12 @@ fn many_iovecs() -> Outcome {
 }
 
 fn ipv6() -> Outcome {
-    Bench::new()?.everywhere(Ip::V6, &anywhere(5, 60, 5, 60_000))
+    Source::new()?.everywhere(Ip::V6, &anywhere(5, 60, 5, 60_000))
 }
 
 /// Packets of three sizes, cut by the device and before it.
 fn mtu_and_offload() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     for (mtu, offload) in [
         (1500, false),
         (4096, true),
@@ -255,7 +255,7 @@ fn mtu_and_offload() -> Outcome {
 }
 
 fn through_queueing(discipline: &str, sends: &[Vec<Extent>]) -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     bench.pair.tx.queueing(discipline)?;
     bench.everywhere(Ip::V4, sends)
 }
@@ -266,7 +266,7 @@ fn lost_packets() -> Outcome {
 
 /// Without offload each packet can get lost by itself, and is cut off what is sent again.
 fn lost_small_packets() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     bench.pair.tx.set_offload(false)?;
     bench.pair.tx.queueing("netem delay 1ms loss 2%")?;
     bench.everywhere(Ip::V4, &anywhere(7, 60, 3, 20_000))
@@ -289,7 +289,7 @@ fn fair_queueing() -> Outcome {
 
 /// Probes for a larger MTU put the data of several sends together.
 fn mtu_probing() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     let tx = &bench.pair.tx;
     tx.ns.run(|| {
         fs::write("/proc/sys/net/ipv4/tcp_mtu_probing", "2")?;
@@ -332,7 +332,7 @@ fn mtu_probes() -> io::Result<u64> {
 }
 
 fn several_bindings_on_one_connection() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     let others = [bench.pair.tx.bind_tx(&bench.memory)?, {
         let memory = DmaBuf::system_heap(MEMORY as usize)?;
         tx::fill(&memory)?;
@@ -349,7 +349,7 @@ fn several_bindings_on_one_connection() -> Outcome {
 }
 
 fn several_connections_on_one_binding() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     let listener = bench.pair.listen(Ip::V4, PORT)?;
     let connections: Vec<_> = (0..4)
         .map(|_| bench.pair.connect(&listener))
@@ -380,7 +380,7 @@ fn several_connections_on_one_binding() -> Outcome {
 fn reuse(discipline: Option<&str>, total: u64) -> Outcome {
     const PART: u64 = 32 << 10;
     const PARTS: u64 = 8;
-    let bench = Bench::with(DmaBuf::udmabuf((PARTS * PART) as usize)?)?;
+    let bench = Source::with(DmaBuf::udmabuf((PARTS * PART) as usize)?)?;
     if let Some(discipline) = discipline {
         bench.pair.tx.queueing(discipline)?;
     }
@@ -445,7 +445,7 @@ fn memory_used_again_after_a_queue() -> Outcome {
 /// What is received into device memory is sent on from there, to where it came from.
 fn sent_on_from_where_it_was_received() -> Outcome {
     const LEN: u64 = 4 * MIB;
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     let memory = DmaBuf::udmabuf(MEMORY as usize)?;
     let receive = bench.pair.bind(&[QUEUE], &memory)?;
     let back = bench.pair.rx.bind_tx(&memory)?;
@@ -501,12 +501,12 @@ fn part_of_a_file() -> Outcome {
         vec![extent(0, last + 1)],
         vec![extent(last, 1), extent(0, 1), extent(500 * PAGE - 3, 7)],
     ];
-    Bench::with(memory)?.everywhere(Ip::V4, &sends)
+    Source::with(memory)?.everywhere(Ip::V4, &sends)
 }
 
 /// What the driver has read by DMA is what was sent, and nothing else.
 fn the_driver_counts() -> Outcome {
-    let bench = Bench::new()?;
+    let bench = Source::new()?;
     let sends = anywhere(12, 40, 5, 30_000);
     let count = || -> io::Result<u64> {
         (0..8)

@@ -30,6 +30,7 @@ use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
 use devmem_testlib::provider;
+use devmem_testlib::pump::reset_on_close;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
@@ -42,8 +43,6 @@ use devmem_testlib::tx::fails;
 use devmem_testlib::tx::outcome;
 use devmem_testlib::wait;
 use nix::errno::Errno;
-use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt;
 
 const PAGE: u64 = 4096;
 const MEMORY: u64 = Sending::MEMORY;
@@ -86,14 +85,6 @@ fn sends(call: &Call, socket: &TcpStream) {
 fn lives(id: u32) -> io::Result<()> {
     assert!(provider::binding(id)?.is_some(), "binding {id} is gone");
     Ok(())
-}
-
-fn reset_on_close(socket: &TcpStream) -> io::Result<()> {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    Ok(setsockopt(socket, sockopt::Linger, &linger)?)
 }
 
 fn binding_closed_with_data_in_flight() -> Outcome {

@@ -35,13 +35,13 @@ const ORDINARY: u32 = 1;
 const NEXT: u32 = BOUND + 1;
 
 /// A pair that is bound both ways.
-struct Bench {
+struct Ends {
     pair: Pair,
     rx: Binding,
     tx: TxBinding,
 }
 
-impl Bench {
+impl Ends {
     /// Binds, and has data flow: from either kind of memory, to either kind of queue.
     fn new(storm: &mut Storm) -> io::Result<(Self, Flows)> {
         let pair = Pair::new()?;
@@ -143,7 +143,7 @@ impl Disturbance {
 pub fn disturbed() -> Outcome {
     storm::run(|storm| {
         const STEPS: u32 = 60;
-        let (Bench { pair, rx, tx }, flows) = Bench::new(storm)?;
+        let (Ends { pair, rx, tx }, flows) = Ends::new(storm)?;
         for _ in 0..storm.steps(STEPS) {
             let disturbance = Disturbance::draw(storm);
             let pause = storm.instant(20);
@@ -201,8 +201,8 @@ impl Plan {
         }
     }
 
-    fn run(&self, bench: Bench, flows: Flows) -> Outcome {
-        let Bench { mut pair, rx, tx } = bench;
+    fn run(&self, bench: Ends, flows: Flows) -> Outcome {
+        let Ends { mut pair, rx, tx } = bench;
         let mut bindings = Some((rx, tx));
         let mut flows = Some(flows);
         thread::sleep(self.after);
@@ -259,7 +259,7 @@ pub fn taken_away() -> Outcome {
         for _ in 0..storm.steps(STEPS) {
             let plan = Plan::draw(storm);
             storm.step(&plan);
-            let (bench, flows) = Bench::new(storm)?;
+            let (bench, flows) = Ends::new(storm)?;
             plan.run(bench, flows)?;
             aftermath::no_bindings()?;
         }
