@@ -2,9 +2,11 @@
 
 //! What the tests of device-memory TCP in the guest share.
 //!
-//! A test program is a list of [`Test`]s for [`runner::run`]. Its tests run on the provider that the
+//! A test program hands a list of its [`tests!`] to [`runner::run`]. They run on the provider that the
 //! environment variable `DEVMEM_PROVIDER` names: `devmem_provider` (the default) or `builtin`, the
 //! kernel's own. Each test makes what it needs, its [`Pair`] of devices too, and leaves nothing.
+//!
+//! Modules use each other in one direction only: [`report`] uses none, and [`runner`] is for programs.
 
 pub mod aftermath;
 pub mod bpf;
