@@ -49,8 +49,8 @@ const ANSWER: Duration = Duration::from_secs(120);
 pub struct Talk(BufReader<UnixStream>);
 
 impl Talk {
-    fn new(stream: UnixStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(wait::patience(ANSWER)))?;
+    fn new(stream: UnixStream, answer: Duration) -> io::Result<Self> {
+        stream.set_read_timeout(Some(answer))?;
         Ok(Self(BufReader::new(stream)))
     }
 
@@ -100,16 +100,18 @@ impl Child {
     /// as the child does.
     pub fn start(f: impl FnOnce(&mut Talk) -> io::Result<()>) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
+        let answer = wait::patience(ANSWER);
         // SAFETY: The child has this one thread. The memory allocator, which glibc keeps usable across
         // fork(), is the only lock of another thread that it may take.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => Ok(Self {
                 pid: child,
-                talk: Some(Talk::new(ours)?),
+                talk: Some(Talk::new(ours, answer)?),
             }),
             ForkResult::Child => {
                 drop(ours);
-                let status = panic::catch_unwind(AssertUnwindSafe(|| f(&mut Talk::new(theirs)?)));
+                let status =
+                    panic::catch_unwind(AssertUnwindSafe(|| f(&mut Talk::new(theirs, answer)?)));
                 // SAFETY: Ends the child at once, without what exit() would do for the parent, too.
                 unsafe { libc::_exit(exit_status(&status)) }
             }
