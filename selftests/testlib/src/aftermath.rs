@@ -40,12 +40,6 @@ fn limit() -> Duration {
     }
 }
 
-/// How long netdevsim may take to unload. What a slow kernel does then takes half a second of its own,
-/// and longer on a busy machine.
-fn unload_limit() -> Duration {
-    wait::patience(limit())
-}
-
 /// Waits for `condition`; fails the test if it takes longer than it may. Returns how long it took.
 #[track_caller]
 fn within_limit(what: &str, condition: impl Fn() -> io::Result<bool>) -> io::Result<Duration> {
@@ -68,7 +62,7 @@ pub fn nothing_left() -> Outcome {
         unloaded.as_millis()
     ));
     assert!(
-        unloaded <= unload_limit(),
+        wait::may_take(unloaded, limit()),
         "netdevsim took {unloaded:?} to unload"
     );
     Ok(())

@@ -17,6 +17,7 @@ pub mod faults;
 pub mod fixture;
 pub mod grace;
 mod ifctl;
+pub mod machine;
 pub mod odd;
 pub mod pair;
 pub mod peer;

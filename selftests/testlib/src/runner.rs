@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::machine;
 use crate::pair;
 use crate::provider;
 use crate::report::Outcome;
@@ -144,7 +145,12 @@ fn run_one(test: &Test, timeout: Duration) -> Verdict {
         // Nobody listens any more after a timeout.
         let _ = sender.send(outcome);
     });
-    match receiver.recv_timeout(timeout) {
+    let mut answer = receiver.recv_timeout(timeout);
+    if answer.is_err() {
+        // It may be the machine that is slow.
+        answer = receiver.recv_timeout(timeout.mul_f64(machine::slowness() - 1.0));
+    }
+    match answer {
         Ok(verdict) => {
             // The outcome is known; how the thread ended adds nothing to it.
             let _ = thread.join();

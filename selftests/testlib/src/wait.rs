@@ -3,7 +3,8 @@
 //! Waiting for what becomes so after a while, and how long that while may be.
 //!
 //! Limits are meant for a machine that has nothing else to do and a kernel that does not look for bugs.
-//! Whatever waits stretches them by [`patience`], and nothing else does.
+//! [`patience`] stretches them for a kernel that does. Who has waited in vain asks how busy the machine
+//! is, and waits for as many times longer: [`machine::slowness`].
 
 use std::fmt::Display;
 use std::io;
@@ -11,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::machine;
 use crate::report;
 
 /// Between two looks at first: most things take no time at all.
@@ -21,6 +23,17 @@ const LONGEST: Duration = Duration::from_millis(20);
 /// How long something may take here that takes up to `base` on a machine with nothing else to do.
 pub fn patience(base: Duration) -> Duration {
     base * if report::is_slow() { 4 } else { 1 }
+}
+
+/// The same on this machine as it is at the moment, for those who cannot wait for an event. Takes 100 ms to
+/// find out.
+pub fn stretched(base: Duration) -> Duration {
+    patience(base).mul_f64(machine::slowness())
+}
+
+/// Whether something may have taken so long that takes up to `base` on a machine with nothing else to do.
+pub fn may_take(time: Duration, base: Duration) -> bool {
+    time <= patience(base) || time <= stretched(base)
 }
 
 /// What came of waiting.
@@ -46,10 +59,14 @@ pub fn up_to_from(
     mut condition: impl FnMut() -> io::Result<bool>,
 ) -> io::Result<Waited> {
     let start = Instant::now();
-    let limit = patience(limit);
+    let idle = patience(limit);
+    let mut limit = idle;
     loop {
         let came = condition()?;
         let time = start.elapsed();
+        if !came && time > limit {
+            limit = idle.mul_f64(machine::slowness());
+        }
         if came || time > limit {
             return Ok(Waited { came, time });
         }

@@ -20,6 +20,7 @@ use devmem_testlib::runner;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
+use devmem_testlib::wait;
 
 const PAGE: usize = 4096;
 const BUFFERS: usize = 128;
@@ -70,7 +71,9 @@ fn drops_are_counted_and_the_flow_resumes() -> Outcome {
     thread::scope(|scope| -> Outcome {
         let sender = traffic::send_in(scope, &connection.tx, 0, LEN, 1 << 20);
         let timeout = connection.rx.read_timeout()?;
-        connection.rx.set_read_timeout(Some(SILENCE))?;
+        connection
+            .rx
+            .set_read_timeout(Some(wait::stretched(SILENCE)))?;
         let mut receiver = Receiver::new(&connection.rx);
         let mut position = 0;
         let hoarded = hoard(&mut receiver, &map, &mut position)?;
@@ -134,7 +137,7 @@ fn the_neighbour_goes_on() -> Outcome {
     thread::scope(|scope| {
         let dry_sender = traffic::send_in(scope, &to_dry.tx, 0, 1 << 20, 1 << 20);
         let timeout = to_dry.rx.read_timeout()?;
-        to_dry.rx.set_read_timeout(Some(SILENCE))?;
+        to_dry.rx.set_read_timeout(Some(wait::stretched(SILENCE)))?;
         let mut receiver = Receiver::new(&to_dry.rx);
         let mut position = 0;
         let hoarded = hoard(&mut receiver, &dry_map, &mut position)?;

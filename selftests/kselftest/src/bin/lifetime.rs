@@ -36,6 +36,7 @@ use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 use devmem_testlib::tx;
+use devmem_testlib::wait;
 
 const PAGE: usize = 4096;
 const MEMORY: usize = 1024 * PAGE;
@@ -390,7 +391,7 @@ fn reader_killed() -> Outcome {
             .tx
             .ns
             .run(|| std::net::TcpStream::connect(address(Ip::V4, PORT)))?;
-        sender.set_write_timeout(Some(Duration::from_secs(1)))?;
+        sender.set_write_timeout(Some(wait::stretched(Duration::from_secs(1))))?;
         let pump = thread::spawn(move || {
             // Ends with an error: the connection is reset, or nobody reads any more.
             while sender.write_all(traffic::bytes(0, 100_000)).is_ok() {}

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use devmem::DmaBuf;
 use devmem_testlib::Outcome;
@@ -23,6 +24,7 @@ use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
+use devmem_testlib::wait;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
@@ -274,8 +276,7 @@ fn send_in_one_go() -> io::Result<()> {
 /// Segments that come at once are merged by GRO, more of them than an skb has frags.
 fn merged_by_gro() -> Outcome {
     const SEGMENTS: usize = 30;
-    /// In nanoseconds.
-    const GATHERING: u64 = 200_000_000;
+    const GATHERING: Duration = Duration::from_millis(200);
     let bench = Receiving::new()?;
     // The sender's stack cuts one large segment up, at the device and in one go.
     bench.pair.tx.set_tso(false)?;
@@ -297,7 +298,8 @@ fn merged_by_gro() -> Outcome {
     }
 
     // NAPI may poll before all of them are there.
-    bench.pair.rx.set_gro_flush_timeout(GATHERING)?;
+    let gathering = wait::stretched(GATHERING).as_nanos() as u64;
+    bench.pair.rx.set_gro_flush_timeout(gathering)?;
     let before = merged_in_queues(&bench)?;
     let start = probe.position;
     let len = SEGMENTS * mss;

@@ -32,6 +32,7 @@ use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
+use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
@@ -296,7 +297,7 @@ fn start_tls(socket: &TcpStream) -> io::Result<()> {
 
 fn expect_error(socket: &TcpStream, what: &str) {
     socket
-        .set_read_timeout(Some(Duration::from_millis(300)))
+        .set_read_timeout(Some(wait::stretched(Duration::from_millis(300))))
         .expect("SO_RCVTIMEO");
     let mut buffer = [0_u8; 4096];
     for flags in [0, devmem::recv::MSG_SOCK_DEVMEM] {

@@ -52,8 +52,6 @@ const PART: Extent = Extent {
     offset: 1234,
     len: 10_000,
 };
-/// Enough for TCP to have sent again what was not acknowledged.
-const RETRANSMITTED: Duration = Duration::from_millis(700);
 /// Tells a program of ours that it is the sender which gets killed: the number of its device.
 const VICTIM: &str = "DEVMEM_KSELFTEST_VICTIM";
 
@@ -71,7 +69,8 @@ fn ends_with_data_in_flight(bench: Sending) -> Outcome {
 
 /// From now on what is sent stays for a while, in a queue of the sender.
 fn delay(bench: &Sending) -> io::Result<()> {
-    bench.pair.tx.queueing("netem delay 300ms")
+    let delay = wait::stretched(Duration::from_millis(300)).as_millis();
+    bench.pair.tx.queueing(&format!("netem delay {delay}ms"))
 }
 
 #[track_caller]
@@ -283,7 +282,7 @@ fn route_moved_just_before_a_send() -> Outcome {
     bench.pair.tx.ip("link set dummy0 up")?;
     bench.pair.tx.ip("route add 192.0.2.1/32 dev dummy0")?;
     bench.sends(&call);
-    thread::sleep(RETRANSMITTED);
+    retransmission(&bench.connection)?;
     fails(call.send(&bench.connection.tx), Errno::ENODEV);
     bench.pair.tx.ip("route del 192.0.2.1/32 dev dummy0")?;
     tx::expect(&bench.connection.rx, &[PART])?;
@@ -400,7 +399,7 @@ fn first_send_after_the_interface_was_down() -> Outcome {
     bench.sends(&call);
     bench.pair.tx.set_up(false)?;
     // It sends again what was lost, and then knows that there is no route.
-    thread::sleep(RETRANSMITTED);
+    retransmission(&bench.connection)?;
     fails(call.send(&bench.connection.tx), Errno::EHOSTUNREACH);
     bench.pair.tx.set_up(true)?;
     bench.sends(&call);
@@ -486,7 +485,7 @@ fn receiver_deleted_with_data_in_flight() -> Outcome {
     Ok(())
 }
 
-/// The sender that gets killed: binds, sends, says so, and waits.
+/// The sender that gets killed: binds, connects, sends when it is told to, says so, and waits.
 fn victim(ifindex: u32) -> io::Result<()> {
     let memory = DmaBuf::udmabuf(MEMORY as usize)?;
     tx::fill(&memory)?;
@@ -495,6 +494,7 @@ fn victim(ifindex: u32) -> io::Result<()> {
     socket.set_nodelay(true)?;
     enable_zerocopy(&socket)?;
     println!("{}", binding.id());
+    io::stdin().read_line(&mut String::new())?;
     let sent = fill_up(&Call::new(binding.id(), &[PART]), &socket)?;
     println!("{}", sent.iter().sum::<u64>());
     io::stdout().flush()?;
@@ -505,24 +505,29 @@ fn victim(ifindex: u32) -> io::Result<()> {
 
 fn sender_killed() -> Outcome {
     let pair = Pair::new()?;
-    pair.tx.queueing("netem delay 100ms")?;
     let listener: TcpListener = pair.listen(Ip::V4, PORT)?;
     let mut child = Command::new(env::current_exe()?);
     child
         .env(VICTIM, pair.tx.ifindex.to_string())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     let mut child = pair.tx.ns.run(|| child.spawn())?;
+    let mut hears = child.stdin.take().expect("a pipe");
     let mut says = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let mut next = || says.next().expect("the victim ended early");
     let id: u32 = next()?.parse()?;
     let (mut rx, _) = listener.accept()?;
     rx.set_read_timeout(Some(wait::patience(Duration::from_secs(30))))?;
+    // Nothing is acknowledged until the sender is dead.
+    pair.tx.cut()?;
+    hears.write_all(b"send\n")?;
     let sent: u64 = next()?.parse()?;
     assert!(sent > PART.len, "only {sent} bytes");
     child.kill()?;
     let status = child.wait()?;
     assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
     lives(id)?;
+    pair.tx.mend()?;
 
     // What it had sent, nobody takes back.
     let mut left = sent;

@@ -375,7 +375,7 @@ fn ring_closed_with_receive_in_flight() -> Outcome {
     assert_eq!(raw.submit()?, [], "nothing was sent");
     drop(raw);
     // The kernel cancels what a closed ring has in flight from a work item of its own.
-    thread::sleep(SHORT);
+    thread::sleep(wait::stretched(SHORT));
     send_at(&bench, 0, LEN)?;
     let mut stream = Stream::of(&bench)?;
     let mut rx = Receiver::new(&bench.connection.rx)?;

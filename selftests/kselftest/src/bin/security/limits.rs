@@ -31,6 +31,7 @@ use devmem_testlib::provider::Parameters;
 use devmem_testlib::report::observe;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
+use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::unistd::setresgid;
@@ -327,9 +328,8 @@ pub fn another_users_flow_goes_on() -> Outcome {
     let hoarder = pair.connect_to_queue(Ip::V4, PORT, 1)?;
     let honest = pair.connect_to_queue(Ip::V4, PORT + 1, 1)?;
     // Longer than a sender waits before it sends again what was lost.
-    hoarder
-        .rx
-        .set_read_timeout(Some(Duration::from_millis(1500)))?;
+    let silence = wait::stretched(Duration::from_millis(1500));
+    hoarder.rx.set_read_timeout(Some(silence))?;
 
     thread::scope(|scope| -> Outcome {
         let len = 2 * (BUFFERS * PAGE) as u64;
@@ -349,9 +349,7 @@ pub fn another_users_flow_goes_on() -> Outcome {
             assert_eq!(errno, Errno::EAGAIN);
             assert!(held > BUFFERS / 2, "{held} buffers");
             traffic::send(&honest.tx, 0, 4096, 4096)?;
-            honest
-                .rx
-                .set_read_timeout(Some(Duration::from_millis(1500)))?;
+            honest.rx.set_read_timeout(Some(silence))?;
             let mut probe = Probe::new(&honest.rx, &[(binding.id(), &map)]).quiet();
             let got = probe.call(&Call::new(1 << 16));
             got.assert_fails(Errno::EAGAIN as i32);

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How much slower this machine is at the moment, because it has other things to do.
+
+use std::hint;
+use std::time::Duration;
+use std::time::Instant;
+
+/// For how long to look.
+const LOOK: Duration = Duration::from_millis(100);
+/// Steps of a turn: some hundred microseconds, also where emulated.
+const STEPS: u64 = 5_000;
+/// More than that is not believed.
+const MOST: f64 = 30.0;
+
+/// How many times longer things take at the moment than they would if nothing else ran on the CPUs, here and
+/// on the host that emulates them. At least 1.
+///
+/// Does the same work again and again for 100 ms. Of so many turns some have a CPU to themselves: how the mean
+/// compares with the shortest tells what the others waited for. A thread that has to share a CPU with one other
+/// takes twice as long; what takes several threads, one after the other, takes longer still: hence the square.
+pub fn slowness() -> f64 {
+    let start = Instant::now();
+    let mut turns = 0;
+    let mut shortest = Duration::MAX;
+    let mut last = start;
+    while last - start < LOOK {
+        turn();
+        let now = Instant::now();
+        shortest = shortest.min(now - last);
+        last = now;
+        turns += 1;
+    }
+    let mean = (last - start).as_secs_f64() / f64::from(turns);
+    (mean / shortest.as_secs_f64()).powi(2).clamp(1.0, MOST)
+}
+
+fn turn() {
+    let mut state = hint::black_box(0x2545_f491_4f6c_dd1d_u64);
+    for _ in 0..STEPS {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+    }
+    hint::black_box(state);
+}
