@@ -11,7 +11,6 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::machine;
 use crate::pair;
 use crate::provider;
 use crate::report::Outcome;
@@ -148,7 +147,7 @@ fn run_one(test: &Test, timeout: Duration) -> Verdict {
     let mut answer = receiver.recv_timeout(timeout);
     if answer.is_err() {
         // It may be the machine that is slow.
-        answer = receiver.recv_timeout(timeout.mul_f64(machine::slowness() - 1.0));
+        answer = receiver.recv_timeout(timeout.mul_f64(wait::in_vain() - 1.0));
     }
     match answer {
         Ok(verdict) => {

@@ -25,6 +25,12 @@ pub fn patience(base: Duration) -> Duration {
     base * if report::is_slow() { 4 } else { 1 }
 }
 
+/// By how much longer to wait than was waited in vain. Where one thread takes twice as long, what takes several,
+/// one after the other, takes longer still: hence the square.
+pub(crate) fn in_vain() -> f64 {
+    machine::slowness().powi(2)
+}
+
 /// The same on this machine as it is at the moment, for those who cannot wait for an event. Takes 100 ms to
 /// find out.
 pub fn stretched(base: Duration) -> Duration {
@@ -33,7 +39,7 @@ pub fn stretched(base: Duration) -> Duration {
 
 /// Whether something may have taken so long that takes up to `base` on a machine with nothing else to do.
 pub fn may_take(time: Duration, base: Duration) -> bool {
-    time <= patience(base) || time <= stretched(base)
+    time <= patience(base) || time <= patience(base).mul_f64(in_vain())
 }
 
 /// What came of waiting.
@@ -65,7 +71,7 @@ pub fn up_to_from(
         let came = condition()?;
         let time = start.elapsed();
         if !came && time > limit {
-            limit = idle.mul_f64(machine::slowness());
+            limit = idle.mul_f64(in_vain());
         }
         if came || time > limit {
             return Ok(Waited { came, time });
