@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -94,7 +95,8 @@ impl DmaBuf {
             .write(true)
             .open("/dev/udmabuf")?;
         let arg = UdmabufCreate {
-            memfd: memfd.as_fd().as_raw_fd() as u32,
+            memfd: u32::try_from(memfd.as_fd().as_raw_fd())
+                .map_err(|_| io::ErrorKind::InvalidInput)?,
             flags: UDMABUF_FLAGS_CLOEXEC,
             offset,
             size: size as u64,
@@ -116,14 +118,18 @@ impl DmaBuf {
         let device = File::open(heap)?;
         let mut arg = HeapAllocation {
             len: size as u64,
+            // The kernel refuses anything else.
             fd: 0,
-            fd_flags: (access | libc::O_CLOEXEC) as u32,
+            fd_flags: u32::try_from(access | libc::O_CLOEXEC)
+                .map_err(|_| io::ErrorKind::InvalidInput)?,
             heap_flags: 0,
         };
         // SAFETY: `arg` is the argument of this ioctl, which reads and writes it.
         unsafe { ioctls::dma_heap_alloc(device.as_raw_fd(), &mut arg) }?;
-        // SAFETY: The ioctl returned a file descriptor that nobody else owns.
-        let fd = unsafe { OwnedFd::from_raw_fd(arg.fd as i32) };
+        let fd = allocated(arg.fd)?;
+        // SAFETY: The ioctl wrote a file descriptor, as `allocated()` has checked, and what a heap writes
+        // there is new: nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { fd, size })
     }
 
@@ -179,6 +185,18 @@ fn memfd(size: usize, flags: MFdFlags) -> io::Result<OwnedFd> {
     nix::unistd::ftruncate(&fd, size)?;
     fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK))?;
     Ok(fd)
+}
+
+/// The descriptor that an allocation from a heap was answered with, in a field that was 0 before.
+///
+/// 0 is none: a driver that takes the ioctl for one of its own, or for none at all, may say that all is well
+/// and leave the field alone. A heap has no reason to give 0, which is standard input, or else the heap
+/// itself, that was opened just now.
+fn allocated(fd: u32) -> io::Result<RawFd> {
+    RawFd::try_from(fd)
+        .ok()
+        .filter(|&fd| fd > 0)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it gave no file descriptor"))
 }
 
 /// A part of a dma-buf.
@@ -355,8 +373,8 @@ impl CpuWrite<'_> {
                 format!("{} bytes at {at} are outside of the region", from.len()),
             ));
         }
-        // A region lies in its mapping, whose size is a usize.
-        let offset = (offset + at) as usize;
+        // It does: a region lies in its mapping.
+        let offset = usize::try_from(offset + at).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: The range was checked to lie in the region, and so in the mapping, which `from`
         // cannot overlap since no reference into it exists. The mapping is writable, as every one with
         // regions. The memory is not Rust's: whoever reads it concurrently gets unspecified bytes,
@@ -379,5 +397,27 @@ impl Drop for CpuWrite<'_> {
     fn drop(&mut self) {
         // Only cache maintenance, of which nothing can be retried or undone.
         let _ = self.region.mapping.sync(SYNC_WRITE | SYNC_END);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_without_a_descriptor_is_none() {
+        for fd in [0, u32::MAX, 1 << 31] {
+            assert_eq!(
+                allocated(fd).unwrap_err().kind(),
+                io::ErrorKind::InvalidData
+            );
+        }
+        assert_eq!(allocated(3).unwrap(), 3);
+    }
+
+    #[test]
+    fn what_is_no_heap_gives_no_memory() {
+        DmaBuf::heap(Path::new("/dev/null"), 4096, libc::O_RDWR).unwrap_err();
+        DmaBuf::heap(Path::new("/dev/zero"), 4096, -1).unwrap_err();
     }
 }
