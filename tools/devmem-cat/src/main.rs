@@ -2,6 +2,11 @@
 
 //! netcat for device memory: what arrives lies in a dma-buf, what is sent comes from one.
 
+// A number that does not fit is an error, never cut.
+#![warn(clippy::cast_possible_truncation)]
+#![warn(clippy::cast_possible_wrap)]
+#![warn(clippy::cast_sign_loss)]
+
 mod args;
 mod connection;
 mod error;

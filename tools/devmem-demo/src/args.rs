@@ -68,3 +68,10 @@ pub struct CopyArgs {
     #[arg(long, default_value_t = 16)]
     pub memory: usize,
 }
+
+/// So many MiB in bytes.
+pub fn mib(number: usize) -> Result<usize, String> {
+    number
+        .checked_mul(1 << 20)
+        .ok_or_else(|| format!("{number} MiB are more than this machine can address"))
+}

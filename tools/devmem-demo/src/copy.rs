@@ -27,6 +27,7 @@ use devmem::netns::Netns;
 use devmem::uring;
 use nix::net::if_::if_nametoindex;
 
+use crate::args;
 use crate::args::CopyArgs;
 use crate::binding::in_use_at_the_end;
 use crate::report::Copied;
@@ -37,7 +38,7 @@ use crate::transfer::Outcome;
 use crate::transfer::TIMEOUT;
 
 /// What is sent with one call.
-const CHUNK: u64 = 256 << 10;
+const CHUNK: u32 = 256 << 10;
 
 /// How system calls are made.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub fn run(args: &CopyArgs) -> Result<(), Box<dyn Error>> {
     let to = SocketAddr::new(args.addr, args.port);
     let file = fs::read(&args.file).map_err(|err| format!("{}: {err}", args.file.display()))?;
 
-    let rx_memory = DmaBuf::udmabuf(args.memory << 20)?;
+    let rx_memory = DmaBuf::udmabuf(args::mib(args.memory)?)?;
     let mapping = rx_memory.map()?;
     let device = Device::prepare(&rx, &args.rx_if)?;
     let _rule = device.steer(to, args.queue)?;
@@ -67,11 +68,11 @@ pub fn run(args: &CopyArgs) -> Result<(), Box<dyn Error>> {
         })?
         .map_err(|err| format!("binding queue {} of {}: {err}", args.queue, args.rx_if))?;
 
-    let tx_memory = DmaBuf::udmabuf(args.memory << 20)?;
+    let tx_memory = DmaBuf::udmabuf(args::mib(args.memory)?)?;
     let tx_binding = tx
         .run(|| Ok(BindTx::new(if_nametoindex(args.tx_if.as_str())?).bind(&tx_memory)))?
         .map_err(|err| format!("sending by {}: {err}", args.tx_if))?;
-    let mut regions = tx_memory.region()?.split(CHUNK);
+    let mut regions = tx_memory.region()?.split(CHUNK.into());
 
     let listener = rx.run(|| TcpListener::bind(to))?;
     let mut copies = Vec::new();

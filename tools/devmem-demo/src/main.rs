@@ -2,6 +2,11 @@
 
 //! Shows device-memory TCP at work: an ordinary sender's file arrives in a dma-buf and is checked.
 
+// A number that does not fit is an error, never cut.
+#![warn(clippy::cast_possible_truncation)]
+#![warn(clippy::cast_possible_wrap)]
+#![warn(clippy::cast_sign_loss)]
+
 mod args;
 mod binding;
 mod copy;
@@ -96,7 +101,7 @@ fn run(args: &RunArgs) -> Result<(), Box<dyn Error>> {
 
     let to = SocketAddr::new(args.addr, args.port);
     let plain_to = SocketAddr::new(args.addr, plain_port);
-    let memory = DmaBuf::udmabuf(args.memory << 20)?;
+    let memory = DmaBuf::udmabuf(args::mib(args.memory)?)?;
     let mapping = memory.map()?;
 
     let device = Device::prepare(&rx, &args.rx_if)?;

@@ -21,6 +21,7 @@ use devmem::dmabuf::Mapping;
 use devmem::netns::Netns;
 use nix::sys::resource::UsageWho;
 use nix::sys::resource::getrusage;
+use nix::sys::time::TimeValLike;
 use sha2::Digest;
 use sha2::Sha256;
 
@@ -121,7 +122,7 @@ pub fn receive<'s>(
 ) -> io::Result<Outcome> {
     let clock = Clock::start()?;
     let mut outcome = Outcome::default();
-    let mut gathered = vec![0; BUFFER];
+    let mut gathered = Vec::new();
     loop {
         let received = receiver.recv()?;
         if received.is_eof() {
@@ -137,9 +138,9 @@ pub fn receive<'s>(
                 Piece::Frag(frag) => {
                     outcome.frags += 1;
                     if let Some((cpu, check)) = &mut cpu {
-                        let to = &mut gathered[..frag.size as usize];
-                        cpu.copy_out(frag.offset, to)?;
-                        check(to);
+                        gathered.resize(frag.size as usize, 0);
+                        cpu.copy_out(frag.offset, &mut gathered)?;
+                        check(&gathered);
                     }
                     batch.push(frag.token)?;
                 }
@@ -180,10 +181,7 @@ impl Clock {
     fn cpu() -> io::Result<Duration> {
         let usage = getrusage(UsageWho::RUSAGE_THREAD)?;
         let micros = |time: nix::sys::time::TimeVal| {
-            Duration::new(
-                time.tv_sec().unsigned_abs(),
-                time.tv_usec().unsigned_abs() as u32 * 1000,
-            )
+            Duration::from_micros(time.num_microseconds().unsigned_abs())
         };
         Ok(micros(usage.user_time()) + micros(usage.system_time()))
     }

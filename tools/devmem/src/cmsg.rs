@@ -208,8 +208,8 @@ mod tests {
     #[test]
     fn space_is_that_of_libc() {
         // SAFETY: CMSG_SPACE only computes.
-        let space = unsafe { libc::CMSG_SPACE(DMABUF_CMSG as u32) };
-        assert_eq!(SPACE, space as usize);
+        let space = unsafe { libc::CMSG_SPACE(24) };
+        assert_eq!((DMABUF_CMSG, SPACE), (24, space as usize));
     }
 
     #[test]

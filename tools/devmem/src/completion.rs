@@ -184,10 +184,11 @@ impl<T> InFlight<T> {
 
     /// Notes a completion. Fails if it tells of calls that are not there: then none of it is noted.
     pub(crate) fn complete(&mut self, completion: Completion) -> io::Result<()> {
-        let start = completion.first.wrapping_sub(self.first) as usize;
-        let range = usize::try_from(completion.count)
-            .ok()
-            .and_then(|count| Some(start..start.checked_add(count)?))
+        let start = usize::try_from(completion.first.wrapping_sub(self.first)).ok();
+        let count = usize::try_from(completion.count).ok();
+        let range = start
+            .zip(count)
+            .and_then(|(start, count)| Some(start..start.checked_add(count)?))
             .filter(|range| range.end <= self.calls.len())
             .filter(|range| self.calls.range(range.clone()).all(Option::is_some))
             .ok_or_else(|| {
@@ -391,7 +392,7 @@ mod tests {
             }
             let mut left = sources.clone();
             for (start, end) in ranges {
-                let number = first.wrapping_add(start as u32);
+                let number = first.wrapping_add(u32::try_from(start).unwrap());
                 flight.complete(completion(number, (end - start) as u64)).unwrap();
                 let mut expected = Vec::new();
                 for &source in &owner[start..end] {

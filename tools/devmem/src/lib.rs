@@ -95,6 +95,11 @@
 //! a receiver needs, and [`device`] makes a device ready; [`provider`] tells which implementation serves
 //! bindings; [`netns`] runs code in another network namespace.
 
+// Whatever a number is, it is not cut to fit: that would be another place, or another length.
+#![warn(clippy::cast_possible_truncation)]
+#![warn(clippy::cast_possible_wrap)]
+#![warn(clippy::cast_sign_loss)]
+
 pub mod cmsg;
 pub mod completion;
 pub mod device;

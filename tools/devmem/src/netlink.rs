@@ -64,7 +64,7 @@ impl<'fd> Attrs<'fd> {
 
     /// Adds a descriptor.
     pub fn fd(self, kind: u16, fd: BorrowedFd<'fd>) -> Self {
-        self.u32(kind, fd.as_raw_fd() as u32)
+        self.bytes(kind, &fd.as_raw_fd().to_ne_bytes())
     }
 
     /// Adds a number of 32 bits.
@@ -88,8 +88,14 @@ impl<'fd> Attrs<'fd> {
     }
 
     /// Adds an attribute of any content, which may be at most 65531 bytes long.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer: there is no room for its length.
+    #[track_caller]
     pub fn bytes(self, kind: u16, value: &[u8]) -> Self {
-        self.bytes_of_length((NLA_HEADER_SIZE + value.len()) as u16, kind, value)
+        let length = u16::try_from(NLA_HEADER_SIZE + value.len());
+        self.bytes_of_length(length.expect("an attribute too long"), kind, value)
     }
 
     /// Adds an attribute whose header claims `length`, whatever its content is.
@@ -201,7 +207,7 @@ impl ExtAck {
         }
         ack.attribute = ack
             .offset
-            .and_then(|offset| AttrPath::find(request.get(FIRST_ATTR..)?, offset as usize));
+            .and_then(|offset| AttrPath::find(request.get(FIRST_ATTR..)?, offset.try_into().ok()?));
         ack
     }
 }
@@ -352,7 +358,8 @@ impl GenericSocket {
         attrs: &Attrs,
     ) -> Result<Vec<Vec<u8>>, Error> {
         self.sequence += 1;
-        let request = encode(family, command, flags | NLM_F_REQUEST, self.sequence, attrs);
+        let request = encode(family, command, flags | NLM_F_REQUEST, self.sequence, attrs)
+            .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
         self.socket.send(&request, 0)?;
 
         let mut answer = Vec::new();
@@ -363,8 +370,9 @@ impl GenericSocket {
                 let message = NetlinkBuffer::new_checked(rest)
                     .map_err(|_| Error::Answer("a malformed netlink message"))?;
                 let body = message.payload();
-                let next = (message.length() as usize).next_multiple_of(4);
-                rest = rest.get(next..).unwrap_or(&[]);
+                let next = usize::try_from(message.length()).ok();
+                let next = next.and_then(|next| next.checked_next_multiple_of(4));
+                rest = next.and_then(|next| rest.get(next..)).unwrap_or(&[]);
 
                 if message.sequence_number() != self.sequence {
                     continue;
@@ -381,10 +389,12 @@ impl GenericSocket {
     }
 }
 
-fn encode(family: u16, command: u8, flags: u16, sequence: u32, attrs: &Attrs) -> Vec<u8> {
+/// A request, unless it is too long for there to be room for its length.
+fn encode(family: u16, command: u8, flags: u16, sequence: u32, attrs: &Attrs) -> Option<Vec<u8>> {
     const VERSION: u8 = 1;
-    let mut out = Vec::with_capacity(FIRST_ATTR + attrs.0.len());
-    out.extend(((FIRST_ATTR + attrs.0.len()) as u32).to_ne_bytes());
+    let len = FIRST_ATTR + attrs.0.len();
+    let mut out = Vec::with_capacity(len);
+    out.extend(u32::try_from(len).ok()?.to_ne_bytes());
     out.extend(family.to_ne_bytes());
     out.extend(flags.to_ne_bytes());
     out.extend(sequence.to_ne_bytes());
@@ -392,7 +402,7 @@ fn encode(family: u16, command: u8, flags: u16, sequence: u32, attrs: &Attrs) ->
     out.extend(0u32.to_ne_bytes());
     out.extend([command, VERSION, 0, 0]);
     out.extend(&attrs.0);
-    out
+    Some(out)
 }
 
 /// Reads the message that ends an answer.
@@ -435,7 +445,7 @@ mod tests {
             .nested(2, &queue(4))
             .nested(2, &queue(5))
             .u8(7, 1);
-        let request = encode(30, 13, 5, 1, &attrs);
+        let request = encode(30, 13, 5, 1, &attrs).unwrap();
         (attrs, request)
     }
 
@@ -478,8 +488,10 @@ mod tests {
     #[test]
     fn a_refusal_carries_its_reasons() {
         let (_, request) = request();
-        let at = offset_of(&request, &Attrs::new().u32(1, 5), 0) as u32;
-        let tlvs = Attrs::new().string(1, "no such queue").u32(2, at);
+        let at = offset_of(&request, &Attrs::new().u32(1, 5), 0);
+        let tlvs = Attrs::new()
+            .string(1, "no such queue")
+            .u32(2, at.try_into().unwrap());
         let mut body = (-22i32).to_ne_bytes().to_vec();
         body.extend(&request[..NLMSG_HEADER]);
         body.extend(tlvs.0);
@@ -516,6 +528,12 @@ mod tests {
     fn zero_is_success() {
         assert!(finish(NLMSG_ERROR, 0, &[0; 20], &request().1).is_ok());
         assert!(finish(NLMSG_ERROR, 0, &[0; 3], &request().1).is_err());
+    }
+
+    #[test]
+    #[should_panic = "too long"]
+    fn an_attribute_without_room_for_its_length() {
+        let _ = Attrs::new().bytes(1, &[0; 65532]);
     }
 
     proptest! {

@@ -85,6 +85,10 @@ impl<T: Source> Source for Vec<T> {
     }
 }
 
+/// Size of a socket option that is a number.
+const C_INT: libc::socklen_t = 4;
+const _: () = assert!(size_of::<libc::c_int>() == 4);
+
 /// Lets `socket` send with `MSG_ZEROCOPY`.
 pub fn enable_zerocopy(socket: impl AsFd) -> io::Result<()> {
     let on: libc::c_int = 1;
@@ -95,12 +99,27 @@ pub fn enable_zerocopy(socket: impl AsFd) -> io::Result<()> {
             libc::SOL_SOCKET,
             libc::SO_ZEROCOPY,
             (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            C_INT,
         )
     };
     match ret {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What the kernel is told of an extent. Fails if that is more than an iovec of this machine can say.
+pub(crate) fn iovec(extent: &Extent) -> io::Result<libc::iovec> {
+    match (usize::try_from(extent.offset), usize::try_from(extent.len)) {
+        (Ok(offset), Ok(len)) => Ok(libc::iovec {
+            // An offset, never dereferenced.
+            iov_base: ptr::without_provenance_mut(offset),
+            iov_len: len,
+        }),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{extent:?} is beyond what this machine can address"),
+        )),
     }
 }
 
@@ -116,14 +135,7 @@ pub fn send_dmabuf(
     extents: &[Extent],
     flags: i32,
 ) -> io::Result<usize> {
-    let mut iov: Vec<_> = extents
-        .iter()
-        .map(|extent| libc::iovec {
-            // An offset, never dereferenced.
-            iov_base: ptr::without_provenance_mut(extent.offset as usize),
-            iov_len: extent.len as usize,
-        })
-        .collect();
+    let mut iov: Vec<_> = extents.iter().map(iovec).collect::<io::Result<_>>()?;
     let mut control = cmsg::tx_control(dmabuf_id);
     // SAFETY: All-zero is a valid msghdr (null pointers, zero lengths).
     let mut msg: libc::msghdr = unsafe { mem::zeroed() };
@@ -460,6 +472,29 @@ mod tests {
             .collect()
     }
 
+    #[test]
+    fn an_iovec_says_all_of_an_extent_or_there_is_none() {
+        for (offset, len) in [
+            (0, 1),
+            (1 << 31, 7),
+            (1 << 32, 1),
+            (1, 1 << 32),
+            (u64::MAX, 2),
+        ] {
+            let extent = Extent { offset, len };
+            match iovec(&extent) {
+                Ok(iovec) => {
+                    let said = (iovec.iov_base.addr() as u64, iovec.iov_len as u64);
+                    assert_eq!(said, (offset, len));
+                }
+                Err(err) => {
+                    assert_eq!(err.kind(), io::ErrorKind::InvalidInput);
+                    assert!(offset.max(len) > usize::MAX as u64, "{extent:?}");
+                }
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn advancing_takes_bytes_from_the_front(
@@ -470,7 +505,7 @@ mod tests {
             let mut rest = &mut extents[..];
             for step in steps {
                 let step = step.min((all.len() - at) as u64);
-                at += step as usize;
+                at += usize::try_from(step).unwrap();
                 rest = advance(rest, step);
                 prop_assert_eq!(&bytes(rest), &all[at..]);
                 prop_assert!(rest.iter().all(|extent| extent.len > 0));

@@ -111,6 +111,8 @@ struct Layout {
     data: usize,
     control: usize,
     stride: usize,
+    /// Bytes of a buffer with everything in it, as the kernel is told.
+    length: u32,
     buffers: u16,
 }
 
@@ -120,18 +122,26 @@ const BUF_RING: usize = PAGE;
 
 impl Layout {
     fn new(data: usize, frags: usize, buffers: u16) -> io::Result<Self> {
-        let control = frags.checked_mul(cmsg::SPACE);
-        let stride = control
-            .and_then(|control| control.checked_add(HEADER)?.checked_add(data))
-            .filter(|&size| u32::try_from(size).is_ok())
-            .ok_or(io::ErrorKind::InvalidInput)?
-            .next_multiple_of(PAGE);
-        Ok(Self {
+        let too_much = || io::Error::from(io::ErrorKind::InvalidInput);
+        let control = frags.checked_mul(cmsg::SPACE).ok_or_else(too_much)?;
+        let size = HEADER
+            .checked_add(control)
+            .and_then(|size| size.checked_add(data))
+            .ok_or_else(too_much)?;
+        let layout = Self {
             data,
-            control: frags * cmsg::SPACE,
-            stride,
+            control,
+            stride: size.checked_next_multiple_of(PAGE).ok_or_else(too_much)?,
+            length: size.try_into().map_err(|_| too_much())?,
             buffers,
-        })
+        };
+        // All of it together has a size, too.
+        layout
+            .stride
+            .checked_mul(buffers.into())
+            .and_then(|size| size.checked_add(BUF_RING + PAGE))
+            .ok_or_else(too_much)?;
+        Ok(layout)
     }
 
     /// Size of all together.
@@ -330,12 +340,14 @@ impl Inner {
         while let Some(call) = collector.take() {
             let ranges = call.as_slice();
             let slot = self.returns.slot();
+            // At most MAX_RANGES of 8 bytes each.
+            let len = u32::try_from(size_of_val(ranges)).unwrap_or(u32::MAX);
             let entry = opcode::SetSockOpt::new(
                 Fd(self.fd),
                 libc::SOL_SOCKET as u32,
                 SO_DEVMEM_DONTNEED as u32,
                 ranges.as_ptr().cast(),
-                size_of_val(ranges) as u32,
+                len,
             )
             .build()
             .user_data(slot as u64);
@@ -374,10 +386,7 @@ impl Inner {
                 result: entry.result(),
                 buffer: cqueue::buffer_select(entry.flags()),
             });
-        } else if let Some(call) = self
-            .returns
-            .complete(entry.user_data() as usize, entry.result())
-        {
+        } else if let Some(call) = self.returns.complete(entry.user_data(), entry.result()) {
             collector.recycle(call);
         }
     }
@@ -411,7 +420,8 @@ impl Returns {
         })
     }
 
-    fn complete(&mut self, slot: usize, result: i32) -> Option<Box<Ranges>> {
+    fn complete(&mut self, slot: u64, result: i32) -> Option<Box<Ranges>> {
+        let slot = usize::try_from(slot).ok()?;
         let call = self.in_flight.get_mut(slot)?.take()?;
         let outcome = match u32::try_from(result) {
             Ok(returned) => {
@@ -460,7 +470,7 @@ impl Buffers {
         unsafe {
             let entry = &mut *entries.add(index);
             entry.set_addr(start as u64);
-            entry.set_len(layout.buffer_size() as u32);
+            entry.set_len(layout.length);
             entry.set_bid(id);
             let tail = BufRingEntry::tail(entries).cast_mut();
             AtomicU16::from_ptr(tail).store(self.tail, Ordering::Release);
@@ -497,6 +507,8 @@ impl Buffers {
 
     /// Adds a receive request.
     fn arm(&mut self, ring: &mut Ring, fd: RawFd, flags: i32) -> io::Result<()> {
+        let flags =
+            u32::try_from(flags | MSG_SOCK_DEVMEM).map_err(|_| io::ErrorKind::InvalidInput)?;
         let iovec = libc::iovec {
             iov_base: self.memory.at(self.layout.data(0), self.layout.data),
             iov_len: self.layout.data,
@@ -507,7 +519,6 @@ impl Buffers {
             ptr::write(msg, self.msghdr());
             ptr::write(self.memory.at(IOVEC, size_of_val(&iovec)), iovec);
         }
-        let flags = (flags | MSG_SOCK_DEVMEM) as u32;
         let entry = match self.multishot {
             true => opcode::RecvMsgMulti::new(Fd(fd), msg, GROUP)
                 .flags(flags)
@@ -525,7 +536,8 @@ impl Buffers {
     fn lend(&mut self, completion: Completion) -> io::Result<(&[u8], &[u8], usize)> {
         let layout = self.layout;
         if !self.multishot {
-            let len = completion.result as usize;
+            let len = usize::try_from(completion.result)
+                .map_err(|_| io::Error::from_raw_os_error(-completion.result))?;
             // SAFETY: The request has completed, and there is no other before the receiver is used
             // again. It has written the message header.
             let (data, control, used) = unsafe {

@@ -32,9 +32,14 @@ use crate::send::SendError;
 use crate::send::Source;
 use crate::send::Transmit;
 use crate::send::enable_zerocopy;
+use crate::send::iovec;
 use crate::send::send_all;
 
 const ENTRIES: u32 = 8;
+/// `MSG_ERRQUEUE`, as io_uring takes it.
+const ERRQUEUE: u32 = 0x2000;
+const _: () = assert!(ERRQUEUE as i64 == libc::MSG_ERRQUEUE as i64);
+
 /// `user_data` of requests to send.
 const SEND: u64 = 1;
 /// `user_data` of requests to read the error queue.
@@ -251,6 +256,8 @@ impl Inner {
         flags: i32,
     ) -> io::Result<()> {
         let control = cmsg::tx_control(dmabuf_id);
+        let flags = u32::try_from(flags | libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL)
+            .map_err(|_| io::ErrorKind::InvalidInput)?;
         let header = self.memory.at::<libc::msghdr>(SEND_HEADER, REAP_HEADER);
         let control_at = self.memory.at::<u8>(SEND_CONTROL, control.len());
         let iovecs = self.memory.at::<libc::iovec>(IOVECS, size_of_val(extents));
@@ -258,11 +265,7 @@ impl Inner {
         // time, and it is waited for. There are no more extents than there is room for.
         unsafe {
             for (i, extent) in extents.iter().enumerate() {
-                iovecs.add(i).write(libc::iovec {
-                    // An offset, never dereferenced.
-                    iov_base: ptr::without_provenance_mut(extent.offset as usize),
-                    iov_len: extent.len as usize,
-                });
+                iovecs.add(i).write(iovec(extent)?);
             }
             ptr::copy_nonoverlapping(control.as_ptr(), control_at, control.len());
             let mut msg: libc::msghdr = mem::zeroed();
@@ -273,7 +276,7 @@ impl Inner {
             header.write(msg);
         }
         let entry = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header)
-            .flags((flags | libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL) as u32)
+            .flags(flags)
             .build()
             .user_data(SEND);
         // SAFETY: What it refers to is in the memory, which outlives the request. The iovecs are offsets:
@@ -293,7 +296,7 @@ impl Inner {
             header.write(msg);
         }
         let entry = opcode::RecvMsg::new(Fd(socket.as_raw_fd()), header)
-            .flags(libc::MSG_ERRQUEUE as u32)
+            .flags(ERRQUEUE)
             .build()
             .user_data(REAP);
         // SAFETY: What it refers to is in the memory, of which that part is not touched before the
