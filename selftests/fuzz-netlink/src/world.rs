@@ -316,7 +316,7 @@ impl World {
         tx.set_nonblocking(false)?;
         transfer(tx, &mut Reader::new(rx, &self.map, self.binding.id()))?;
 
-        let sent = send::send_dmabuf(tx, self.tx_binding.id(), &[tx::extent(0, TRANSFER)], 0)?;
+        let sent = tx::Call::new(self.tx_binding.id(), &[tx::extent(0, TRANSFER)]).send(tx)?;
         let mut reader = Reader::new(rx, &self.map, self.binding.id());
         reader.read_until(sent as u64)?;
         reader.assert_all_device_memory();

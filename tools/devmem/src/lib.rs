@@ -90,7 +90,7 @@
 //! [`uring`] has a receiver and a sender that do the same by io_uring; programs for either use the
 //! traits [`Receive`] and [`Transmit`].
 //!
-//! [`cmsg`], [`completion`] and [`send::send_dmabuf`] are what these are made of. [`netlink`] builds any
+//! [`cmsg`], [`completion`] and [`TxSocket`] are what these are made of. [`netlink`] builds any
 //! request by hand, malformed ones too; [`netdev`] and [`ethtool`] are the two generic netlink families
 //! a receiver needs, and [`device`] makes a device ready; [`provider`] tells which implementation serves
 //! bindings; [`netns`] runs code in another network namespace.
@@ -111,6 +111,9 @@ pub mod netns;
 pub mod provider;
 pub mod recv;
 pub mod send;
+pub mod tcp;
+#[cfg(test)]
+mod testing;
 pub mod token;
 pub mod uring;
 
@@ -132,5 +135,6 @@ pub use send::SendError;
 pub use send::Sender;
 pub use send::Source;
 pub use send::Transmit;
+pub use tcp::TxSocket;
 pub use token::Token;
 pub use token::TokenBatch;

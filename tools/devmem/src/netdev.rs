@@ -3,6 +3,7 @@
 //! The `netdev` generic netlink family: binding dma-bufs to queues, and asking what is bound.
 
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 
 use crate::netlink::Attrs;
@@ -131,6 +132,8 @@ impl Netdev {
             .iter()
             .find_map(|reply| number(reply, dmabuf::ID))
             .and_then(|id| u32::try_from(id).ok())
+            // There is none of this number, and in a call of sendmsg() it means that there are addresses.
+            .filter(|&id| id != 0)
             .ok_or(Error::Answer("the answer to a bind request has no id"))
     }
 
@@ -306,6 +309,7 @@ impl BindTx {
     pub fn bind(&self, dmabuf: impl AsFd) -> Result<TxBinding, Error> {
         let mut netdev = Netdev::open()?;
         let id = netdev.bind_tx(&self.attrs(&dmabuf))?;
+        let id = NonZero::new(id).ok_or(Error::Answer("a binding without a number"))?;
         Ok(TxBinding {
             id,
             _netdev: netdev,
@@ -318,7 +322,7 @@ impl BindTx {
 /// What has been sent by then is still delivered, and completes.
 #[derive(Debug)]
 pub struct TxBinding {
-    id: u32,
+    id: NonZero<u32>,
     // The kernel unbinds when the socket that bound is closed.
     _netdev: Netdev,
 }
@@ -326,11 +330,16 @@ pub struct TxBinding {
 impl TxBinding {
     /// Its number, which `sendmsg()` is told.
     pub fn id(&self) -> u32 {
+        self.id.get()
+    }
+
+    /// Its number, which is not 0.
+    pub(crate) fn number(&self) -> NonZero<u32> {
         self.id
     }
 
     /// Its provider and its size. Errors as of [`bindings`](crate::provider::bindings).
     pub fn stats(&self) -> io::Result<BindingInfo> {
-        provider::binding(self.id)
+        provider::binding(self.id())
     }
 }

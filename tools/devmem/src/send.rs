@@ -6,6 +6,7 @@ use std::error;
 use std::fmt;
 use std::io;
 use std::mem;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
@@ -30,6 +31,9 @@ use crate::dmabuf::Filled;
 use crate::dmabuf::Region;
 use crate::netdev::TxBinding;
 use crate::recv::Frag;
+use crate::tcp;
+use crate::tcp::TxSocket;
+use crate::tcp::check_flags;
 
 /// Most extents that the kernel takes in one call (`UIO_MAXIOV`).
 pub const MAX_EXTENTS: usize = 1024;
@@ -85,27 +89,9 @@ impl<T: Source> Source for Vec<T> {
     }
 }
 
-/// Size of a socket option that is a number.
-const C_INT: libc::socklen_t = 4;
-const _: () = assert!(size_of::<libc::c_int>() == 4);
-
 /// Lets `socket` send with `MSG_ZEROCOPY`.
 pub fn enable_zerocopy(socket: impl AsFd) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: `on` is readable for the length given, and the kernel only reads it.
-    let ret = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ZEROCOPY,
-            (&raw const on).cast(),
-            C_INT,
-        )
-    };
-    match ret {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    tcp::set_number(socket.as_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)
 }
 
 /// What the kernel is told of an extent. Fails if that is more than an iovec of this machine can say.
@@ -123,32 +109,29 @@ pub(crate) fn iovec(extent: &Extent) -> io::Result<libc::iovec> {
     }
 }
 
-/// Sends parts of the dma-buf of a transmit binding with one call, as they are; returns how many bytes.
-///
-/// The socket's error queue tells when their memory is free again. Those who send want a [`Sender`],
-/// which keeps the kernel's limits and counts for them.
-///
-/// Beware of number 0, and of sockets other than TCP: the kernel takes offsets for addresses then.
-pub fn send_dmabuf(
-    socket: impl AsFd,
-    dmabuf_id: u32,
+/// Sends parts of the dma-buf of a transmit binding with one call: [`TxSocket::send`].
+pub(crate) fn send_dmabuf(
+    socket: &TxSocket<'_>,
+    dmabuf_id: NonZero<u32>,
     extents: &[Extent],
     flags: i32,
 ) -> io::Result<usize> {
+    check_flags(flags)?;
     let mut iov: Vec<_> = extents.iter().map(iovec).collect::<io::Result<_>>()?;
-    let mut control = cmsg::tx_control(dmabuf_id);
+    let mut control = cmsg::tx_control(dmabuf_id.get());
     // SAFETY: All-zero is a valid msghdr (null pointers, zero lengths).
     let mut msg: libc::msghdr = unsafe { mem::zeroed() };
     msg.msg_iov = iov.as_mut_ptr();
     msg.msg_iovlen = iov.len();
     msg.msg_control = control.as_mut_ptr().cast();
     msg.msg_controllen = control.len();
-    // SAFETY: `msg` points to iovecs and a control buffer, both readable for the lengths given. The
-    // kernel takes the iovecs for offsets. Where it does not (number 0, sockets other than TCP) it reads
-    // what is there, or refuses; it never writes.
+    // SAFETY: `msg` points to iovecs and a control buffer, both readable for the lengths given. What the
+    // iovecs hold are offsets into a dma-buf, which the kernel takes for addresses never: the socket is one
+    // of TCP and connected, the number is not 0, and the flags do not change that. A kernel that does not
+    // know the control message refuses the call.
     let ret = unsafe {
         libc::sendmsg(
-            socket.as_fd().as_raw_fd(),
+            socket.fd().as_raw_fd(),
             &msg,
             flags | libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL,
         )
@@ -195,21 +178,21 @@ impl<T> From<SendError<T>> for io::Error {
 /// [`completed`](Self::completed) when its memory is free. What is in flight when the sender is dropped
 /// never comes back (tokens return when their socket is closed): wait for it if that matters.
 ///
-/// The kernel counts zero-copy calls from the first one of a socket on. So a socket has one sender, and
-/// nothing else sends with `MSG_ZEROCOPY` there, before or beside it. Other calls, `write()` say, may be
-/// mixed in.
+/// The kernel counts zero-copy calls from the first one of a socket on. So a socket has one sender, once and
+/// for all, and nothing else may send with `MSG_ZEROCOPY` there beside it. Other calls, `write()` say, may
+/// be mixed in.
 #[derive(Debug)]
 pub struct Sender<'s, T> {
-    socket: BorrowedFd<'s>,
+    socket: TxSocket<'s>,
     flight: InFlight<T>,
 }
 
 impl<'s, T: Source> Sender<'s, T> {
-    /// Makes a socket ready for sending from dma-bufs.
+    /// Makes a socket ready for sending from dma-bufs. It has to be connected, by TCP, and `SO_ZEROCOPY` has
+    /// to be off; errors as of [`TxSocket::new`].
     pub fn new(socket: &'s impl AsFd) -> io::Result<Self> {
-        enable_zerocopy(socket)?;
         Ok(Self {
-            socket: socket.as_fd(),
+            socket: TxSocket::new(socket)?,
             flight: InFlight::new(),
         })
     }
@@ -222,7 +205,8 @@ impl<'s, T: Source> Sender<'s, T> {
         self.send_flags(binding, source, 0)
     }
 
-    /// Like [`send`](Self::send), with more flags of `sendmsg()`: `MSG_MORE`, `MSG_DONTWAIT`.
+    /// Like [`send`](Self::send), with more flags of `sendmsg()`: `MSG_MORE`, `MSG_DONTWAIT`, `MSG_OOB`,
+    /// `MSG_EOR`, `MSG_CONFIRM`, `MSG_DONTROUTE`. Others are refused.
     pub fn send_flags(
         &mut self,
         binding: &TxBinding,
@@ -285,7 +269,7 @@ impl<'s, T: Source> Sender<'s, T> {
     /// Takes what is on the error queue; returns how many messages that were.
     fn reap(&mut self) -> io::Result<usize> {
         let mut messages = 0;
-        while let Some(completions) = completion::read(self.socket)? {
+        while let Some(completions) = completion::read(self.socket.fd())? {
             messages += 1;
             for completion in completions {
                 self.flight.complete(completion)?;
@@ -296,12 +280,12 @@ impl<'s, T: Source> Sender<'s, T> {
 
     fn wait_until_reaped(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         loop {
-            wait_for_error_queue(self.socket, deadline)?;
+            wait_for_error_queue(self.socket.fd(), deadline)?;
             if self.reap()? > 0 {
                 return Ok(());
             }
             // Not the error queue, but the connection's own error, or its end.
-            match getsockopt(&self.socket, sockopt::SocketError)? {
+            match getsockopt(&self.socket.fd(), sockopt::SocketError)? {
                 0 => std::thread::sleep(CLOSED),
                 errno => return Err(io::Error::from_raw_os_error(errno)),
             }
@@ -319,7 +303,7 @@ pub(crate) trait Calls<T> {
     fn call(
         &mut self,
         key: Key,
-        dmabuf_id: u32,
+        dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
     ) -> io::Result<Option<u64>>;
@@ -333,11 +317,11 @@ impl<T: Source> Calls<T> for Sender<'_, T> {
     fn call(
         &mut self,
         _key: Key,
-        dmabuf_id: u32,
+        dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
     ) -> io::Result<Option<u64>> {
-        match send_dmabuf(self.socket, dmabuf_id, extents, flags) {
+        match send_dmabuf(&self.socket, dmabuf_id, extents, flags) {
             Ok(bytes) => Ok(Some(bytes as u64)),
             Err(err) => self.before_retry(err, flags).map(|()| None),
         }
@@ -353,7 +337,7 @@ pub(crate) fn send_all<T: Source>(
 ) -> Result<(), SendError<T>> {
     let mut extents: Vec<_> = source.extents().filter(|extent| extent.len > 0).collect();
     let key = sender.flight().open(source);
-    let result = send_extents(sender, key, binding.id(), &mut extents, flags);
+    let result = send_extents(sender, key, binding.number(), &mut extents, flags);
     let source = sender.flight().close(key);
     result.map_err(|(sent, error)| SendError {
         error,
@@ -366,7 +350,7 @@ pub(crate) fn send_all<T: Source>(
 fn send_extents<T>(
     sender: &mut impl Calls<T>,
     key: Key,
-    dmabuf_id: u32,
+    dmabuf_id: NonZero<u32>,
     extents: &mut [Extent],
     flags: i32,
 ) -> Result<(), (u64, io::Error)> {

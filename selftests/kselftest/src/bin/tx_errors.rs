@@ -685,7 +685,7 @@ fn no_memory_for_more_calls() -> Outcome {
 
 /// The library waits, and loses nothing.
 fn sender_without_memory_for_more_calls() -> Outcome {
-    let bench = sending()?;
+    let bench = without_zerocopy()?;
     limit_option_memory(&bench)?;
     let parts: Vec<_> = (0..200).map(|i| extent(i * 10, 10)).collect();
     thread::scope(|scope| -> Outcome {
@@ -714,7 +714,7 @@ fn sender_without_memory_for_more_calls() -> Outcome {
 
 /// The errors of the library: the source comes back if nothing of it was sent.
 fn sender_gives_back_what_it_cannot_send() -> Outcome {
-    let bench = sending()?;
+    let bench = without_zerocopy()?;
     let mut sender = Sender::new(&bench.connection.tx)?;
     let bad = extent(MEMORY, 1);
     let err = sender.send(&bench.binding, vec![bad]).expect_err("outside");

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::mem;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
@@ -31,9 +32,10 @@ use crate::send::MAX_EXTENTS;
 use crate::send::SendError;
 use crate::send::Source;
 use crate::send::Transmit;
-use crate::send::enable_zerocopy;
 use crate::send::iovec;
 use crate::send::send_all;
+use crate::tcp::TxSocket;
+use crate::tcp::check_flags;
 
 const ENTRIES: u32 = 8;
 /// `MSG_ERRQUEUE`, as io_uring takes it.
@@ -62,7 +64,7 @@ const SIZE: usize = IOVECS + MAX_EXTENTS * size_of::<libc::iovec>();
 /// It does what [`crate::Sender`] does, and what is said there holds here.
 #[derive(Debug)]
 pub struct Sender<'s, T> {
-    socket: BorrowedFd<'s>,
+    socket: TxSocket<'s>,
     flight: InFlight<T>,
     /// `None` once it was leaked, or freed.
     inner: Option<Inner>,
@@ -83,15 +85,16 @@ struct Inner {
 }
 
 impl<'s, T: Source> Sender<'s, T> {
-    /// Makes a socket ready for sending from dma-bufs.
+    /// Makes a socket ready for sending from dma-bufs, as [`crate::Sender::new`] does.
     pub fn new(socket: &'s impl AsFd) -> io::Result<Self> {
-        enable_zerocopy(socket)?;
+        // What may fail comes before the socket, of which there is no second one to be had.
+        let (ring, memory) = (Ring::new(ENTRIES)?, Memory::new(SIZE)?);
         Ok(Self {
-            socket: socket.as_fd(),
+            socket: TxSocket::new(socket)?,
             flight: InFlight::new(),
             inner: Some(Inner {
-                ring: Ring::new(ENTRIES)?,
-                memory: Memory::new(SIZE)?,
+                ring,
+                memory,
                 reaping: false,
                 sent: None,
                 reaped: None,
@@ -108,7 +111,7 @@ impl<'s, T: Source> Sender<'s, T> {
         self.send_flags(binding, source, 0)
     }
 
-    /// Like [`send`](Self::send), with more flags of `sendmsg()`: `MSG_MORE`, `MSG_DONTWAIT`.
+    /// Like [`send`](Self::send), with more flags of `sendmsg()`: those of [`crate::Sender::send_flags`].
     pub fn send_flags(
         &mut self,
         binding: &TxBinding,
@@ -122,12 +125,12 @@ impl<'s, T: Source> Sender<'s, T> {
     fn send_once(
         &mut self,
         key: Key,
-        dmabuf_id: u32,
+        dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
     ) -> io::Result<i32> {
         let inner = self.inner.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        inner.request_send(self.socket, dmabuf_id, extents, flags)?;
+        inner.request_send(&self.socket, dmabuf_id, extents, flags)?;
         loop {
             if let Some(result) = inner.sent.take() {
                 return Ok(result);
@@ -196,7 +199,7 @@ impl<'s, T: Source> Sender<'s, T> {
                 None if looked && (found || !wait) => return Ok(found),
                 None | Some(libc::EINTR) => (),
                 // Not the error queue, but the connection's own error, or its end.
-                Some(libc::EAGAIN) => match getsockopt(&self.socket, sockopt::SocketError)? {
+                Some(libc::EAGAIN) => match getsockopt(&self.socket.fd(), sockopt::SocketError)? {
                     0 if wait && !found => thread::sleep(CLOSED),
                     0 => return Ok(found),
                     errno => return Err(io::Error::from_raw_os_error(errno)),
@@ -205,7 +208,7 @@ impl<'s, T: Source> Sender<'s, T> {
                 Some(_) => found = true,
             }
             if !inner.reaping {
-                inner.request_reap(self.socket)?;
+                inner.request_reap(self.socket.fd())?;
             }
             inner.ring.enter(usize::from(wait && !found), None)?;
             inner.take_completions();
@@ -222,7 +225,7 @@ impl<T: Source> Calls<T> for Sender<'_, T> {
     fn call(
         &mut self,
         key: Key,
-        dmabuf_id: u32,
+        dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
     ) -> io::Result<Option<u64>> {
@@ -250,12 +253,13 @@ impl Inner {
     /// Adds a request to send.
     fn request_send(
         &mut self,
-        socket: BorrowedFd<'_>,
-        dmabuf_id: u32,
+        socket: &TxSocket<'_>,
+        dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
     ) -> io::Result<()> {
-        let control = cmsg::tx_control(dmabuf_id);
+        check_flags(flags)?;
+        let control = cmsg::tx_control(dmabuf_id.get());
         let flags = u32::try_from(flags | libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL)
             .map_err(|_| io::ErrorKind::InvalidInput)?;
         let header = self.memory.at::<libc::msghdr>(SEND_HEADER, REAP_HEADER);
@@ -275,12 +279,12 @@ impl Inner {
             msg.msg_controllen = control.len();
             header.write(msg);
         }
-        let entry = opcode::SendMsg::new(Fd(socket.as_raw_fd()), header)
+        let entry = opcode::SendMsg::new(Fd(socket.fd().as_raw_fd()), header)
             .flags(flags)
             .build()
             .user_data(SEND);
-        // SAFETY: What it refers to is in the memory, which outlives the request. The iovecs are offsets:
-        // for these to be read as addresses the binding's number would have to be 0.
+        // SAFETY: What it refers to is in the memory, which outlives the request. What the iovecs hold are
+        // offsets into a dma-buf, which the kernel takes for addresses never, as in `send_dmabuf()`.
         unsafe { self.ring.push(&entry) }
     }
 

@@ -275,7 +275,8 @@ pub fn by_io_uring() -> Outcome {
     let binding = stage.pair.tx.bind_tx(&stage.memory)?;
     let send = |become_somebody: fn() -> io::Result<()>| -> io::Result<String> {
         let mut child = Child::start(|talk| {
-            let socket = stage.connect_in_child()?;
+            enter(&stage.pair.tx.ns)?;
+            let socket = TcpStream::connect(stage.address()?)?;
             let mut sender = uring::Sender::new(&socket)?;
             become_somebody()?;
             let sent = sender.send(&binding, PART);
