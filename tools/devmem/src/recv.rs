@@ -194,6 +194,70 @@ impl<'r, 's> Iterator for Received<'r, 's> {
 
 impl Drop for Received<'_, '_> {
     fn drop(&mut self) {
-        self.for_each(drop);
+        // Not by way of next(), which ends where a piece is not what it should be.
+        for cmsg in &mut self.cmsgs {
+            if let DevmemCmsg::Dmabuf(cmsg) = cmsg {
+                drop(Token::new(self.socket, cmsg.frag_token, self.collector));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    fn message(kind: i32, size: u32, token: u32) -> Vec<u8> {
+        let mut data = 4096_u64.to_ne_bytes().to_vec();
+        for word in [size, token, 1, 0] {
+            data.extend(word.to_ne_bytes());
+        }
+        cmsg::encode(libc::SOL_SOCKET, kind, &data)
+    }
+
+    fn frag(token: u32) -> Vec<u8> {
+        message(cmsg::SCM_DEVMEM_DMABUF, 10, token)
+    }
+
+    /// The tokens that come back to a ring.
+    fn returned(ring: &Collector) -> Vec<u32> {
+        std::iter::from_fn(|| ring.take())
+            .flat_map(|call| call.as_slice().to_vec())
+            .flat_map(|range| range.start..range.start + range.count)
+            .collect()
+    }
+
+    #[test]
+    fn what_was_not_asked_for_goes_back() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let ring = Arc::new(Collector::new());
+        let linear = message(cmsg::SCM_DEVMEM_LINEAR, 3, 0);
+        let control = [frag(7), linear, frag(9), frag(10)].concat();
+        let mut received = Received::new(socket.as_fd(), b"abcd", &control, 33, Some(&ring));
+        let kept = received.next();
+        assert!(matches!(&kept, Some(Piece::Frag(frag)) if (frag.offset, frag.size) == (4096, 10)));
+        assert!(matches!(received.next(), Some(Piece::Linear(b"abc"))));
+        drop(received);
+        assert_eq!(returned(&ring), [9, 10]);
+        drop(kept);
+        assert_eq!(returned(&ring), [7]);
+    }
+
+    #[test]
+    fn a_piece_that_is_none_loses_no_token() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let ring = Arc::new(Collector::new());
+        // More linear bytes than there are.
+        let linear = message(cmsg::SCM_DEVMEM_LINEAR, 5, 0);
+        let control = [frag(1), linear.clone(), frag(2), linear, frag(3)].concat();
+        drop(Received::new(
+            socket.as_fd(),
+            b"abcd",
+            &control,
+            40,
+            Some(&ring),
+        ));
+        assert_eq!(returned(&ring), [1, 2, 3]);
     }
 }

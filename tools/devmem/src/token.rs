@@ -54,6 +54,9 @@ pub fn dontneed(socket: impl AsFd, ranges: &[TokenRange]) -> io::Result<u32> {
 ///
 /// Dropping costs a system call for each token; a [`TokenBatch`] returns many with one. A token of a
 /// [`uring::Receiver`](crate::uring::Receiver) costs none: it goes with the next call of that.
+///
+/// A drop cannot say that it failed, which takes a kernel without memory for a few bytes; the piece comes back
+/// when the socket is closed then. A [`TokenBatch`] says so, and tries again.
 #[derive(Debug)]
 #[must_use = "a token which is dropped gives its memory back to the NIC"]
 pub struct Token<'s> {
@@ -85,22 +88,35 @@ impl<'s> Token<'s> {
         mem::forget(self);
         id
     }
+
+    /// Gives it back, and tells if that failed: then the token is still there, to be given back later.
+    fn give_back(mut self) -> Result<(), (Self, io::Error)> {
+        match self.try_return() {
+            Ok(()) => {
+                self.into_id();
+                Ok(())
+            }
+            Err(err) => Err((self, err)),
+        }
+    }
+
+    fn try_return(&mut self) -> io::Result<()> {
+        if self.collector.take().is_some_and(|ring| ring.push(self.id)) {
+            return Ok(());
+        }
+        let range = TokenRange {
+            start: self.id,
+            count: 1,
+        };
+        dontneed(self.socket, &[range]).map(drop)
+    }
 }
 
 impl Drop for Token<'_> {
     fn drop(&mut self) {
-        if self.collector.take().is_some_and(|ring| ring.push(self.id)) {
-            return;
-        }
         // Nobody to tell: the socket is open, and the token is the caller's own, so this cannot
         // fail but for want of memory, and closing the socket returns the token then.
-        let _ = dontneed(
-            self.socket,
-            &[TokenRange {
-                start: self.id,
-                count: 1,
-            }],
-        );
+        let _ = self.try_return();
     }
 }
 
@@ -195,7 +211,7 @@ impl Collector {
     }
 
     /// Takes a token over, unless nobody would return it any more.
-    fn push(&self, id: u32) -> bool {
+    pub(crate) fn push(&self, id: u32) -> bool {
         let mut collected = self.lock();
         if !collected.open {
             return false;
@@ -234,14 +250,95 @@ impl Collector {
 /// Tokens of one socket on their way back to the NIC.
 ///
 /// Consecutive tokens are joined, and a call is made whenever one is full, at [`flush`] and when this
-/// is dropped.
+/// is dropped. If a call fails its tokens stay here, and go with the next.
 ///
 /// [`flush`]: TokenBatch::flush
 #[derive(Debug)]
 pub struct TokenBatch<'s> {
     socket: BorrowedFd<'s>,
-    ranges: Ranges,
+    queue: Queue,
+    /// Tokens of other sockets and of rings that could not go back.
+    others: Vec<Token<'s>>,
+}
+
+/// Calls that are to be made. None is forgotten before the kernel has heard of it.
+#[derive(Debug)]
+struct Queue {
+    /// Those that are full.
+    full: Vec<Ranges>,
+    /// The one that takes more tokens.
+    last: Ranges,
+    /// Tokens returned in all.
     returned: u64,
+}
+
+impl Queue {
+    fn new() -> Self {
+        Self {
+            full: Vec::new(),
+            last: Ranges::new(),
+            returned: 0,
+        }
+    }
+
+    /// Adds a token, and makes the calls that are full.
+    fn push(
+        &mut self,
+        id: u32,
+        call: impl FnMut(&[TokenRange]) -> io::Result<u32>,
+    ) -> io::Result<()> {
+        if self.last.push(id) {
+            return Ok(());
+        }
+        self.full.push(mem::replace(&mut self.last, Ranges::new()));
+        self.last.push(id);
+        self.flush_full(call)
+    }
+
+    /// Makes all calls. Those that fail stay, for the next time; the first error is told.
+    fn flush(&mut self, mut call: impl FnMut(&[TokenRange]) -> io::Result<u32>) -> io::Result<()> {
+        let mut result = self.flush_full(&mut call);
+        if self.last.len > 0 {
+            match call(self.last.as_slice()) {
+                Ok(returned) => {
+                    self.returned += u64::from(returned);
+                    result = result.and(self.last.check(returned));
+                    self.last.clear();
+                }
+                Err(err) => result = result.and(Err(err)),
+            }
+        }
+        result
+    }
+
+    fn flush_full(
+        &mut self,
+        mut call: impl FnMut(&[TokenRange]) -> io::Result<u32>,
+    ) -> io::Result<()> {
+        let mut first = None;
+        self.full.retain(|ranges| {
+            let (outcome, stays) = match call(ranges.as_slice()) {
+                Ok(returned) => {
+                    self.returned += u64::from(returned);
+                    (ranges.check(returned), false)
+                }
+                Err(err) => (Err(err), true),
+            };
+            first = first.take().or(outcome.err());
+            stays
+        });
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Tokens that have not gone back.
+    fn len(&self) -> u64 {
+        let full: u64 = self
+            .full
+            .iter()
+            .map(|ranges| u64::from(ranges.tokens))
+            .sum();
+        full + u64::from(self.last.tokens)
+    }
 }
 
 impl<'s> TokenBatch<'s> {
@@ -249,39 +346,55 @@ impl<'s> TokenBatch<'s> {
     pub fn new(socket: &'s impl AsFd) -> Self {
         Self {
             socket: socket.as_fd(),
-            ranges: Ranges::new(),
-            returned: 0,
+            queue: Queue::new(),
+            others: Vec::new(),
         }
     }
 
     /// Adds a token. One of another socket, or of a ring, returns itself there instead.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`flush`](Self::flush). The token was added, whatever went wrong.
     pub fn push(&mut self, token: Token<'s>) -> io::Result<()> {
         if token.socket.as_raw_fd() != self.socket.as_raw_fd() || token.collector.is_some() {
-            return Ok(());
+            return self.return_other(token);
         }
-        let id = token.into_id();
-        if !self.ranges.push(id) {
-            self.flush()?;
-            self.ranges.push(id);
-        }
-        Ok(())
+        let socket = self.socket;
+        self.queue
+            .push(token.into_id(), |ranges| dontneed(socket, ranges))
     }
 
     /// Returns what has been added so far.
+    ///
+    /// # Errors
+    ///
+    /// The first one of `setsockopt(SO_DEVMEM_DONTNEED)`. The tokens that it was about are still here, and
+    /// go with the next call. An error of kind [`Other`](io::ErrorKind::Other) says that the kernel did not
+    /// know all of the tokens: these are gone.
     pub fn flush(&mut self) -> io::Result<()> {
-        if self.ranges.len == 0 {
-            return Ok(());
-        }
-        let returned = dontneed(self.socket, self.ranges.as_slice())?;
-        self.returned += u64::from(returned);
-        let result = self.ranges.check(returned);
-        self.ranges.clear();
-        result
+        let socket = self.socket;
+        let result = self.queue.flush(|ranges| dontneed(socket, ranges));
+        mem::take(&mut self.others)
+            .into_iter()
+            .fold(result, |result, token| result.and(self.return_other(token)))
+    }
+
+    fn return_other(&mut self, token: Token<'s>) -> io::Result<()> {
+        token.give_back().map_err(|(token, err)| {
+            self.others.push(token);
+            err
+        })
     }
 
     /// How many tokens this batch has returned in all.
     pub fn returned(&self) -> u64 {
-        self.returned
+        self.queue.returned
+    }
+
+    /// How many tokens this batch has, and has not returned.
+    pub fn held(&self) -> u64 {
+        self.queue.len() + self.others.len() as u64
     }
 }
 
@@ -296,6 +409,11 @@ impl Drop for TokenBatch<'_> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
+    use std::net::Ipv4Addr;
+    use std::net::UdpSocket;
+    use std::panic::AssertUnwindSafe;
+    use std::panic::catch_unwind;
 
     /// Splits `ids` into calls the way a batch does.
     fn calls(ids: &[u32]) -> Vec<Vec<TokenRange>> {
@@ -347,8 +465,136 @@ mod tests {
         );
     }
 
+    /// A kernel that has some tokens out, and fails some calls.
+    #[derive(Default)]
+    struct Kernel {
+        out: BTreeSet<u32>,
+        /// Which of the calls to come fail.
+        failures: VecDeque<bool>,
+    }
+
+    impl Kernel {
+        fn dontneed(&mut self, ranges: &[TokenRange]) -> io::Result<u32> {
+            if self.failures.pop_front() == Some(true) {
+                return Err(io::Error::from_raw_os_error(libc::ENOMEM));
+            }
+            let ids = ranges
+                .iter()
+                .flat_map(|r| r.start..=r.start + (r.count - 1));
+            Ok(ids.map(|id| u32::from(self.out.remove(&id))).sum())
+        }
+    }
+
+    /// More than a call takes, none of them neighbours.
+    const SCATTERED: u32 = 3 * 128 + 7;
+
+    #[test]
+    fn a_token_whose_call_failed_goes_with_the_next() {
+        let mut kernel = Kernel {
+            out: (0..SCATTERED).map(|i| 2 * i).collect(),
+            failures: [true, true, false].into(),
+        };
+        let mut queue = Queue::new();
+        let mut failed = 0;
+        for i in 0..SCATTERED {
+            let result = queue.push(2 * i, |ranges| kernel.dontneed(ranges));
+            failed += u32::from(result.is_err());
+        }
+        assert_eq!(failed, 2);
+        assert_eq!(queue.len() + queue.returned, u64::from(SCATTERED));
+        kernel.failures = [true].into();
+        queue.flush(|ranges| kernel.dontneed(ranges)).unwrap_err();
+        assert!(queue.len() > 0);
+        queue.flush(|ranges| kernel.dontneed(ranges)).unwrap();
+        assert_eq!((queue.len(), queue.returned), (0, SCATTERED.into()));
+        assert!(kernel.out.is_empty());
+    }
+
+    #[test]
+    fn a_call_that_panics_loses_nothing() {
+        let mut queue = Queue::new();
+        let push = |queue: &mut Queue, id| {
+            let push = AssertUnwindSafe(|| queue.push(id, |_| panic!("meant")));
+            drop(catch_unwind(push));
+        };
+        for i in 0..SCATTERED {
+            push(&mut queue, 2 * i);
+        }
+        assert_eq!(queue.len(), SCATTERED.into());
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_know_is_told_and_gone() {
+        let mut kernel = Kernel::default();
+        let mut queue = Queue::new();
+        queue.push(7, |ranges| kernel.dontneed(ranges)).unwrap();
+        let err = queue.flush(|ranges| kernel.dontneed(ranges)).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::Other);
+        assert_eq!((queue.len(), queue.returned), (0, 0));
+        queue.flush(|ranges| kernel.dontneed(ranges)).unwrap();
+    }
+
+    /// A socket without device memory: the kernel knows none of the tokens; UDP knows no tokens at all.
+    #[test]
+    fn a_batch_keeps_what_it_could_not_return() {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut batch = TokenBatch::new(&udp);
+        batch.push(Token::new(udp.as_fd(), 5, None)).unwrap();
+        batch.push(Token::new(other.as_fd(), 6, None)).unwrap_err();
+        for _ in 0..2 {
+            batch.flush().unwrap_err();
+            assert_eq!((batch.held(), batch.returned()), (2, 0));
+        }
+
+        let ring = Arc::new(Collector::new());
+        batch
+            .push(Token::new(other.as_fd(), 7, Some(&ring)))
+            .unwrap();
+        assert_eq!(batch.held(), 2);
+        assert_eq!(
+            ring.take().unwrap().as_slice(),
+            [TokenRange { start: 7, count: 1 }]
+        );
+    }
+
+    #[test]
+    fn a_call_that_was_put_back_takes_more_tokens() {
+        let ring = Collector::new();
+        assert!(ring.push(1));
+        let call = ring.take().unwrap();
+        ring.put_back(call);
+        assert!(ring.push(2));
+        let call = ring.take().unwrap();
+        assert_eq!(call.as_slice(), [TokenRange { start: 1, count: 2 }]);
+        ring.close();
+        assert!(!ring.push(3), "nobody would return it");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_failure_loses_a_token(
+            ids in ids(), failures in proptest::collection::vec(any::<bool>(), 0..40)
+        ) {
+            let mut kernel = Kernel { out: ids.iter().copied().collect(), failures: failures.into() };
+            let all = kernel.out.len() as u64;
+            let mut queue = Queue::new();
+            for &id in &kernel.out.clone() {
+                let _ = queue.push(id, |ranges| kernel.dontneed(ranges));
+                prop_assert_eq!(queue.returned + kernel.out.len() as u64, all);
+            }
+            while !kernel.failures.is_empty() {
+                let _ = queue.flush(|ranges| kernel.dontneed(ranges));
+                if queue.len() == 0 {
+                    break;
+                }
+            }
+            queue.flush(|ranges| kernel.dontneed(ranges)).unwrap();
+            prop_assert_eq!((queue.returned, queue.len()), (all, 0));
+            prop_assert!(kernel.out.is_empty());
+        }
+
         #[test]
         fn every_token_goes_back_once_and_in_order(ids in ids()) {
             let back: Vec<u32> = calls(&ids)

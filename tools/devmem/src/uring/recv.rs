@@ -31,6 +31,7 @@ use crate::recv::Received;
 use crate::token::Collector;
 use crate::token::Ranges;
 use crate::token::SO_DEVMEM_DONTNEED;
+use crate::token::dontneed;
 
 const DATA: usize = 1 << 20;
 const FRAGS: usize = 512;
@@ -298,10 +299,18 @@ impl Inner {
                     result if result == -libc::EINTR || self.buffers.ran_out(result) => continue,
                     result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
                     _ => {
-                        if self.ring.has_new() {
-                            self.ring.enter(0, None)?;
-                        }
-                        return Ok(completion);
+                        let entered = match self.ring.has_new() {
+                            true => self.ring.enter(0, None),
+                            false => Ok(()),
+                        };
+                        // If that failed, what was received is there for the next call.
+                        return match entered {
+                            Ok(()) => Ok(completion),
+                            Err(err) => {
+                                self.ready.push_front(completion);
+                                Err(err)
+                            }
+                        };
                     }
                 }
             }
@@ -386,27 +395,36 @@ impl Inner {
                 result: entry.result(),
                 buffer: cqueue::buffer_select(entry.flags()),
             });
-        } else if let Some(call) = self.returns.complete(entry.user_data(), entry.result()) {
-            collector.recycle(call);
+        } else {
+            self.returns
+                .complete(entry.user_data(), entry.result(), collector);
         }
     }
 
-    /// Ends all requests. What was received and not asked for goes back to the NIC.
-    fn shut_down(&mut self, collector: &Arc<Collector>, socket: BorrowedFd<'_>) -> io::Result<()> {
-        // Whether all tokens went back or not, the requests have to end.
-        let returned = self.finish_returns(collector);
+    /// Ends all requests. What was received and not asked for goes back to the NIC, and what could not go
+    /// back by the ring.
+    fn shut_down(&mut self, collector: &Arc<Collector>, socket: BorrowedFd<'_>) {
+        // Whatever fails, the rest has to be tried. Errors have nobody to be told to, and closing the socket
+        // returns all tokens.
+        let _ = self.finish_returns(collector);
         let mut entries = Vec::new();
-        self.ring.cancel_all(|entry| entries.push(entry))?;
+        let _ = self.ring.cancel_all(|entry| entries.push(entry));
         for entry in &entries {
             self.complete(entry, collector);
         }
         while let Some(completion) = self.ready.pop_front() {
-            if completion.result > 0 {
-                let (data, control, len) = self.buffers.lend(completion)?;
+            if completion.result <= 0 {
+                continue;
+            }
+            if let Ok((data, control, len)) = self.buffers.lend(completion) {
                 drop(Received::new(socket, data, control, len, None));
             }
         }
-        returned
+        // Requests of which nobody knows whether the kernel has made them are not among these: by now their
+        // tokens may be those of other pieces.
+        while let Some(call) = collector.take() {
+            let _ = dontneed(socket, call.as_slice());
+        }
     }
 }
 
@@ -420,20 +438,28 @@ impl Returns {
         })
     }
 
-    fn complete(&mut self, slot: u64, result: i32) -> Option<Box<Ranges>> {
-        let slot = usize::try_from(slot).ok()?;
-        let call = self.in_flight.get_mut(slot)?.take()?;
+    /// Notes how a request ended. If it failed its tokens are collected once more.
+    fn complete(&mut self, slot: u64, result: i32, collector: &Collector) {
+        let slot = usize::try_from(slot).ok();
+        let slot = slot.and_then(|slot| self.in_flight.get_mut(slot));
+        let Some(call) = slot.and_then(Option::take) else {
+            return;
+        };
         let outcome = match u32::try_from(result) {
             Ok(returned) => {
                 self.returned += u64::from(returned);
-                call.check(returned)
+                let outcome = call.check(returned);
+                collector.recycle(call);
+                outcome
             }
-            Err(_) => Err(io::Error::from_raw_os_error(-result)),
+            Err(_) => {
+                collector.put_back(call);
+                Err(io::Error::from_raw_os_error(-result))
+            }
         };
         if let Err(err) = outcome {
             self.failure.get_or_insert(err);
         }
-        Some(call)
     }
 
     /// Fails if a return has failed since the last time.
@@ -578,11 +604,73 @@ impl Drop for Receiver<'_> {
         let Some(mut inner) = self.inner.take() else {
             return;
         };
-        // Errors of returns have nobody to be told to, and closing the socket returns the tokens. But
-        // as long as there are requests in flight, their memory must not be freed.
-        let _ = inner.shut_down(&self.collector, self.socket);
+        inner.shut_down(&self.collector, self.socket);
+        // As long as there are requests in flight, their memory must not be freed.
         if inner.ring.in_flight() > 0 {
             mem::forget(inner);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::TokenRange;
+
+    const ONE: [TokenRange; 1] = [TokenRange { start: 7, count: 1 }];
+
+    /// A request in flight that returns one token.
+    fn in_flight() -> (Returns, Collector) {
+        let collector = Collector::new();
+        assert!(collector.push(7));
+        let mut returns = Returns::default();
+        let slot = returns.slot();
+        returns.in_flight[slot] = collector.take();
+        (returns, collector)
+    }
+
+    #[test]
+    fn a_token_whose_request_failed_goes_with_the_next() {
+        for errno in [libc::ENOMEM, libc::ECANCELED, libc::EINTR] {
+            let (mut returns, collector) = in_flight();
+            returns.complete(0, -errno, &collector);
+            let err = returns.check().unwrap_err();
+            assert_eq!(err.raw_os_error(), Some(errno));
+            assert_eq!(collector.take().expect("the call").as_slice(), ONE);
+            returns.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_token_that_went_back_is_gone() {
+        let (mut returns, collector) = in_flight();
+        for _ in 0..2 {
+            returns.complete(0, 1, &collector);
+            returns.complete(u64::MAX, 1, &collector);
+            returns.check().unwrap();
+            assert!(collector.take().is_none());
+            assert_eq!(returns.returned, 1);
+        }
+
+        let (mut returns, collector) = in_flight();
+        returns.complete(0, 0, &collector);
+        returns.check().unwrap_err();
+        assert!(collector.take().is_none(), "the kernel did not know it");
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        for (data, frags) in [
+            (usize::MAX, 1),
+            (1, usize::MAX),
+            (1, usize::MAX / cmsg::SPACE),
+            (usize::MAX - PAGE, 1),
+            (u32::MAX as usize, 1),
+        ] {
+            assert!(Layout::new(data, frags, 8).is_err(), "{data} {frags}");
+        }
+        let layout = Layout::new(1000, 2, 8).unwrap();
+        assert!(layout.data(7) + layout.data <= layout.size());
+        assert_eq!(layout.length as usize, layout.buffer_size());
     }
 }
