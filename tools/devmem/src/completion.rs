@@ -127,6 +127,8 @@ pub(crate) struct InFlight<T> {
     next_key: Key,
     pending: BTreeMap<Key, Pending<T>>,
     done: VecDeque<Sent<T>>,
+    /// Why nobody can tell any more what the kernel reads.
+    lost: Option<String>,
 }
 
 impl<T> InFlight<T> {
@@ -137,6 +139,24 @@ impl<T> InFlight<T> {
             next_key: 0,
             pending: BTreeMap::new(),
             done: VecDeque::new(),
+            lost: None,
+        }
+    }
+
+    /// From now on nobody can tell what the kernel still reads. What is in flight never comes back.
+    pub(crate) fn lose(&mut self, why: &io::Error) {
+        self.lost.get_or_insert_with(|| why.to_string());
+        self.forget();
+    }
+
+    /// Fails if it has come to that.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        match &self.lost {
+            None => Ok(()),
+            Some(why) => Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                format!("the sender lost track of what the kernel reads: {why}"),
+            )),
         }
     }
 
@@ -182,8 +202,15 @@ impl<T> InFlight<T> {
         None
     }
 
-    /// Notes a completion. Fails if it tells of calls that are not there: then none of it is noted.
+    /// Notes a completion. Fails if it tells of calls that are not there: then somebody else makes some, so
+    /// that nothing can be told from any number, and [`lose`](Self::lose) was called.
     pub(crate) fn complete(&mut self, completion: Completion) -> io::Result<()> {
+        self.check()?;
+        self.try_complete(completion)
+            .inspect_err(|err| self.lose(err))
+    }
+
+    fn try_complete(&mut self, completion: Completion) -> io::Result<()> {
         let start = usize::try_from(completion.first.wrapping_sub(self.first)).ok();
         let count = usize::try_from(completion.count).ok();
         let range = start
@@ -221,6 +248,14 @@ impl<T> InFlight<T> {
         Ok(())
     }
 
+    /// The next source whose memory is free again, if there is one. Fails if there never will be.
+    pub(crate) fn done_or_lost(&mut self) -> io::Result<Option<Sent<T>>> {
+        match self.take_done() {
+            None => self.check().map(|()| None),
+            done => Ok(done),
+        }
+    }
+
     /// The next source whose memory is free again.
     pub(crate) fn take_done(&mut self) -> Option<Sent<T>> {
         self.done.pop_front()
@@ -242,6 +277,7 @@ mod tests {
     use super::*;
     use crate::cmsg;
     use proptest::prelude::*;
+    use std::sync::Arc;
 
     fn extended_err(errno: u32, origin: u8, code: u8, info: u32, data: u32) -> Vec<u8> {
         let mut out = errno.to_ne_bytes().to_vec();
@@ -331,26 +367,57 @@ mod tests {
             flight.add_call(key, 1);
             flight.close(key);
         }
-        assert!(flight.complete(completion(2, 1)).is_err());
-        assert!(flight.complete(completion(1, 2)).is_err());
-        assert!(flight.complete(completion(u32::MAX, 1)).is_err());
+        assert!(flight.try_complete(completion(2, 1)).is_err());
+        assert!(flight.try_complete(completion(1, 2)).is_err());
+        assert!(flight.try_complete(completion(u32::MAX, 1)).is_err());
         assert!(
             flight
-                .complete(completion(0, u64::from(u32::MAX) + 1))
+                .try_complete(completion(0, u64::from(u32::MAX) + 1))
                 .is_err()
         );
         flight.complete(completion(1, 1)).unwrap();
-        assert!(flight.complete(completion(1, 1)).is_err(), "twice");
+        assert!(flight.try_complete(completion(1, 1)).is_err(), "twice");
         assert!(
-            flight.complete(completion(0, 2)).is_err(),
+            flight.try_complete(completion(0, 2)).is_err(),
             "one of two twice"
         );
         assert_eq!(flight.take_done().map(|sent| sent.source), Some("b"));
         assert_eq!(flight.take_done(), None);
         flight.complete(completion(0, 1)).unwrap();
-        assert!(flight.complete(completion(0, 1)).is_err(), "twice");
+        assert!(flight.try_complete(completion(0, 1)).is_err(), "twice");
         assert_eq!(flight.take_done().map(|sent| sent.source), Some("a"));
         assert_eq!(flight.calls(), 0);
+    }
+
+    #[test]
+    fn nothing_comes_back_once_a_number_made_no_sense() {
+        let kept = Arc::new(());
+        let mut flight = InFlight::new();
+        for _ in 0..3 {
+            let key = flight.open(Arc::clone(&kept));
+            flight.add_call(key, 1);
+            flight.close(key);
+        }
+        flight.complete(completion(0, 1)).unwrap();
+        let open = flight.open(Arc::clone(&kept));
+        let err = flight.complete(completion(7, 1)).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::InvalidData);
+
+        // What was done before that is, the rest never will be.
+        assert!(flight.take_done().is_some());
+        for _ in 0..2 {
+            let err = flight.complete(completion(1, 1)).unwrap_err();
+            assert_eq!(err.kind(), io::ErrorKind::BrokenPipe);
+            assert_eq!(flight.take_done(), None);
+        }
+        assert_eq!(flight.close(open), None);
+        drop(flight);
+        assert_eq!(Arc::strong_count(&kept), 1 + 3, "nobody may have them");
+        // For the sake of tools that look for leaks.
+        for _ in 0..3 {
+            // SAFETY: The three that were forgotten still count.
+            unsafe { Arc::decrement_strong_count(Arc::as_ptr(&kept)) };
+        }
     }
 
     /// Sources of some calls each, the number of the first, and an order to complete the calls in.

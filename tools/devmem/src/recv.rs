@@ -206,7 +206,6 @@ impl Drop for Received<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::UdpSocket;
 
     fn message(kind: i32, size: u32, token: u32) -> Vec<u8> {
         let mut data = 4096_u64.to_ne_bytes().to_vec();
@@ -230,7 +229,8 @@ mod tests {
 
     #[test]
     fn what_was_not_asked_for_goes_back() {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // No token returns itself here, so any descriptor will do.
+        let socket = io::stdin();
         let ring = Arc::new(Collector::new());
         let linear = message(cmsg::SCM_DEVMEM_LINEAR, 3, 0);
         let control = [frag(7), linear, frag(9), frag(10)].concat();
@@ -246,7 +246,8 @@ mod tests {
 
     #[test]
     fn a_piece_that_is_none_loses_no_token() {
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        // No token returns itself here, so any descriptor will do.
+        let socket = io::stdin();
         let ring = Arc::new(Collector::new());
         // More linear bytes than there are.
         let linear = message(cmsg::SCM_DEVMEM_LINEAR, 5, 0);

@@ -146,7 +146,7 @@ pub struct SendError<T> {
     pub error: io::Error,
     /// Bytes that were sent before that.
     pub sent: u64,
-    /// The source, if nothing was sent. Otherwise it comes back as all others.
+    /// The source, if nothing was sent. Otherwise it comes back as all others, if any do: see [`Sender`].
     pub source: Option<T>,
 }
 
@@ -181,6 +181,11 @@ impl<T> From<SendError<T>> for io::Error {
 /// The kernel counts zero-copy calls from the first one of a socket on. So a socket has one sender, once and
 /// for all, and nothing else may send with `MSG_ZEROCOPY` there beside it. Other calls, `write()` say, may
 /// be mixed in.
+///
+/// Should that happen nevertheless, or should a call fail so that nobody knows whether the kernel made it
+/// (which only io_uring's can), then nothing tells any more what the kernel still reads. From then on a sender
+/// gives back what it knew to be free, and nothing else, ever: calls fail with
+/// [`BrokenPipe`](io::ErrorKind::BrokenPipe).
 #[derive(Debug)]
 pub struct Sender<'s, T> {
     socket: TxSocket<'s>,
@@ -213,7 +218,7 @@ impl<'s, T: Source> Sender<'s, T> {
         source: T,
         flags: i32,
     ) -> Result<(), SendError<T>> {
-        send_all(self, binding, source, flags)
+        send_all(self, binding.number(), source, flags)
     }
 
     /// Waits until a call that failed is worth another try; fails if it never will be.
@@ -231,8 +236,10 @@ impl<'s, T: Source> Sender<'s, T> {
 
     /// A source whose memory is free again, if there is one by now.
     pub fn completed(&mut self) -> io::Result<Option<Sent<T>>> {
-        self.reap()?;
-        Ok(self.flight.take_done())
+        if self.flight.check().is_ok() {
+            self.reap()?;
+        }
+        self.flight.done_or_lost()
     }
 
     /// Waits for a source whose memory is free again: `None` if there is nothing to wait for.
@@ -249,9 +256,8 @@ impl<'s, T: Source> Sender<'s, T> {
     }
 
     fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<Option<Sent<T>>> {
-        self.reap()?;
         loop {
-            if let Some(sent) = self.flight.take_done() {
+            if let Some(sent) = self.completed()? {
                 return Ok(Some(sent));
             }
             if self.in_flight() == 0 {
@@ -328,16 +334,23 @@ impl<T: Source> Calls<T> for Sender<'_, T> {
     }
 }
 
-/// Sends all of a source, which lies in the dma-buf of `binding`, with as many calls as that takes.
+/// Sends all of a source, which lies in the dma-buf of a binding, with as many calls as that takes.
 pub(crate) fn send_all<T: Source>(
     sender: &mut impl Calls<T>,
-    binding: &TxBinding,
+    dmabuf_id: NonZero<u32>,
     source: T,
     flags: i32,
 ) -> Result<(), SendError<T>> {
+    if let Err(error) = sender.flight().check() {
+        return Err(SendError {
+            error,
+            sent: 0,
+            source: Some(source),
+        });
+    }
     let mut extents: Vec<_> = source.extents().filter(|extent| extent.len > 0).collect();
     let key = sender.flight().open(source);
-    let result = send_extents(sender, key, binding.number(), &mut extents, flags);
+    let result = send_extents(sender, key, dmabuf_id, &mut extents, flags);
     let source = sender.flight().close(key);
     result.map_err(|(sent, error)| SendError {
         error,
@@ -361,6 +374,10 @@ fn send_extents<T>(
         let more = if now < rest.len() { libc::MSG_MORE } else { 0 };
         let result = sender.call(key, dmabuf_id, &rest[..now], flags | more);
         if let Some(bytes) = result.map_err(|error| (sent, error))? {
+            if bytes == 0 {
+                // The kernel does not count such a call, and would not come to an end.
+                return Err((sent, io::ErrorKind::WriteZero.into()));
+            }
             sender.flight().add_call(key, bytes);
             sent += bytes;
             rest = advance(rest, bytes);
@@ -442,7 +459,9 @@ fn advance(extents: &mut [Extent], mut bytes: u64) -> &mut [Extent] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::connection;
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     fn extents() -> impl Strategy<Value = Vec<Extent>> {
         let extent = (0..1u64 << 40, 1..40u64).prop_map(|(offset, len)| Extent { offset, len });
@@ -454,6 +473,62 @@ mod tests {
             .iter()
             .flat_map(|extent| extent.offset..extent.offset + extent.len)
             .collect()
+    }
+
+    const NOBODY: NonZero<u32> = NonZero::new(0x7fff_fff0).unwrap();
+
+    /// Somebody else sends with `MSG_ZEROCOPY` beside a sender.
+    #[test]
+    fn completions_of_others_end_a_sender() {
+        let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let mut sender = Sender::new(&a).unwrap();
+        assert!(sender.wait().unwrap().is_none());
+        // SAFETY: The kernel only reads the bytes, which are there for good.
+        let sent =
+            unsafe { libc::send(a.as_raw_fd(), b"x".as_ptr().cast(), 1, libc::MSG_ZEROCOPY) };
+        assert_eq!(sent, 1);
+        let err = loop {
+            match sender.completed() {
+                Ok(None) => std::thread::sleep(CLOSED),
+                Ok(Some(_)) => panic!("nothing was sent"),
+                Err(err) => break err,
+            }
+        };
+        assert_eq!(err.kind(), io::ErrorKind::InvalidData);
+        assert_lost(&mut sender);
+    }
+
+    fn assert_lost(sender: &mut Sender<'_, Extent>) {
+        let extent = Extent { offset: 0, len: 1 };
+        for _ in 0..2 {
+            let err = send_all(sender, NOBODY, extent, 0).unwrap_err();
+            assert_eq!((err.source, err.sent), (Some(extent), 0));
+            for err in [
+                err.error,
+                sender.completed().unwrap_err(),
+                sender.wait().unwrap_err(),
+                sender.wait_timeout(Duration::ZERO).unwrap_err(),
+            ] {
+                assert_eq!(err.kind(), io::ErrorKind::BrokenPipe);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_not_sent_comes_back() {
+        let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let mut sender = Sender::new(&a).unwrap();
+        for (offset, flags) in [
+            (0, 0),
+            (0, libc::MSG_WAITALL),
+            (u64::MAX, libc::MSG_FASTOPEN),
+        ] {
+            let extent = Extent { offset, len: 1 };
+            let err = send_all(&mut sender, NOBODY, extent, flags).unwrap_err();
+            assert_eq!((err.source, err.sent), (Some(extent), 0));
+            assert_eq!(sender.in_flight(), 0);
+            assert!(sender.wait().unwrap().is_none());
+        }
     }
 
     #[test]

@@ -295,8 +295,14 @@ impl Inner {
             self.returns.check()?;
             if let Some(completion) = self.ready.pop_front() {
                 match completion.result {
-                    // A signal; or there was no buffer left, which there is now.
-                    result if result == -libc::EINTR || self.buffers.ran_out(result) => continue,
+                    // A signal; or the thread that made the request has ended, or it was cancelled in vain; or
+                    // there was no buffer left, which there is now.
+                    result
+                        if matches!(-result, libc::EINTR | libc::ECANCELED)
+                            || self.buffers.ran_out(result) =>
+                    {
+                        continue;
+                    }
                     result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
                     _ => {
                         let entered = match self.ring.has_new() {

@@ -23,6 +23,9 @@ pub(super) struct Ring {
     uring: IoUring,
     /// Requests made and not completed.
     in_flight: usize,
+    /// How the next calls of `enter()` fail, without the requests being made or with.
+    #[cfg(test)]
+    pub(super) failures: std::collections::VecDeque<(i32, bool)>,
 }
 
 impl fmt::Debug for Ring {
@@ -43,6 +46,8 @@ impl Ring {
         Ok(Self {
             uring,
             in_flight: 0,
+            #[cfg(test)]
+            failures: Default::default(),
         })
     }
 
@@ -73,6 +78,13 @@ impl Ring {
     /// Makes the requests added, and waits for `want` completions: no longer than `timeout`, after
     /// which it fails with [`TimedOut`](io::ErrorKind::TimedOut).
     pub(super) fn enter(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some((errno, made)) = self.failures.pop_front() {
+            if made {
+                self.uring.submit_and_wait(want)?;
+            }
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         let result = match timeout {
             None => self.uring.submit_and_wait(want),
             Some(timeout) => {

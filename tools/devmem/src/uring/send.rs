@@ -118,13 +118,12 @@ impl<'s, T: Source> Sender<'s, T> {
         source: T,
         flags: i32,
     ) -> Result<(), SendError<T>> {
-        send_all(self, binding, source, flags)
+        send_all(self, binding.number(), source, flags)
     }
 
     /// Makes one request, and waits for its result.
     fn send_once(
         &mut self,
-        key: Key,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
@@ -136,8 +135,9 @@ impl<'s, T: Source> Sender<'s, T> {
                 return Ok(result);
             }
             if let Err(err) = inner.ring.enter(1, None) {
-                // Nobody knows whether the kernel will send this, so nobody gets it back.
-                self.flight.add_call(key, 0);
+                // The request is in the ring, or in flight, or through: nobody knows whether the kernel will
+                // read all this, and what it writes and counts. So it stays as it is, and there is no other.
+                self.flight.lose(&err);
                 return Err(err);
             }
             inner.take_completions();
@@ -159,8 +159,10 @@ impl<'s, T: Source> Sender<'s, T> {
 
     /// A source whose memory is free again, if there is one by now.
     pub fn completed(&mut self) -> io::Result<Option<Sent<T>>> {
-        self.reap(false)?;
-        Ok(self.flight.take_done())
+        if self.flight.check().is_ok() {
+            self.reap(false)?;
+        }
+        self.flight.done_or_lost()
     }
 
     /// Waits for a source whose memory is free again: `None` if there is nothing to wait for.
@@ -169,7 +171,7 @@ impl<'s, T: Source> Sender<'s, T> {
     /// go on waiting for it.
     pub fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
         loop {
-            if let Some(sent) = self.flight.take_done() {
+            if let Some(sent) = self.flight.done_or_lost()? {
                 return Ok(Some(sent));
             }
             if self.in_flight() == 0 {
@@ -197,7 +199,8 @@ impl<'s, T: Source> Sender<'s, T> {
             let result = inner.reaped.take();
             match result.map(i32::wrapping_neg) {
                 None if looked && (found || !wait) => return Ok(found),
-                None | Some(libc::EINTR) => (),
+                // A thread that ends takes its requests along.
+                None | Some(libc::EINTR | libc::ECANCELED) => (),
                 // Not the error queue, but the connection's own error, or its end.
                 Some(libc::EAGAIN) => match getsockopt(&self.socket.fd(), sockopt::SocketError)? {
                     0 if wait && !found => thread::sleep(CLOSED),
@@ -224,12 +227,12 @@ impl<T: Source> Calls<T> for Sender<'_, T> {
 
     fn call(
         &mut self,
-        key: Key,
+        _key: Key,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
     ) -> io::Result<Option<u64>> {
-        let result = self.send_once(key, dmabuf_id, extents, flags)?;
+        let result = self.send_once(dmabuf_id, extents, flags)?;
         match u64::try_from(result) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(_) => self
@@ -352,6 +355,90 @@ impl<T> Drop for Sender<'_, T> {
         let _ = inner.ring.cancel_all(drop);
         if inner.ring.in_flight() > 0 {
             mem::forget(inner);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::connection;
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+
+    /// A binding that nobody has.
+    const NOBODY: NonZero<u32> = NonZero::new(0x7fff_fff0).unwrap();
+
+    /// A source that can be seen to be kept.
+    #[derive(Debug)]
+    struct Kept(#[expect(dead_code, reason = "it is only counted")] Arc<()>);
+
+    impl Source for Kept {
+        fn extents(&self) -> impl Iterator<Item = Extent> {
+            [Extent { offset: 0, len: 1 }].into_iter()
+        }
+    }
+
+    #[test]
+    fn what_was_not_sent_comes_back() {
+        let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        // Not every machine allows io_uring.
+        let Ok(mut sender) = Sender::new(&a) else {
+            return;
+        };
+        let kept = Arc::new(());
+        for flags in [0, libc::MSG_DONTWAIT, libc::MSG_FASTOPEN] {
+            let err = send_all(&mut sender, NOBODY, Kept(Arc::clone(&kept)), flags).unwrap_err();
+            assert_eq!((err.source.is_some(), err.sent), (true, 0));
+            assert_eq!(err.error.kind(), io::ErrorKind::InvalidInput);
+            assert!(sender.wait().unwrap().is_none());
+        }
+        assert_eq!(Arc::strong_count(&kept), 1);
+    }
+
+    #[test]
+    fn a_request_of_which_nobody_knows_ends_a_sender() {
+        for made in [false, true] {
+            let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+            let Ok(mut sender) = Sender::new(&a) else {
+                return;
+            };
+            let inner = sender.inner.as_mut().unwrap();
+            inner.ring.failures.push_back((libc::ENOMEM, made));
+            let kept = Arc::new(());
+            let err = send_all(&mut sender, NOBODY, Kept(Arc::clone(&kept)), 0).unwrap_err();
+            assert_eq!((err.source.is_none(), err.sent), (true, 0));
+            assert_eq!(err.error.raw_os_error(), Some(libc::ENOMEM));
+
+            // The request is still there, and what it refers to is what it was.
+            let inner = sender.inner.as_ref().unwrap();
+            assert_eq!(inner.ring.in_flight(), 1);
+            let header = inner.memory.at::<libc::msghdr>(SEND_HEADER, REAP_HEADER);
+            let iovecs = |sender: &Sender<'_, Kept>| {
+                let memory = &sender.inner.as_ref().unwrap().memory;
+                // SAFETY: The kernel reads this, and writes none of it.
+                unsafe { memory.bytes(IOVECS, SIZE - IOVECS) }.to_vec()
+            };
+            let before = iovecs(&sender);
+            for _ in 0..2 {
+                let other = Kept(Arc::clone(&kept));
+                let err = send_all(&mut sender, NOBODY, other, 0).unwrap_err();
+                assert_eq!((err.source.is_some(), err.sent), (true, 0));
+                for err in [
+                    err.error,
+                    sender.completed().unwrap_err(),
+                    sender.wait().unwrap_err(),
+                ] {
+                    assert_eq!(err.kind(), io::ErrorKind::BrokenPipe);
+                }
+            }
+            assert_eq!(before, iovecs(&sender));
+            // SAFETY: As above.
+            assert_eq!(unsafe { (*header).msg_iovlen }, 1);
+            drop(sender);
+            assert_eq!(Arc::strong_count(&kept), 2, "nobody may have it");
+            // SAFETY: The one that was forgotten still counts.
+            unsafe { Arc::decrement_strong_count(Arc::as_ptr(&kept)) };
         }
     }
 }
