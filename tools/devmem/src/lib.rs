@@ -24,22 +24,30 @@
 //! let (stream, _) = std::net::TcpListener::bind("192.0.2.1:5201")?.accept()?;
 //! let mut rx = Receiver::new(&stream);
 //! let mut done = TokenBatch::new(&stream);
-//! let mut payload = vec![0; 1 << 20];
+//! // The stream, from its first byte on.
+//! let mut payload = Vec::new();
 //! loop {
 //!     let received = rx.recv()?;
 //!     if received.is_eof() {
 //!         break;
 //!     }
 //!     let cpu = map.begin_read()?;
+//!     // In the order of the stream, of which any part may come in host memory.
 //!     for piece in received {
-//!         if let Piece::Frag(frag) = piece {
-//!             cpu.copy_out(frag.offset, &mut payload[..frag.size as usize])?;
-//!             done.push(frag.token)?;
+//!         match piece {
+//!             Piece::Frag(frag) => {
+//!                 // Offsets are those of one dma-buf.
+//!                 assert_eq!(frag.dmabuf_id, binding.id());
+//!                 let at = payload.len();
+//!                 payload.resize(at + frag.size as usize, 0);
+//!                 cpu.copy_out(frag.offset, &mut payload[at..])?;
+//!                 done.push(frag.token)?;
+//!             }
+//!             Piece::Linear(bytes) | Piece::Plain(bytes) => payload.extend_from_slice(bytes),
 //!         }
 //!     }
 //!     done.flush()?;
 //! }
-//! # drop(binding);
 //! # Ok(())
 //! # }
 //! ```

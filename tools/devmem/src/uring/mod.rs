@@ -18,6 +18,7 @@
 //!         break;
 //!     }
 //!     for piece in received {
+//!         // What is in `piece`, device memory or bytes that were copied, is next in the stream.
 //!         // Each token goes back by itself.
 //!     }
 //! }
