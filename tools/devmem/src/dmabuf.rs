@@ -416,6 +416,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn what_is_no_heap_gives_no_memory() {
         DmaBuf::heap(Path::new("/dev/null"), 4096, libc::O_RDWR).unwrap_err();
         DmaBuf::heap(Path::new("/dev/zero"), 4096, -1).unwrap_err();

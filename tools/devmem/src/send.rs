@@ -479,6 +479,7 @@ mod tests {
 
     /// Somebody else sends with `MSG_ZEROCOPY` beside a sender.
     #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn completions_of_others_end_a_sender() {
         let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
         let mut sender = Sender::new(&a).unwrap();
@@ -515,6 +516,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn what_was_not_sent_comes_back() {
         let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
         let mut sender = Sender::new(&a).unwrap();

@@ -536,6 +536,7 @@ mod tests {
 
     /// A socket without device memory: the kernel knows none of the tokens; UDP knows no tokens at all.
     #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn a_batch_keeps_what_it_could_not_return() {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -574,6 +575,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
+        #[cfg_attr(miri, ignore = "takes long there, and there is no unsafe code in it")]
         fn no_failure_loses_a_token(
             ids in ids(), failures in proptest::collection::vec(any::<bool>(), 0..40)
         ) {

@@ -380,6 +380,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn what_was_not_sent_comes_back() {
         let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
         // Not every machine allows io_uring.
@@ -397,6 +398,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn a_request_of_which_nobody_knows_ends_a_sender() {
         for made in [false, true] {
             let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
