@@ -10,6 +10,7 @@
 mod args;
 mod connection;
 mod error;
+mod output;
 mod receive;
 mod send;
 mod stats;

@@ -3,9 +3,7 @@
 //! Receiving: into a dma-buf, and from there to standard output or a file.
 
 use std::error::Error;
-use std::fs::File;
 use std::io;
-use std::io::Write;
 
 use devmem::BindRx;
 use devmem::Piece;
@@ -23,10 +21,8 @@ use crate::connection;
 use crate::connection::check_interrupted;
 use crate::error::bind_error;
 use crate::error::context;
+use crate::output::Output;
 use crate::stats::Stats;
-
-/// Where it goes.
-type Output = Option<Box<dyn Write>>;
 
 /// What a receiver has seen.
 struct Tally {
@@ -39,12 +35,10 @@ struct Tally {
 /// Receives one connection.
 pub fn run(args: &ReceiveArgs) -> Result<(), Box<dyn Error>> {
     let common = &args.common;
-    let output: Output = match (&args.output, args.discard) {
-        (_, true) => None,
-        (Some(path), _) => Some(Box::new(
-            File::create(path).map_err(context(path.display().to_string()))?,
-        )),
-        (None, false) => Some(Box::new(io::stdout().lock())),
+    let output = match (&args.output, args.discard) {
+        (_, true) => Output::Discard,
+        (Some(path), _) => Output::file(path).map_err(context(path.display().to_string()))?,
+        (None, false) => Output::Stdout(io::stdout()),
     };
     connection::end_by_signal()?;
     let memory = common.dmabuf()?;
@@ -123,10 +117,11 @@ impl Tally {
         loop {
             let received = rx.recv().map_err(context("receiving"))?;
             if received.is_eof() {
-                return Ok(());
+                // A signal ends the connection, too, and that is not all there was to come.
+                return Ok(check_interrupted()?);
             }
             self.stats.bytes += received.total() as u64;
-            let wanted = self.output.is_some() || self.stats.wants_data();
+            let wanted = self.output.wants_data() || self.stats.wants_data();
             let cpu = match wanted {
                 true => Some(mapping.begin_read()?),
                 false => None,
@@ -162,16 +157,11 @@ impl Tally {
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Box<dyn Error>> {
         self.stats.data(bytes);
-        if let Some(output) = &mut self.output {
-            output.write_all(bytes).map_err(context("writing"))?;
-        }
-        Ok(())
+        self.output.put(bytes).map_err(context("writing"))
     }
 
     fn finish(mut self, returned: u64) -> Result<(), Box<dyn Error>> {
-        if let Some(output) = &mut self.output {
-            output.flush().map_err(context("writing"))?;
-        }
+        self.output.finish().map_err(context("writing"))?;
         let all_copied = self.stats.bytes > 0 && self.frags == 0;
         self.stats.finish(&format!(
             "{} frags in device memory, {} bytes in host memory, {returned} tokens returned",
