@@ -3,7 +3,7 @@
 //! System calls as a program of 32 bits makes them, with the structures of one.
 //!
 //! Any program may: by the gate for such programs, which takes just 32 bits of each argument. So what
-//! the kernel is handed has to lie low ([`Low`]).
+//! the kernel is handed has to lie low (`Low`).
 
 use std::arch::asm;
 use std::ffi::c_void;

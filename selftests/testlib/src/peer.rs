@@ -17,6 +17,7 @@ use etherparse::PacketBuilder;
 use etherparse::PacketBuilderStep;
 use etherparse::SlicedPacket;
 use etherparse::TcpHeader;
+use etherparse::TcpSlice;
 use etherparse::TransportSlice;
 
 use crate::pair::End;
@@ -148,11 +149,8 @@ impl Peer {
         let mut buffer = [0; 2048];
         while let Some(len) = self.frame(&mut buffer) {
             let frame = &buffer[..len];
-            if let Ok(packet) = SlicedPacket::from_ethernet(frame)
-                && frame.starts_with(&MAC)
-                && let Some(TransportSlice::Tcp(tcp)) = packet.transport
-                && tcp.destination_port() == port
-            {
+            let segment = segment_to(port, frame).filter(|_| frame.starts_with(&MAC));
+            if let Some(tcp) = segment {
                 return Some(tcp.payload().to_vec());
             }
         }
@@ -225,12 +223,10 @@ impl Peer {
         let mut answer = None;
         let waited = wait::up_to(ANSWER, || {
             while let Some(len) = self.frame(&mut buffer) {
-                if let Ok(packet) = SlicedPacket::from_ethernet(&buffer[..len])
-                    && let Some(TransportSlice::Tcp(tcp)) = packet.transport
-                    && tcp.destination_port() == PORT
-                    && wanted(&tcp.to_header())
-                {
-                    answer = Some(tcp.to_header());
+                answer = segment_to(PORT, &buffer[..len])
+                    .map(|tcp| tcp.to_header())
+                    .filter(&wanted);
+                if answer.is_some() {
                     return Ok(true);
                 }
             }
@@ -283,4 +279,12 @@ pub fn packet_socket(end: &End) -> io::Result<OwnedFd> {
             _ => Err(io::Error::last_os_error()),
         }
     })
+}
+
+/// What a frame has of a segment of TCP to this port.
+fn segment_to(port: u16, frame: &[u8]) -> Option<TcpSlice<'_>> {
+    match SlicedPacket::from_ethernet(frame).ok()?.transport? {
+        TransportSlice::Tcp(tcp) if tcp.destination_port() == port => Some(tcp),
+        _ => None,
+    }
 }

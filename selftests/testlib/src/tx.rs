@@ -335,8 +335,8 @@ pub fn expect_in_device_memory(
     Ok(copied)
 }
 
-/// How often TCP has sent again what it got no acknowledgement for.
-pub fn retransmitted(socket: &TcpStream) -> io::Result<u8> {
+/// How often TCP has sent again what it got no acknowledgement for, or tried again what it could not send.
+pub fn tries_again(socket: &TcpStream) -> io::Result<u8> {
     // SAFETY: All-zero is a valid tcp_info, which has only numbers.
     let mut info: libc::tcp_info = unsafe { mem::zeroed() };
     let mut len = size_of_val(&info) as libc::socklen_t;
@@ -351,7 +351,7 @@ pub fn retransmitted(socket: &TcpStream) -> io::Result<u8> {
         )
     };
     match ret {
-        0 => Ok(info.tcpi_retransmits),
+        0 => Ok(info.tcpi_retransmits.saturating_add(info.tcpi_probes)),
         _ => Err(io::Error::last_os_error()),
     }
 }

@@ -242,7 +242,7 @@ fn route_to_a_device_without_device_memory() -> Outcome {
     bench.pair.tx.ip("link add dummy0 type dummy")?;
     bench.pair.tx.ip("link set dummy0 up")?;
     bench.pair.tx.ip("route add 192.0.2.1/32 dev dummy0")?;
-    retransmission(&bench.connection)?;
+    another_try(&bench.connection)?;
     let result = call.send(&bench.connection.tx);
     observe(outcome(&result));
     fails(result, Errno::ENODEV);
@@ -259,11 +259,11 @@ fn route_to_a_device_without_device_memory() -> Outcome {
     Ok(())
 }
 
-/// Waits until the socket has sent again what is not acknowledged, by the route that there is now.
-fn retransmission(connection: &Connection) -> io::Result<()> {
-    let before = tx::retransmitted(&connection.tx)?;
-    provider::wait_for("a retransmission", || {
-        Ok(tx::retransmitted(&connection.tx)? > before)
+/// Waits until the socket has tried again what is not acknowledged or could not be sent, by the route that there is now.
+fn another_try(connection: &Connection) -> io::Result<()> {
+    let before = tx::tries_again(&connection.tx)?;
+    provider::wait_for("another try", || {
+        Ok(tx::tries_again(&connection.tx)? > before)
     });
     Ok(())
 }
@@ -282,7 +282,7 @@ fn route_moved_just_before_a_send() -> Outcome {
     bench.pair.tx.ip("link set dummy0 up")?;
     bench.pair.tx.ip("route add 192.0.2.1/32 dev dummy0")?;
     bench.sends(&call);
-    retransmission(&bench.connection)?;
+    another_try(&bench.connection)?;
     fails(call.send(&bench.connection.tx), Errno::ENODEV);
     bench.pair.tx.ip("route del 192.0.2.1/32 dev dummy0")?;
     tx::expect(&bench.connection.rx, &[PART])?;
@@ -346,7 +346,7 @@ fn route_to_another_device_with_data_in_flight() -> Outcome {
     bench.sends(&call);
     bench.sends(&Call::new(bench.binding.id(), &pending).flags(more));
     bench.pair.tx.ip(&format!("route add {route}"))?;
-    retransmission(&bench.connection)?;
+    another_try(&bench.connection)?;
     let counted: u64 = (0..8)
         .map(|queue| beside.tx.counter(&format!("tx{queue}_netmem_bytes")))
         .sum::<io::Result<u64>>()?;
@@ -399,7 +399,7 @@ fn first_send_after_the_interface_was_down() -> Outcome {
     bench.sends(&call);
     bench.pair.tx.set_up(false)?;
     // It sends again what was lost, and then knows that there is no route.
-    retransmission(&bench.connection)?;
+    another_try(&bench.connection)?;
     fails(call.send(&bench.connection.tx), Errno::EHOSTUNREACH);
     bench.pair.tx.set_up(true)?;
     bench.sends(&call);
