@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use clap::ValueEnum;
+use clap::value_parser;
 use devmem::DmaBuf;
 use nix::net::if_::if_nametoindex;
 
@@ -67,6 +68,9 @@ pub struct ReceiveArgs {
     /// Write nothing: leave it in the dma-buf
     #[arg(long)]
     pub discard: bool,
+    /// Fail unless so many bytes come
+    #[arg(long, value_name = "BYTES")]
+    pub size: Option<u64>,
 }
 
 #[derive(Args)]
@@ -77,8 +81,11 @@ pub struct SendArgs {
     #[arg(short = 'f', long, value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// What is sent with one call, in KiB
-    #[arg(long, value_name = "KIB", default_value_t = 256)]
+    #[arg(long, value_name = "KIB", default_value_t = 256, value_parser = value_parser!(u64).range(1..))]
     pub chunk: u64,
+    /// Do not wait until the peer ends the connection, which tells that it has dealt with everything
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 /// Where a dma-buf comes from.

@@ -28,6 +28,8 @@ use crate::stats::Stats;
 struct Tally {
     stats: Stats,
     output: Output,
+    /// How many bytes are to come.
+    size: Option<u64>,
     frags: u64,
     copied: u64,
 }
@@ -76,6 +78,7 @@ pub fn run(args: &ReceiveArgs) -> Result<(), Box<dyn Error>> {
     let mut tally = Tally {
         stats: Stats::new(common),
         output,
+        size: args.size,
         frags: 0,
         copied: 0,
     };
@@ -100,8 +103,14 @@ pub fn run(args: &ReceiveArgs) -> Result<(), Box<dyn Error>> {
             rx.returned()
         }
     };
-    tally.finish(returned)?;
-    Ok(check_interrupted()?)
+    if let Some(size) = args.size.filter(|&size| size != tally.stats.bytes) {
+        return Err(format!("{} of {size} bytes came", tally.stats.bytes).into());
+    }
+    tally.write_out()?;
+    // Only now, so that the sender knows.
+    connection::finish(&stream).map_err(context("ending the connection"))?;
+    tally.tell(returned);
+    Ok(())
 }
 
 impl Tally {
@@ -115,12 +124,15 @@ impl Tally {
     ) -> Result<(), Box<dyn Error>> {
         let mut gathered = Vec::new();
         loop {
-            let received = rx.recv().map_err(context("receiving"))?;
+            let received = rx.recv().map_err(|err| self.cut(&err))?;
             if received.is_eof() {
                 // A signal ends the connection, too, and that is not all there was to come.
                 return Ok(check_interrupted()?);
             }
             self.stats.bytes += received.total() as u64;
+            if self.size.is_some_and(|size| self.stats.bytes > size) {
+                return Err("more bytes came than --size says".into());
+            }
             let wanted = self.output.wants_data() || self.stats.wants_data();
             let cpu = match wanted {
                 true => Some(mapping.begin_read()?),
@@ -160,8 +172,25 @@ impl Tally {
         self.output.put(bytes).map_err(context("writing"))
     }
 
-    fn finish(mut self, returned: u64) -> Result<(), Box<dyn Error>> {
-        self.output.finish().map_err(context("writing"))?;
+    /// What a connection that did not come to its end is.
+    fn cut(&self, err: &io::Error) -> String {
+        let hint = match err.kind() {
+            // It was not the sender then.
+            _ if connection::interrupted() => "",
+            io::ErrorKind::ConnectionReset if self.output.wants_data() => {
+                "\nHint: the sender gave up. What was written is a part."
+            }
+            io::ErrorKind::ConnectionReset => "\nHint: the sender gave up.",
+            _ => "",
+        };
+        format!("receiving: {err}, after {} bytes{hint}", self.stats.bytes)
+    }
+
+    fn write_out(&mut self) -> Result<(), Box<dyn Error>> {
+        self.output.finish().map_err(context("writing"))
+    }
+
+    fn tell(self, returned: u64) {
         let all_copied = self.stats.bytes > 0 && self.frags == 0;
         self.stats.finish(&format!(
             "{} frags in device memory, {} bytes in host memory, {returned} tokens returned",
@@ -172,6 +201,5 @@ impl Tally {
                 "devmem-cat: nothing came in device memory: the flow is on another queue. See --steer, and ethtool -S."
             );
         }
-        Ok(())
     }
 }

@@ -35,8 +35,7 @@ pub fn run(args: &SendArgs) -> Result<(), Box<dyn Error>> {
     let chunk = args
         .chunk
         .checked_mul(1 << 10)
-        .filter(|&chunk| chunk > 0)
-        .ok_or("--chunk has to be a number of KiB above 0")?;
+        .ok_or("--chunk is too large")?;
     let memory = common.dmabuf()?;
     let regions = memory.region()?.split(chunk);
     let binding = BindTx::new(common.ifindex()?)
@@ -60,8 +59,14 @@ pub fn run(args: &SendArgs) -> Result<(), Box<dyn Error>> {
             })?
         }
     };
+    match args.no_wait {
+        true => connection::check_error(&stream),
+        false => connection::wait_for_the_end(&stream, common.quiet),
+    }
+    .map_err(context("the peer did not take all of it"))?;
+    connection::finish(&stream).map_err(context("ending the connection"))?;
     stats.finish(&format!("{copied} calls copied by the kernel after all"));
-    Ok(check_interrupted()?)
+    Ok(())
 }
 
 /// Sends all there is, and waits until the peer has it. Returns how many of the calls were copied.

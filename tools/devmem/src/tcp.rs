@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a TCP socket has to be for the kernel to take offsets into a dma-buf for what they are.
+//! What a TCP socket has to be for the kernel to take offsets into a dma-buf for what they are; and how a
+//! connection ends so that the peer knows that it was cut.
 //!
 //! In a call that sends from a dma-buf, what else is an address is an offset. Only the `sendmsg()` of TCP
 //! knows that. Other protocols pass over the control message, take the offset for an address, and send what
@@ -8,12 +9,15 @@
 //! a [`TxSocket`].
 
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 
 use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::getpeername;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
 
 use crate::dmabuf::Extent;
 use crate::netdev::TxBinding;
@@ -160,6 +164,45 @@ fn number(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
     }
 }
 
+/// Has a connection end by a reset, or in good order, when its last descriptor is closed: by this process, or
+/// by the kernel for one that is no more, whatever ended it.
+///
+/// A program that is killed ends its connections in good order, so that the peer takes a part of a stream for
+/// all of it. One that switches this on at the start, and off when everything is done, tells the peer: its
+/// calls fail with [`ConnectionReset`](io::ErrorKind::ConnectionReset), once it has received what had arrived
+/// by then.
+///
+/// # Errors
+///
+/// Those of `setsockopt(SO_LINGER)`.
+pub fn reset_on_close(socket: impl AsFd, reset: bool) -> io::Result<()> {
+    let linger = libc::linger {
+        l_onoff: reset.into(),
+        l_linger: 0,
+    };
+    Ok(setsockopt(&socket, sockopt::Linger, &linger)?)
+}
+
+/// Ends a connection at once: the peer gets a reset, and calls that wait for something there fail, those of
+/// other threads, too. The socket stays open, and so do its tokens stay valid.
+///
+/// `shutdown()` wakes the same calls, but tells the peer that all is well.
+///
+/// # Errors
+///
+/// Those of `connect(AF_UNSPEC)`.
+pub fn abort(socket: impl AsFd) -> io::Result<()> {
+    // SAFETY: All-zero is a valid sockaddr, of family AF_UNSPEC.
+    let nobody: libc::sockaddr = unsafe { mem::zeroed() };
+    let len = libc::socklen_t::try_from(size_of_val(&nobody))
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // SAFETY: `nobody` is readable for `len` bytes, and the kernel only reads it.
+    match unsafe { libc::connect(socket.as_fd().as_raw_fd(), &nobody, len) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Reads a socket option; returns how many bytes it has.
 fn option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
     let mut len = libc::socklen_t::try_from(value.len())
@@ -210,6 +253,9 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixDatagram;
     use std::os::unix::net::UnixStream;
+    use std::process::Command;
+    use std::thread;
+    use std::time::Duration;
 
     use crate::Sender;
     use crate::testing::connection;
@@ -344,6 +390,59 @@ mod tests {
         let mut arrived = Vec::new();
         b.read_to_end(&mut arrived).unwrap();
         assert_eq!(arrived, b"!");
+    }
+
+    /// Reads to the end, whatever that is.
+    fn read_to_end(mut socket: &TcpStream) -> (Vec<u8>, Option<io::ErrorKind>) {
+        let mut read = Vec::new();
+        let end = socket.read_to_end(&mut read);
+        (read, end.err().map(|err| err.kind()))
+    }
+
+    #[test]
+    fn a_process_that_is_killed_resets_its_connections() {
+        for reset in [true, false] {
+            let (a, b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+            reset_on_close(&a, true).unwrap();
+            reset_on_close(&a, reset).unwrap();
+            (&a).write_all(b"a part").unwrap();
+            let mut child = Command::new("sleep")
+                .arg("1000")
+                .stdin(OwnedFd::from(a))
+                .spawn()
+                .unwrap();
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let end = reset.then_some(io::ErrorKind::ConnectionReset);
+            assert_eq!(read_to_end(&b), (b"a part".to_vec(), end));
+        }
+    }
+
+    /// Also when the end of the stream was announced, but the peer has not read it.
+    #[test]
+    fn a_receiver_that_is_killed_is_not_one_that_has_it_all() {
+        let (a, b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        reset_on_close(&b, true).unwrap();
+        (&a).write_all(b"all").unwrap();
+        a.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(&b), (b"all".to_vec(), None));
+        drop(b);
+        let end = Some(io::ErrorKind::ConnectionReset);
+        assert_eq!(read_to_end(&a), (vec![], end));
+    }
+
+    #[test]
+    fn an_abort_wakes_who_waits_and_resets() {
+        let (a, b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| read_to_end(&a));
+            // Whether it waits by then or not.
+            thread::sleep(Duration::from_millis(20));
+            abort(&a).unwrap();
+            assert!(reader.join().unwrap().1.is_some());
+        });
+        let end = Some(io::ErrorKind::ConnectionReset);
+        assert_eq!(read_to_end(&b), (vec![], end));
     }
 
     #[test]
