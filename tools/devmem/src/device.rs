@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::io;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::process::Command;
 
@@ -46,18 +47,25 @@ impl<'n> Device<'n> {
         self.ifindex
     }
 
-    /// Has a queue receive the flows to the port of an address, until the rule is dropped.
+    /// Has a queue receive the flows to the port of an address, until the rules are dropped: IPv4, IPv6, or
+    /// both for `[::]`.
     ///
-    /// By the program `ethtool`, which chooses a place for the rule.
+    /// By the program `ethtool`, which chooses places for the rules.
     pub fn steer(&self, to: SocketAddr, queue: u32) -> Result<Rule<'_>, Box<dyn Error>> {
-        let flow = if to.is_ipv4() { "tcp4" } else { "tcp6" };
         let (port, queue) = (to.port().to_string(), queue.to_string());
-        let text = self.ethtool(&["flow-type", flow, "dst-port", &port, "action", &queue])?;
-        let id = text
-            .rsplit_once("ID ")
-            .map(|(_, id)| id.trim().to_owned())
-            .ok_or_else(|| format!("ethtool -N does not tell the rule's number: {text:?}"))?;
-        Ok(Rule { device: self, id })
+        let mut rule = Rule {
+            device: self,
+            ids: Vec::new(),
+        };
+        for flow in flow_types(to.ip()) {
+            let text = self.ethtool(&["flow-type", flow, "dst-port", &port, "action", &queue])?;
+            let id = text
+                .rsplit_once("ID ")
+                .map(|(_, id)| id.trim().to_owned())
+                .ok_or_else(|| format!("ethtool -N does not tell the rule's number: {text:?}"))?;
+            rule.ids.push(id);
+        }
+        Ok(rule)
     }
 
     fn ethtool(&self, args: &[&str]) -> Result<String, Box<dyn Error>> {
@@ -86,17 +94,51 @@ impl Drop for Device<'_> {
     }
 }
 
-/// A steering rule, until this is dropped.
+/// By which protocols a connection to this address of a socket may come, as `ethtool` calls them.
+fn flow_types(to: IpAddr) -> &'static [&'static str] {
+    match to {
+        IpAddr::V4(_) => &["tcp4"],
+        // An address of IPv4, in the notation of a socket of IPv6.
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => &["tcp4"],
+        // All of this machine, of IPv4 too.
+        IpAddr::V6(ip) if ip.is_unspecified() => &["tcp6", "tcp4"],
+        IpAddr::V6(_) => &["tcp6"],
+    }
+}
+
+/// A steering rule, or one for each version of IP, until this is dropped.
 #[derive(Debug)]
 pub struct Rule<'d> {
     device: &'d Device<'d>,
-    id: String,
+    ids: Vec<String>,
 }
 
 impl Drop for Rule<'_> {
     fn drop(&mut self) {
-        if let Err(err) = self.device.ethtool(&["delete", &self.id]) {
-            eprintln!("{err}");
+        for id in &self.ids {
+            if let Err(err) = self.device.ethtool(&["delete", id]) {
+                eprintln!("{err}");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_versions_of_ip_come_to_a_socket_that_takes_both() {
+        for (to, expected) in [
+            ("192.0.2.1", &["tcp4"][..]),
+            ("0.0.0.0", &["tcp4"]),
+            ("::ffff:192.0.2.1", &["tcp4"]),
+            ("::ffff:0.0.0.0", &["tcp4"]),
+            ("2001:db8::1", &["tcp6"]),
+            ("::1", &["tcp6"]),
+            ("::", &["tcp6", "tcp4"]),
+        ] {
+            assert_eq!(flow_types(to.parse().unwrap()), expected, "{to}");
         }
     }
 }
