@@ -15,6 +15,9 @@ use std::os::fd::RawFd;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::Weak;
 
 use nix::fcntl::FcntlArg;
 use nix::fcntl::SealFlag;
@@ -71,9 +74,19 @@ mod ioctls {
 pub struct DmaBuf {
     fd: OwnedFd,
     size: usize,
+    /// What its regions are parts of, as long as there are some.
+    regions: Mutex<Weak<Mapping>>,
 }
 
 impl DmaBuf {
+    fn new(fd: OwnedFd, size: usize) -> Self {
+        Self {
+            fd,
+            size,
+            regions: Mutex::default(),
+        }
+    }
+
     /// A udmabuf of `size` bytes of ordinary pages; `size` is a multiple of the page size.
     pub fn udmabuf(size: usize) -> io::Result<Self> {
         let memfd = memfd(size, MFdFlags::empty())?;
@@ -105,7 +118,7 @@ impl DmaBuf {
         let fd = unsafe { ioctls::udmabuf_create(device.as_raw_fd(), &arg) }?;
         // SAFETY: The ioctl returned a file descriptor that nobody else owns.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { fd, size })
+        Ok(Self::new(fd, size))
     }
 
     /// Memory of the system heap, `/dev/dma_heap/system`.
@@ -130,7 +143,7 @@ impl DmaBuf {
         // SAFETY: The ioctl wrote a file descriptor, as `allocated()` has checked, and what a heap writes
         // there is new: nobody else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(Self { fd, size })
+        Ok(Self::new(fd, size))
     }
 
     /// Its size in bytes.
@@ -145,11 +158,27 @@ impl DmaBuf {
 
     /// Maps it for the CPU to write, as the one [`Region`] of which all others are parts.
     ///
-    /// Only one such region of a dma-buf keeps what is being sent from being overwritten: ask once.
+    /// There are no others as long as any of its parts is there, be it in a sender: two owners of the same
+    /// bytes would overwrite what is being sent. So parts that a sender never gives back keep it from being
+    /// asked for again. Of memory that several dma-bufs share nobody keeps account.
+    ///
+    /// # Errors
+    ///
+    /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) if there are regions of it; those of `mmap()`.
     pub fn region(&self) -> io::Result<Region> {
+        // Nothing here leaves things half done.
+        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        if regions.strong_count() > 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "there are regions of this dma-buf already",
+            ));
+        }
         let mapping = self.map_as(ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        let mapping = Arc::new(mapping);
+        *regions = Arc::downgrade(&mapping);
         Ok(Region {
-            mapping: Arc::new(mapping),
+            mapping,
             extent: Extent {
                 offset: 0,
                 len: self.size as u64,
@@ -413,6 +442,32 @@ mod tests {
             );
         }
         assert_eq!(allocated(3).unwrap(), 3);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn nobody_else_has_the_bytes_of_a_region() {
+        // Any memory will do that can be mapped.
+        let memory = DmaBuf::new(memfd(1 << 16, MFdFlags::empty()).unwrap(), 1 << 16);
+        let busy = || memory.region().unwrap_err().kind();
+        let region = memory.region().unwrap();
+        assert_eq!(busy(), io::ErrorKind::ResourceBusy);
+        let mut parts = region.split(1 << 12);
+        let mut at = 0;
+        for part in &parts {
+            assert_eq!(part.extent().offset, at);
+            at += part.extent().len;
+        }
+        assert_eq!(at, 1 << 16);
+        while parts.pop().is_some_and(|_| !parts.is_empty()) {
+            assert_eq!(busy(), io::ErrorKind::ResourceBusy);
+        }
+        let region = memory.region().unwrap();
+        let (first, second) = region.split_at(7).unwrap();
+        drop(first);
+        assert_eq!(busy(), io::ErrorKind::ResourceBusy);
+        drop(second);
+        memory.region().unwrap();
     }
 
     #[test]
