@@ -304,11 +304,10 @@ pub(crate) trait Calls<T> {
     /// The calls that are not completed, and their sources.
     fn flight(&mut self) -> &mut InFlight<T>;
 
-    /// Sends from the front of `extents` with one call for this source; returns how many bytes, or
-    /// `None` if it is worth another try.
+    /// Sends from the front of `extents` with one call; returns how many bytes, or `None` if it is worth
+    /// another try.
     fn call(
         &mut self,
-        key: Key,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
@@ -322,7 +321,6 @@ impl<T: Source> Calls<T> for Sender<'_, T> {
 
     fn call(
         &mut self,
-        _key: Key,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
@@ -372,7 +370,7 @@ fn send_extents<T>(
     while !rest.is_empty() {
         let now = rest.len().min(MAX_EXTENTS);
         let more = if now < rest.len() { libc::MSG_MORE } else { 0 };
-        let result = sender.call(key, dmabuf_id, &rest[..now], flags | more);
+        let result = sender.call(dmabuf_id, &rest[..now], flags | more);
         if let Some(bytes) = result.map_err(|error| (sent, error))? {
             if bytes == 0 {
                 // The kernel does not count such a call, and would not come to an end.

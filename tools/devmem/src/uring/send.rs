@@ -22,7 +22,6 @@ use crate::cmsg;
 use crate::completion;
 use crate::completion::Completion;
 use crate::completion::InFlight;
-use crate::completion::Key;
 use crate::completion::Sent;
 use crate::dmabuf::Extent;
 use crate::netdev::TxBinding;
@@ -227,7 +226,6 @@ impl<T: Source> Calls<T> for Sender<'_, T> {
 
     fn call(
         &mut self,
-        _key: Key,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
