@@ -390,6 +390,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "what is lost is leaked")]
     fn nothing_comes_back_once_a_number_made_no_sense() {
         let kept = Arc::new(());
         let mut flight = InFlight::new();
@@ -413,11 +414,6 @@ mod tests {
         assert_eq!(flight.close(open), None);
         drop(flight);
         assert_eq!(Arc::strong_count(&kept), 1 + 3, "nobody may have them");
-        // For the sake of tools that look for leaks.
-        for _ in 0..3 {
-            // SAFETY: The three that were forgotten still count.
-            unsafe { Arc::decrement_strong_count(Arc::as_ptr(&kept)) };
-        }
     }
 
     /// Sources of some calls each, the number of the first, and an order to complete the calls in.
@@ -485,7 +481,7 @@ mod tests {
                 flight.add_call(key, 1);
             }
             let known = u64::from(first).checked_add(count).is_some_and(|end| end <= calls);
-            prop_assert_eq!(flight.complete(completion(first, count)).is_ok(), known);
+            prop_assert_eq!(flight.try_complete(completion(first, count)).is_ok(), known);
         }
     }
 }
