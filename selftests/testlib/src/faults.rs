@@ -3,7 +3,7 @@
 //! Faults: an allocation, a copy from or to user space, or a call inside the kernel that fails.
 //!
 //! The first two are the kernel's own fault injection, see
-//! `Documentation/fault-injection/fault-injection.rst` there: [`nth_fails`] has one of them fail in
+//! `Documentation/fault-injection/fault-injection.rst` there: [`Watch::nth_fails`] has one of them fail in
 //! a system call, so that one after the other can be tried. [`Call`] has calls of a function fail. Both
 //! tell by a [`Site`] where that was.
 

@@ -14,20 +14,20 @@ use devmem::Receiver;
 use devmem::Token;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::machine;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
-use devmem_testlib::wait;
 
 const PAGE: usize = 4096;
 const BUFFERS: usize = 128;
 const QUEUE: u32 = 1;
 const PORT: u16 = 5001;
 const LEN: u64 = 4 << 20;
-/// Longer than a sender waits before it sends again what was lost.
+/// Longer than a sender waits before it sends again what was lost, on a machine with nothing else to do.
 const SILENCE: Duration = Duration::from_millis(1500);
 
 /// Receives and compares, but keeps every token, until nothing comes any more.
@@ -73,7 +73,7 @@ fn drops_are_counted_and_the_flow_resumes() -> Outcome {
         let timeout = connection.rx.read_timeout()?;
         connection
             .rx
-            .set_read_timeout(Some(wait::stretched(SILENCE)))?;
+            .set_read_timeout(Some(SILENCE.mul_f64(machine::slowness())))?;
         let mut receiver = Receiver::new(&connection.rx);
         let mut position = 0;
         let hoarded = hoard(&mut receiver, &map, &mut position)?;
@@ -137,7 +137,9 @@ fn the_neighbour_goes_on() -> Outcome {
     thread::scope(|scope| {
         let dry_sender = traffic::send_in(scope, &to_dry.tx, 0, 1 << 20, 1 << 20);
         let timeout = to_dry.rx.read_timeout()?;
-        to_dry.rx.set_read_timeout(Some(wait::stretched(SILENCE)))?;
+        to_dry
+            .rx
+            .set_read_timeout(Some(SILENCE.mul_f64(machine::slowness())))?;
         let mut receiver = Receiver::new(&to_dry.rx);
         let mut position = 0;
         let hoarded = hoard(&mut receiver, &dry_map, &mut position)?;

@@ -23,6 +23,7 @@ use devmem_testlib::child::enter;
 use devmem_testlib::child::give_ids;
 use devmem_testlib::child::unshare_user;
 use devmem_testlib::fixture::Receiving;
+use devmem_testlib::machine;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
@@ -31,7 +32,6 @@ use devmem_testlib::provider::Parameters;
 use devmem_testlib::report::observe;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
-use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::unistd::setresgid;
@@ -328,7 +328,7 @@ pub fn another_users_flow_goes_on() -> Outcome {
     let hoarder = pair.connect_to_queue(Ip::V4, PORT, 1)?;
     let honest = pair.connect_to_queue(Ip::V4, PORT + 1, 1)?;
     // Longer than a sender waits before it sends again what was lost.
-    let silence = wait::stretched(Duration::from_millis(1500));
+    let silence = Duration::from_millis(1500).mul_f64(machine::slowness());
     hoarder.rx.set_read_timeout(Some(silence))?;
 
     thread::scope(|scope| -> Outcome {
