@@ -26,6 +26,7 @@ use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::fixture::Sending;
+use devmem_testlib::machine;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
@@ -69,8 +70,12 @@ fn ends_with_data_in_flight(bench: Sending) -> Outcome {
 
 /// From now on what is sent stays for a while, in a queue of the sender.
 fn delay(bench: &Sending) -> io::Result<()> {
-    let delay = wait::stretched(Duration::from_millis(300)).as_millis();
-    bench.pair.tx.queueing(&format!("netem delay {delay}ms"))
+    // As long as the test takes to look, and no longer than TCP waits before it gives up.
+    let delay = Duration::from_millis(300).mul_f64(machine::slowness());
+    bench
+        .pair
+        .tx
+        .queueing(&format!("netem delay {}ms", delay.as_millis()))
 }
 
 #[track_caller]
