@@ -19,6 +19,7 @@ use devmem_testlib::Provider;
 use devmem_testlib::aftermath;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::report;
 use devmem_testlib::storm;
 use devmem_testlib::storm::Storm;
 use devmem_testlib::taker::Taker;
@@ -60,19 +61,23 @@ impl Unloader {
     }
 
     fn run(&self, mut rng: Rng) -> io::Result<()> {
+        let longer = if report::is_slow() { 20 } else { 1 };
         while !self.over.load(Ordering::Relaxed) {
             match delete_module(c"devmem_provider", DeleteModuleFlags::O_NONBLOCK) {
                 Ok(()) => {
                     self.unloaded.fetch_add(1, Ordering::Relaxed);
                     thread::sleep(Duration::from_micros(rng.u64(0..5000)));
                     load()?;
+                    // Binding takes a slow kernel as many times longer as loading: without a pause
+                    // it would hardly ever find the module there.
+                    thread::sleep(Duration::from_micros(rng.u64(0..5000)) * longer);
                 }
                 Err(Errno::EAGAIN) => {
                     self.refused.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_micros(rng.u64(0..5000)));
                 }
                 Err(err) => return Err(err.into()),
             }
-            thread::sleep(Duration::from_micros(rng.u64(0..5000)));
         }
         Ok(())
     }
