@@ -201,7 +201,12 @@ impl Queues {
     }
 
     fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        let next = |from| self.0.next_bit(from);
+        // There is nothing to be found from the end on, where a bitmap does not like to be asked: with
+        // CONFIG_RUST_BITMAP_HARDENED it panics.
+        let next = |from| match from < self.0.len() {
+            true => self.0.next_bit(from),
+            false => None,
+        };
 
         core::iter::successors(next(0), move |rxq| next(rxq + 1)).map(|rxq| rxq as u32)
     }
