@@ -49,7 +49,8 @@ use crate::report;
 use crate::wait;
 
 const BUS: &str = "/sys/bus/netdevsim";
-const QUEUES: u32 = 8;
+/// How many queues a new device has.
+pub const QUEUES: u32 = 8;
 /// Nothing in a test takes a socket longer than this.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -22,6 +22,7 @@ use devmem::netlink::Attrs;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
+use devmem_testlib::pair::QUEUES;
 use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::runner;
@@ -320,6 +321,15 @@ fn second_queue_out_of_range() -> Outcome {
     bench.refused(&attrs, refusal(libc::EINVAL, "", place))
 }
 
+/// Behind the last queue of a device there is none to be looked for.
+fn last_queue() -> Outcome {
+    let bench = Requester::new()?;
+    for queues in [&[QUEUES - 1][..], &[QUEUES - 1, 0]] {
+        drop(bench.pair.bind(queues, &bench.memory)?);
+    }
+    bench.still_good()
+}
+
 fn queue_twice() -> Outcome {
     let bench = Requester::new()?;
     let attrs = bench.pair.request(&[1, 2, 1]).attrs(&bench.memory);
@@ -545,6 +555,7 @@ fn main() -> ExitCode {
         xdp_attached,
         queue_out_of_range,
         second_queue_out_of_range,
+        last_queue,
         queue_twice,
         queue_already_bound,
         tx_queue,
