@@ -22,23 +22,10 @@ is_loaded()
 	[ -e "/sys/module/$1" ]
 }
 
-# udev would give network devices other names, at some time after they appeared.
-keep_names()
-{
-	local rules=/run/udev/rules.d
-
-	[ ! -e "$rules/80-net-setup-link.rules" ] || return 0
-	mkdir -p "$rules"
-	ln -s /dev/null "$rules/80-net-setup-link.rules"
-	# Without udev there is nothing to tell.
-	udevadm control --reload || true
-}
-
 load_netdevsim()
 {
 	local m
 
-	keep_names
 	for m in psample ptp_mock netdevsim; do
 		is_loaded "$m" || insmod "$NETDEVSIM_DIR/$m.ko"
 	done

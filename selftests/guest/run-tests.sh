@@ -15,9 +15,6 @@ limit=$1
 shift
 load_netdevsim
 load_provider
-# Devices come and go all the time. Nobody wants udev to look at them here, and it takes a
-# good part of the guest's time. Without udev there is nobody to tell.
-udevadm control --exit || true
 # Ten times as many take as many times longer.
 [ "$GUEST" = fast ] || export STORM_CONNECTIONS=${STORM_CONNECTIONS:-1000}
 
