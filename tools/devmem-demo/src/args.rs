@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+/// What goes from where to where, for each command.
 #[derive(Args)]
-pub struct RunArgs {
+pub struct Ends {
     /// The file to send
     #[arg(long)]
     pub file: PathBuf,
@@ -24,49 +25,36 @@ pub struct RunArgs {
     /// The receiver's address
     #[arg(long, default_value = "192.0.2.1")]
     pub addr: IpAddr,
-    /// The receiver's port; the plain transfer uses the next one
-    #[arg(long, default_value_t = 5201)]
-    pub port: u16,
-    /// The queue to bind to device memory
-    #[arg(long)]
-    pub queue: u32,
-    /// The queue for the plain transfer
-    #[arg(long, default_value_t = 1)]
-    pub plain_queue: u32,
-    /// Size of the dma-buf in MiB
-    #[arg(long, default_value_t = 16)]
-    pub memory: usize,
-}
-
-#[derive(Args)]
-pub struct CopyArgs {
-    /// The file to send
-    #[arg(long)]
-    pub file: PathBuf,
-    /// Network namespace of the receiver
-    #[arg(long, default_value = "rx")]
-    pub rx_netns: String,
-    /// The receiver's interface
-    #[arg(long)]
-    pub rx_if: String,
-    /// Network namespace of the sender
-    #[arg(long, default_value = "tx")]
-    pub tx_netns: String,
-    /// The sender's interface
-    #[arg(long)]
-    pub tx_if: String,
-    /// The receiver's address
-    #[arg(long, default_value = "192.0.2.1")]
-    pub addr: IpAddr,
-    /// The receiver's port
-    #[arg(long, default_value_t = 5203)]
-    pub port: u16,
     /// The receiver's queue to bind to device memory
     #[arg(long)]
     pub queue: u32,
     /// Size of each dma-buf in MiB
     #[arg(long, default_value_t = 16)]
     pub memory: usize,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub ends: Ends,
+    /// The receiver's port; the plain transfer uses the next one
+    #[arg(long, default_value_t = 5201)]
+    pub port: u16,
+    /// The queue for the plain transfer
+    #[arg(long, default_value_t = 1)]
+    pub plain_queue: u32,
+}
+
+#[derive(Args)]
+pub struct CopyArgs {
+    #[command(flatten)]
+    pub ends: Ends,
+    /// The sender's interface
+    #[arg(long)]
+    pub tx_if: String,
+    /// The receiver's port
+    #[arg(long, default_value_t = 5203)]
+    pub port: u16,
 }
 
 /// So many MiB in bytes.

@@ -49,26 +49,32 @@ enum Backend {
 
 /// Sends the file once by each backend.
 pub fn run(args: &CopyArgs) -> Result<(), Box<dyn Error>> {
-    let rx = Netns::named(&args.rx_netns)
-        .map_err(|err| format!("network namespace {}: {err}", args.rx_netns))?;
-    let tx = Netns::named(&args.tx_netns)
-        .map_err(|err| format!("network namespace {}: {err}", args.tx_netns))?;
-    let to = SocketAddr::new(args.addr, args.port);
-    let file = fs::read(&args.file).map_err(|err| format!("{}: {err}", args.file.display()))?;
+    let rx = Netns::named(&args.ends.rx_netns)
+        .map_err(|err| format!("network namespace {}: {err}", args.ends.rx_netns))?;
+    let tx = Netns::named(&args.ends.tx_netns)
+        .map_err(|err| format!("network namespace {}: {err}", args.ends.tx_netns))?;
+    let to = SocketAddr::new(args.ends.addr, args.port);
+    let file =
+        fs::read(&args.ends.file).map_err(|err| format!("{}: {err}", args.ends.file.display()))?;
 
-    let rx_memory = DmaBuf::udmabuf(args::mib(args.memory)?)?;
+    let rx_memory = DmaBuf::udmabuf(args::mib(args.ends.memory)?)?;
     let mapping = rx_memory.map()?;
-    let device = Device::prepare(&rx, &args.rx_if)?;
-    let _rule = device.steer(to, args.queue)?;
+    let device = Device::prepare(&rx, &args.ends.rx_if)?;
+    let _rule = device.steer(to, args.ends.queue)?;
     let rx_binding = rx
         .run(|| {
             Ok(BindRx::new(device.ifindex())
-                .queue(args.queue)
+                .queue(args.ends.queue)
                 .bind(&rx_memory))
         })?
-        .map_err(|err| format!("binding queue {} of {}: {err}", args.queue, args.rx_if))?;
+        .map_err(|err| {
+            format!(
+                "binding queue {} of {}: {err}",
+                args.ends.queue, args.ends.rx_if
+            )
+        })?;
 
-    let tx_memory = DmaBuf::udmabuf(args::mib(args.memory)?)?;
+    let tx_memory = DmaBuf::udmabuf(args::mib(args.ends.memory)?)?;
     let tx_binding = tx
         .run(|| Ok(BindTx::new(if_nametoindex(args.tx_if.as_str())?).bind(&tx_memory)))?
         .map_err(|err| format!("sending by {}: {err}", args.tx_if))?;

@@ -89,37 +89,42 @@ fn run(args: &RunArgs) -> Result<(), Box<dyn Error>> {
         .port
         .checked_add(1)
         .ok_or("there is no port after --port")?;
-    if args.queue == args.plain_queue {
+    if args.ends.queue == args.plain_queue {
         return Err("--plain-queue has to be another queue than --queue".into());
     }
-    let rx = Netns::named(&args.rx_netns)
-        .map_err(|err| format!("network namespace {}: {err}", args.rx_netns))?;
-    let tx = Netns::named(&args.tx_netns)
-        .map_err(|err| format!("network namespace {}: {err}", args.tx_netns))?;
-    let file = args.file.clone();
+    let rx = Netns::named(&args.ends.rx_netns)
+        .map_err(|err| format!("network namespace {}: {err}", args.ends.rx_netns))?;
+    let tx = Netns::named(&args.ends.tx_netns)
+        .map_err(|err| format!("network namespace {}: {err}", args.ends.tx_netns))?;
+    let file = args.ends.file.clone();
     let digest = thread::spawn(move || FileDigest::of(&file));
 
-    let to = SocketAddr::new(args.addr, args.port);
-    let plain_to = SocketAddr::new(args.addr, plain_port);
-    let memory = DmaBuf::udmabuf(args::mib(args.memory)?)?;
+    let to = SocketAddr::new(args.ends.addr, args.port);
+    let plain_to = SocketAddr::new(args.ends.addr, plain_port);
+    let memory = DmaBuf::udmabuf(args::mib(args.ends.memory)?)?;
     let mapping = memory.map()?;
 
-    let device = Device::prepare(&rx, &args.rx_if)?;
-    let _rule = device.steer(to, args.queue)?;
+    let device = Device::prepare(&rx, &args.ends.rx_if)?;
+    let _rule = device.steer(to, args.ends.queue)?;
     let _plain_rule = device.steer(plain_to, args.plain_queue)?;
     let binding = rx
         .run(|| {
             Ok(BindRx::new(device.ifindex())
-                .queue(args.queue)
+                .queue(args.ends.queue)
                 .bind(&memory))
         })?
-        .map_err(|err| format!("binding queue {} of {}: {err}", args.queue, args.rx_if))?;
+        .map_err(|err| {
+            format!(
+                "binding queue {} of {}: {err}",
+                args.ends.queue, args.ends.rx_if
+            )
+        })?;
     let provider = provider_of(binding.id())?;
 
     let sent = digest
         .join()
         .map_err(|_| "the thread that reads the file panicked")??;
-    let send = |to| transfer::accept(&rx, &tx, &args.file, to);
+    let send = |to| transfer::accept(&rx, &tx, &args.ends.file, to);
     let checked = send(to)?.into_device_memory(Some(&mapping))?;
     let timed = send(to)?.into_device_memory(None)?;
     let plain = send(plain_to)?.into_host_memory()?;
