@@ -20,9 +20,12 @@ const ATF_COM: i32 = 2;
 const ATF_PERM: i32 = 4;
 
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_STXCSUM: u32 = 0x17;
+const ETHTOOL_SSG: u32 = 0x19;
 const ETHTOOL_GSTATS: u32 = 0x1d;
 const ETHTOOL_STSO: u32 = 0x1f;
 const ETHTOOL_SGSO: u32 = 0x24;
+const ETHTOOL_SGRO: u32 = 0x2c;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
 const ETHTOOL_SRXCLSRLINS: u32 = 0x32;
@@ -73,6 +76,17 @@ impl Flow {
             Self::Tcp6 => (5, 34),
         }
     }
+}
+
+/// What a device does, or the stack for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// Checksums of what is sent, by the device.
+    Checksums,
+    /// Packets to be sent may lie in several places.
+    ScatterGather,
+    /// Received segments are merged.
+    Gro,
 }
 
 /// A device of the calling thread's network namespace.
@@ -205,6 +219,16 @@ impl Interface {
         channels[0] = ETHTOOL_SCHANNELS;
         channels[8] = count;
         self.ethtool(&mut channels)
+    }
+
+    /// Switches a feature.
+    pub(crate) fn set_feature(&self, feature: Feature, on: bool) -> io::Result<()> {
+        let command = match feature {
+            Feature::Checksums => ETHTOOL_STXCSUM,
+            Feature::ScatterGather => ETHTOOL_SSG,
+            Feature::Gro => ETHTOOL_SGRO,
+        };
+        self.ethtool(&mut [command, on.into()])
     }
 
     /// Switches segmentation by the device.

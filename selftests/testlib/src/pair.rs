@@ -13,6 +13,9 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -33,9 +36,12 @@ use nix::ifaddrs::getifaddrs;
 use nix::mount::MsFlags;
 use nix::mount::mount;
 use nix::net::if_::if_nameindex;
+use nix::net::if_::if_nametoindex;
 use nix::sched::CloneFlags;
 use nix::sched::unshare;
+use nix::sys::socket::SockaddrStorage;
 
+pub use crate::ifctl::Feature;
 use crate::ifctl::Flow;
 use crate::ifctl::Interface;
 use crate::provider;
@@ -178,6 +184,49 @@ impl End {
     /// Switches segmentation by the device; that by the stack stays on.
     pub fn set_tso(&self, on: bool) -> io::Result<()> {
         self.interface(|interface| interface.set_tso(on))
+    }
+
+    /// Switches a feature of the device.
+    pub fn set_feature(&self, feature: Feature, on: bool) -> io::Result<()> {
+        self.interface(|interface| interface.set_feature(feature, on))
+    }
+
+    /// Makes another device in the namespace, behind which there is nothing, with an address in a network of
+    /// 24 bits and one in a network of 64.
+    pub fn add_dummy(&self, name: &str, mtu: u32, v4: Ipv4Addr, v6: Ipv6Addr) -> io::Result<()> {
+        self.ip(&format!("link add {name} type dummy"))?;
+        self.ns.run(|| {
+            let interface = Interface::new(name)?;
+            interface.set_mtu(mtu)?;
+            interface.set_ipv4(v4)?;
+            interface.set_ipv6(if_nametoindex(name)?, v6)?;
+            interface.set_up(true)
+        })
+    }
+
+    /// Writes a setting of the namespace, by its path below `/proc/sys/net`.
+    pub fn sysctl(&self, path: &str, value: &str) -> io::Result<()> {
+        self.ns
+            .run(|| fs::write(Path::new("/proc/sys/net").join(path), value))
+            .map_err(|err| io::Error::new(err.kind(), format!("{path}: {err}")))
+    }
+
+    /// A TCP socket in the namespace, or one of another protocol that passes for it.
+    pub fn stream_socket(&self, ip: Ip, protocol: i32) -> io::Result<OwnedFd> {
+        let family = match ip {
+            Ip::V4 => libc::AF_INET,
+            Ip::V6 => libc::AF_INET6,
+        };
+        self.ns.run(|| {
+            // SAFETY: Takes no pointers.
+            let fd =
+                unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol) };
+            match fd {
+                // SAFETY: The kernel just made this file descriptor for us.
+                0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+                _ => Err(io::Error::last_os_error()),
+            }
+        })
     }
 
     /// Has GRO wait for more segments, for so many nanoseconds.
@@ -362,13 +411,17 @@ impl Pair {
             .tx
             .ns
             .run(|| TcpStream::connect_timeout(&to, timeout))?;
-        let (rx, _) = listener.accept()?;
-        for socket in [&tx, &rx] {
-            socket.set_read_timeout(Some(timeout))?;
-            socket.set_write_timeout(Some(timeout))?;
-        }
-        tx.set_nodelay(true)?;
-        Ok(Connection { rx, tx })
+        accepted(listener, tx)
+    }
+
+    /// The same by a socket of the sending end that is ready to be connected.
+    pub fn connect_by(&self, socket: OwnedFd, listener: &TcpListener) -> io::Result<Connection> {
+        let tx = TcpStream::from(socket);
+        // It goes for connect(), too.
+        tx.set_write_timeout(Some(wait::patience(SOCKET_TIMEOUT)))?;
+        let to = SockaddrStorage::from(listener.local_addr()?);
+        nix::sys::socket::connect(tx.as_raw_fd(), &to)?;
+        accepted(listener, tx)
     }
 
     /// Has a queue receive a port, and connects to that.
@@ -387,6 +440,18 @@ pub struct Connection {
     pub tx: TcpStream,
 }
 
+/// The connection of this socket and the one that a listener has for it.
+fn accepted(listener: &TcpListener, tx: TcpStream) -> io::Result<Connection> {
+    let timeout = wait::patience(SOCKET_TIMEOUT);
+    let (rx, _) = listener.accept()?;
+    for socket in [&tx, &rx] {
+        socket.set_read_timeout(Some(timeout))?;
+        socket.set_write_timeout(Some(timeout))?;
+    }
+    tx.set_nodelay(true)?;
+    Ok(Connection { rx, tx })
+}
+
 /// Where the receiving end listens.
 pub fn address(ip: Ip, port: u16) -> SocketAddr {
     let address = match ip {
@@ -394,6 +459,14 @@ pub fn address(ip: Ip, port: u16) -> SocketAddr {
         Ip::V6 => IpAddr::V6(ipv6_of(1)),
     };
     SocketAddr::new(address, port)
+}
+
+/// The sending end's address.
+pub fn sender(ip: Ip) -> IpAddr {
+    match ip {
+        Ip::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
+        Ip::V6 => IpAddr::V6(ipv6_of(2)),
+    }
 }
 
 fn ipv6_of(host: u8) -> Ipv6Addr {

@@ -117,6 +117,11 @@ impl End {
         self.command("ip", args)
     }
 
+    /// Runs `nft` at this end: commands of its language, separated by semicolons.
+    pub fn nft(&self, commands: &str) -> io::Result<()> {
+        self.command("nft", commands)
+    }
+
     fn command(&self, program: &str, args: &str) -> io::Result<()> {
         let output = self
             .ns
@@ -215,6 +220,11 @@ pub struct Decoy {
 impl Decoy {
     /// Memory of zeroes at this address, where nothing else may be.
     pub fn at(address: u64, len: u64) -> io::Result<Self> {
+        Self::filled(address, len, 0)
+    }
+
+    /// Memory of this byte at this address.
+    pub fn filled(address: u64, len: u64, byte: u8) -> io::Result<Self> {
         let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
         let hint = NonZeroUsize::new(address as usize).ok_or_else(invalid)?;
         let size = NonZeroUsize::new(len as usize).ok_or_else(invalid)?;
@@ -223,10 +233,12 @@ impl Decoy {
             mmap_anonymous(
                 Some(hint),
                 size,
-                ProtFlags::PROT_READ,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
                 MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED_NOREPLACE,
             )
         }?;
+        // SAFETY: The mapping made above, which nothing refers to.
+        unsafe { address.cast::<u8>().write_bytes(byte, size.get()) };
         Ok(Self {
             address,
             len: size.get(),
