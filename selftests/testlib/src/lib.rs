@@ -13,6 +13,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod child;
 pub mod compat;
+mod counters;
 pub mod faults;
 pub mod fixture;
 pub mod grace;

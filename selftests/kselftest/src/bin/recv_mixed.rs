@@ -235,20 +235,7 @@ fn a_large_segment() -> Outcome {
 
 /// How many segments the receiver's namespace has merged in receive queues.
 fn merged_in_queues(bench: &Receiving) -> io::Result<u64> {
-    let text = bench
-        .pair
-        .rx
-        .ns
-        .run(|| fs::read_to_string("/proc/thread-self/net/netstat"))?;
-    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (lines.next(), lines.next());
-    names
-        .into_iter()
-        .flat_map(str::split_whitespace)
-        .zip(values.into_iter().flat_map(str::split_whitespace))
-        .find(|(name, _)| *name == "TCPRcvCoalesce")
-        .and_then(|(_, value)| value.parse().ok())
-        .ok_or_else(|| io::Error::other("no TCPRcvCoalesce in netstat"))
+    bench.pair.rx.snmp("TcpExt", "TCPRcvCoalesce")
 }
 
 /// Segments that come one after the other are merged in the receive queue.

@@ -4,7 +4,6 @@
 //!
 //! It has to be refused, or to pass by; nothing may be read, and what was refused is still to be had.
 
-use std::fs;
 use std::io;
 use std::net::TcpStream;
 use std::ops::Range;
@@ -396,13 +395,13 @@ fn forwarded() -> Outcome {
     const LEN: usize = 500;
     let bench = Receiving::new()?;
     let rx = &bench.pair.rx;
-    rx.ns
-        .run(|| fs::write("/proc/sys/net/ipv4/ip_forward", "1"))?;
+    rx.sysctl("ipv4/ip_forward", "1")?;
     let (peer, _socket) = Peer::connect(
         &bench.pair,
         &bench.pair.listen(Ip::V4, Receiving::PORT + 1)?,
     )?;
-    let seen = || rx.ns.run(forwarded_packets);
+    // Packets that were forwarded, or nearly.
+    let seen = || rx.snmp("Ip", "ForwDatagrams");
 
     bench.pair.steer(PORT, Receiving::PLAIN_QUEUE)?;
     peer.send_through(PORT, LEN)?;
@@ -426,19 +425,6 @@ fn forwarded() -> Outcome {
     });
     assert_eq!(came.len(), 1, "packets that came through");
     Ok(())
-}
-
-/// Packets that this namespace forwarded, or tried to.
-fn forwarded_packets() -> io::Result<u64> {
-    let snmp = fs::read_to_string("/proc/thread-self/net/snmp")?;
-    let mut ip = snmp.lines().filter(|line| line.starts_with("Ip: "));
-    let (names, values) = (ip.next().unwrap_or(""), ip.next().unwrap_or(""));
-    names
-        .split(' ')
-        .zip(values.split(' '))
-        .find(|(name, _)| *name == "ForwDatagrams")
-        .and_then(|(_, value)| value.parse().ok())
-        .ok_or_else(|| io::Error::other("no ForwDatagrams in snmp"))
 }
 
 fn main() -> ExitCode {

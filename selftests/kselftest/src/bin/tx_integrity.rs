@@ -2,7 +2,6 @@
 
 //! What is sent from a dma-buf arrives, every byte of it; each send completes, once, and not too early.
 
-use std::fs;
 use std::io;
 use std::io::Read;
 use std::process::ExitCode;
@@ -291,10 +290,8 @@ fn fair_queueing() -> Outcome {
 fn mtu_probing() -> Outcome {
     let bench = Source::new()?;
     let tx = &bench.pair.tx;
-    tx.ns.run(|| {
-        fs::write("/proc/sys/net/ipv4/tcp_mtu_probing", "2")?;
-        fs::write("/proc/sys/net/ipv4/tcp_base_mss", "512")
-    })?;
+    tx.sysctl("ipv4/tcp_mtu_probing", "2")?;
+    tx.sysctl("ipv4/tcp_base_mss", "512")?;
     tx.queueing("netem delay 5ms limit 10000")?;
 
     // Host memory first, to see that there are any.
@@ -306,29 +303,10 @@ fn mtu_probing() -> Outcome {
         traffic::compare(0, &received);
         sender.join().expect("the sender's thread")
     })?;
-    let probes = tx.ns.run(mtu_probes)?;
+    let probes = tx.snmp("TcpExt", "TCPMTUPSuccess")?;
     assert!(probes > 0, "nobody probed for a larger MTU");
 
     bench.everywhere(Ip::V4, &anywhere(11, 400, 3, 2_000))
-}
-
-/// MTU probes of this namespace that got through.
-fn mtu_probes() -> io::Result<u64> {
-    let netstat = fs::read_to_string("/proc/thread-self/net/netstat")?;
-    let lines: Vec<Vec<&str>> = netstat
-        .lines()
-        .filter(|line| line.starts_with("TcpExt:"))
-        .map(|line| line.split_whitespace().collect())
-        .collect();
-    let [names, values] = lines.as_slice() else {
-        return Err(io::Error::other("no TcpExt in netstat"));
-    };
-    names
-        .iter()
-        .zip(values)
-        .find(|(name, _)| **name == "TCPMTUPSuccess")
-        .and_then(|(_, value)| value.parse().ok())
-        .ok_or_else(|| io::Error::other("no TCPMTUPSuccess in netstat"))
 }
 
 fn several_bindings_on_one_connection() -> Outcome {
