@@ -95,6 +95,9 @@ const LOAD_BYTE: u8 = 0x71;
 const STORE_BYTE: u8 = 0x72;
 const SKB_LOAD_BYTES: i32 = 26;
 const SKB_STORE_BYTES: i32 = 9;
+const CSUM_LEVEL: i32 = 135;
+/// What a program for ingress says: nothing, others may.
+const TCX_NEXT: i32 = -1;
 
 /// Loads a program.
 pub(crate) fn load(prog_type: u32, flags: u32, program: &[u64]) -> io::Result<OwnedFd> {
@@ -137,7 +140,6 @@ pub fn options_to_payload(ifindex: u32) -> io::Result<OwnedFd> {
     const AT: i32 = 14 + 20 + 12;
     const LONGEST: i32 = 0xf0;
     const SHORTEST: i32 = 0x50;
-    const TCX_NEXT: i32 = -1;
     let program = [
         insn(MOV_REG, 6, 1, 0, 0),
         insn(MOV, 2, 0, 0, AT),
@@ -156,6 +158,19 @@ pub fn options_to_payload(ifindex: u32) -> io::Result<OwnedFd> {
         insn(MOV, 4, 0, 0, 1),
         insn(MOV, 5, 0, 0, 0),
         insn(CALL, 0, 0, 0, SKB_STORE_BYTES),
+        insn(MOV, 0, 0, 0, TCX_NEXT),
+        insn(EXIT, 0, 0, 0, 0),
+    ];
+    let program = load(PROG_TYPE_SCHED_CLS, 0, &program)?;
+    link(&program, ifindex, ATTACH_TCX_INGRESS, 0)
+}
+
+/// Has a device not know of any checksum that it received whether it is right, until the result is dropped.
+pub fn forget_checksums(ifindex: u32) -> io::Result<OwnedFd> {
+    const CSUM_LEVEL_RESET: i32 = 3;
+    let program = [
+        insn(MOV, 2, 0, 0, CSUM_LEVEL_RESET),
+        insn(CALL, 0, 0, 0, CSUM_LEVEL),
         insn(MOV, 0, 0, 0, TCX_NEXT),
         insn(EXIT, 0, 0, 0, 0),
     ];

@@ -16,6 +16,7 @@ pub mod compat;
 mod counters;
 pub mod faults;
 pub mod fixture;
+pub mod frames;
 pub mod grace;
 mod ifctl;
 pub mod machine;

@@ -106,6 +106,11 @@ impl Peer {
 
     /// Sends a segment.
     pub fn send(&self, segment: Segment) -> io::Result<()> {
+        self.send_frame(&self.frame(segment)?)
+    }
+
+    /// The frame of a segment, headers of Ethernet, IPv4 and TCP with good checksums before its payload.
+    pub fn frame(&self, segment: Segment) -> io::Result<Vec<u8>> {
         let bytes = traffic::bytes(segment.position, segment.len);
         let (options, payload) = bytes.split_at(segment.in_options);
         let mut header = TcpHeader {
@@ -119,7 +124,7 @@ impl Peer {
         header
             .set_options_raw(options)
             .expect("options of a good length");
-        self.put(header, payload)
+        self.build(header, payload)
     }
 
     /// Sends a segment, and waits until the receiver has acknowledged the stream up to a position, no more.
@@ -141,13 +146,13 @@ impl Peer {
         let builder = PacketBuilder::ethernet2(MAC, self.mac)
             .ipv4(SENDER.octets(), ADDRESS.octets(), 64)
             .tcp_header(header);
-        self.put_frame(builder, traffic::bytes(0, len))
+        self.send_frame(&built(builder, traffic::bytes(0, len))?)
     }
 
     /// The payload of a frame for this port of ours that has come, if any.
     pub fn came_through(&self, port: u16) -> Option<Vec<u8>> {
         let mut buffer = [0; 2048];
-        while let Some(len) = self.frame(&mut buffer) {
+        while let Some(len) = self.next(&mut buffer) {
             let frame = &buffer[..len];
             let segment = segment_to(port, frame).filter(|_| frame.starts_with(&MAC));
             if let Some(tcp) = segment {
@@ -167,6 +172,10 @@ impl Peer {
     }
 
     fn put(&self, header: TcpHeader, payload: &[u8]) -> io::Result<()> {
+        self.send_frame(&self.build(header, payload)?)
+    }
+
+    fn build(&self, header: TcpHeader, payload: &[u8]) -> io::Result<Vec<u8>> {
         let header = TcpHeader {
             source_port: PORT,
             destination_port: self.to.port(),
@@ -176,45 +185,21 @@ impl Peer {
         let builder = PacketBuilder::ethernet2(MAC, self.mac)
             .ipv4(ADDRESS.octets(), self.to.ip().octets(), 64)
             .tcp_header(header);
-        self.put_frame(builder, payload)
+        built(builder, payload)
     }
 
-    fn put_frame(&self, builder: PacketBuilderStep<TcpHeader>, payload: &[u8]) -> io::Result<()> {
-        let mut frame = Vec::with_capacity(builder.size(payload.len()));
-        builder
-            .write(&mut frame, payload)
-            .map_err(io::Error::other)?;
-        // SAFETY: `frame` is readable for its length.
-        let sent = unsafe {
-            libc::send(
-                self.socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-            )
-        };
-        match sent {
-            0.. => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+    /// Sends a frame as it is.
+    pub fn send_frame(&self, frame: &[u8]) -> io::Result<()> {
+        put_frame(&self.socket, frame)
     }
 
     /// A frame that has come.
-    fn frame(&self, buffer: &mut [u8]) -> Option<usize> {
-        // SAFETY: `buffer` is writable for its length.
-        let len = unsafe {
-            libc::recv(
-                self.socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                libc::MSG_DONTWAIT,
-            )
-        };
-        usize::try_from(len).ok()
+    fn next(&self, buffer: &mut [u8]) -> Option<usize> {
+        take_frame(&self.socket, buffer)
     }
 
     fn drain(&self) {
-        while self.frame(&mut [0; 128]).is_some() {}
+        while self.next(&mut [0; 128]).is_some() {}
     }
 
     /// Waits for a segment of the receiver.
@@ -222,7 +207,7 @@ impl Peer {
         let mut buffer = [0; 2048];
         let mut answer = None;
         let waited = wait::up_to(ANSWER, || {
-            while let Some(len) = self.frame(&mut buffer) {
+            while let Some(len) = self.next(&mut buffer) {
                 answer = segment_to(PORT, &buffer[..len])
                     .map(|tcp| tcp.to_header())
                     .filter(&wanted);
@@ -237,6 +222,39 @@ impl Peer {
             io::Error::new(io::ErrorKind::TimedOut, what)
         })
     }
+}
+
+/// The bytes of a frame.
+pub(crate) fn built(builder: PacketBuilderStep<TcpHeader>, payload: &[u8]) -> io::Result<Vec<u8>> {
+    let mut frame = Vec::with_capacity(builder.size(payload.len()));
+    builder
+        .write(&mut frame, payload)
+        .map_err(io::Error::other)?;
+    Ok(frame)
+}
+
+/// Sends a frame.
+pub(crate) fn put_frame(socket: &OwnedFd, frame: &[u8]) -> io::Result<()> {
+    // SAFETY: `frame` is readable for its length.
+    let sent = unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+    match sent {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Takes a frame that has come, and tells how long it is.
+pub(crate) fn take_frame(socket: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
+    // SAFETY: `buffer` is writable for its length.
+    let len = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+        )
+    };
+    usize::try_from(len).ok()
 }
 
 /// The sequence number of a position in the stream.
