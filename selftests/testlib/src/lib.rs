@@ -19,6 +19,7 @@ pub mod fixture;
 pub mod frames;
 pub mod grace;
 mod ifctl;
+pub mod keys;
 pub mod machine;
 pub mod odd;
 pub mod pair;
