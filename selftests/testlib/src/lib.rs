@@ -21,6 +21,7 @@ pub mod grace;
 mod ifctl;
 pub mod keys;
 pub mod machine;
+pub mod nfqueue;
 pub mod odd;
 pub mod pair;
 pub mod peer;
