@@ -1,0 +1,576 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the rest of the stack does with packets that were received into device memory, which it cannot read:
+//! routers and the errors they send, firewalls, checksums, signatures.
+
+use std::io;
+use std::io::ErrorKind;
+use std::io::Read;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::net::TcpListener;
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use devmem_testlib::Outcome;
+use devmem_testlib::bpf;
+use devmem_testlib::fixture::Receiving;
+use devmem_testlib::frames;
+use devmem_testlib::frames::ETHERNET;
+use devmem_testlib::frames::Host;
+use devmem_testlib::frames::IPV4;
+use devmem_testlib::frames::IPV6;
+use devmem_testlib::frames::Offloaded;
+use devmem_testlib::frames::TCP;
+use devmem_testlib::keys;
+use devmem_testlib::keys::Signature;
+use devmem_testlib::nfqueue::Nfqueue;
+use devmem_testlib::pair::Feature;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::pair::address;
+use devmem_testlib::peer::Peer;
+use devmem_testlib::peer::segment;
+use devmem_testlib::probe::Call;
+use devmem_testlib::probe::received;
+use devmem_testlib::probe::soon;
+use devmem_testlib::probe::wait_received;
+use devmem_testlib::provider;
+use devmem_testlib::pump::reset_on_close;
+use devmem_testlib::report::Stop;
+use devmem_testlib::report::diag;
+use devmem_testlib::report::observe;
+use devmem_testlib::runner;
+use devmem_testlib::tests;
+use devmem_testlib::traffic;
+use devmem_testlib::traffic::Reader;
+use devmem_testlib::wait;
+use nix::sys::socket::Backlog;
+use nix::sys::socket::SockaddrStorage;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
+
+const QUEUE: u32 = Receiving::QUEUE;
+const PLAIN_QUEUE: u32 = Receiving::PLAIN_QUEUE;
+/// The port that the tests steer; the connection that comes with the memory has another.
+const PORT: u16 = Receiving::PORT + 1;
+/// Room for everything that a test sends.
+const ALL: usize = 1 << 16;
+/// A link that is too narrow for what comes, and somebody behind it.
+const NARROW: &str = "d0";
+const NARROW_MTU: u32 = 1280;
+const BEHIND_V4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const BEHIND_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
+/// More than fits through the link, less than fits into a frame.
+const WIDE: usize = 1400;
+
+/// Devices, a bound queue, and a port that is received by a queue of choice.
+struct Bench(Receiving);
+
+impl Bench {
+    fn new(queue: u32) -> Result<Self, Stop> {
+        let bench = Self(Receiving::new()?);
+        // The rules number 0 are those of the connection.
+        bench.0.pair.steer_nth(1, PORT, queue)?;
+        Ok(bench)
+    }
+
+    fn steer(&self, queue: u32) -> io::Result<()> {
+        self.0.pair.steer_nth(1, PORT, queue)
+    }
+
+    /// A connection by hand to the port.
+    fn peer(&self) -> io::Result<(Peer, TcpStream)> {
+        Peer::connect(&self.0.pair, &self.0.pair.listen(Ip::V4, PORT)?)
+    }
+
+    /// A counter of the receiving end's stack.
+    fn count(&self, group: &str, name: &str) -> io::Result<u64> {
+        self.0.pair.rx.snmp(group, name)
+    }
+
+    /// A counter of the bound queue.
+    fn queue(&self, name: &str) -> io::Result<u64> {
+        self.0.pair.rx.counter(&format!("rx{QUEUE}_{name}"))
+    }
+
+    /// Has the receiving end forward to a narrow link.
+    fn forward(&self) -> io::Result<()> {
+        let rx = &self.0.pair.rx;
+        rx.sysctl("ipv4/ip_forward", "1")?;
+        rx.sysctl("ipv6/conf/all/forwarding", "1")?;
+        let v6 = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1);
+        rx.add_dummy(NARROW, NARROW_MTU, Ipv4Addr::new(198, 51, 100, 1), v6)
+    }
+}
+
+/// What follows the header of Ethernet in a frame.
+fn packet(frame: &[u8]) -> &[u8] {
+    &frame[ETHERNET..]
+}
+
+/// A router does not put into fragments what it cannot read.
+fn fragmented() -> Outcome {
+    const COUNTERS: [&str; 3] = ["FragFails", "FragOKs", "FragCreates"];
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    bench.forward()?;
+    let host = Host::beside(&bench.0.pair, Ip::V4)?;
+    let to = SocketAddr::from((BEHIND_V4, PORT));
+    let frame = host.segment(to, true, traffic::bytes(0, WIDE))?;
+    let counts = || -> io::Result<Vec<u64>> {
+        COUNTERS
+            .iter()
+            .map(|name| bench.count("Ip", name))
+            .collect()
+    };
+    for (queue, expected) in [(PLAIN_QUEUE, [0, 1, 2]), (QUEUE, [1, 0, 0])] {
+        bench.steer(queue)?;
+        let split = bench.queue("hds_packets")?;
+        let before = counts()?;
+        host.send(&frame)?;
+        soon("the packet to be fragmented, or not", || {
+            let now = counts()?;
+            Ok(now[..2] != before[..2])
+        });
+        let more: Vec<_> = counts()?.iter().zip(before).map(|(n, b)| n - b).collect();
+        observe(format_args!("queue {queue}: {COUNTERS:?} {more:?}"));
+        assert_eq!(more, expected, "queue {queue}: {COUNTERS:?}");
+        let split = bench.queue("hds_packets")? - split;
+        assert_eq!(split, u64::from(queue == QUEUE), "in device memory");
+    }
+    Ok(())
+}
+
+/// A router that may not put a packet into fragments says so, and quotes what it can read of it.
+fn fragmentation_needed() -> Outcome {
+    const UNREACHABLE: u8 = 3;
+    const FRAGMENTATION_NEEDED: u8 = 4;
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    bench.forward()?;
+    let host = Host::beside(&bench.0.pair, Ip::V4)?;
+    let to = SocketAddr::from((BEHIND_V4, PORT));
+    let frame = host.segment(to, false, traffic::bytes(0, WIDE))?;
+    for queue in [PLAIN_QUEUE, QUEUE] {
+        bench.steer(queue)?;
+        host.send(&frame)?;
+        let message = host.icmp(Ip::V4, UNREACHABLE)?;
+        assert_eq!(message[1], FRAGMENTATION_NEEDED, "the code");
+        let mtu = u16::from_be_bytes([message[6], message[7]]);
+        assert_eq!(u32::from(mtu), NARROW_MTU);
+        quotes(&message[8..], packet(&frame), queue, IPV4 + TCP);
+    }
+    Ok(())
+}
+
+fn packet_too_big() -> Outcome {
+    const PACKET_TOO_BIG: u8 = 2;
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    bench.forward()?;
+    let host = Host::beside(&bench.0.pair, Ip::V6)?;
+    let to = SocketAddr::from((BEHIND_V6, PORT));
+    let frame = host.segment(to, false, traffic::bytes(0, WIDE))?;
+    for queue in [PLAIN_QUEUE, QUEUE] {
+        bench.steer(queue)?;
+        host.send(&frame)?;
+        let message = host.icmp(Ip::V6, PACKET_TOO_BIG)?;
+        let mtu = [message[4], message[5], message[6], message[7]];
+        assert_eq!(u32::from_be_bytes(mtu), NARROW_MTU);
+        quotes(&message[8..], packet(&frame), queue, IPV6 + TCP);
+    }
+    Ok(())
+}
+
+/// Checks that an error quotes the packet's beginning: its headers, and of what is in host memory, more.
+#[track_caller]
+fn quotes(quote: &[u8], packet: &[u8], queue: u32, headers: usize) {
+    observe(format_args!("queue {queue}: {} bytes quoted", quote.len()));
+    assert!(packet.starts_with(quote), "not of the packet: {quote:02x?}");
+    match queue {
+        QUEUE => assert_eq!(quote.len(), headers, "bytes quoted"),
+        _ => assert!(quote.len() > headers, "{} bytes quoted", quote.len()),
+    }
+}
+
+/// A firewall tells that it rejects a packet, and quotes its headers.
+fn rejected() -> Outcome {
+    const UNREACHABLE: u8 = 3;
+    const PORT_UNREACHABLE: u8 = 3;
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    let rx = &bench.0.pair.rx;
+    let device = &rx.ifname;
+    rx.nft(&format!(
+        "add table netdev f ; \
+         add chain netdev f in {{ type filter hook ingress device {device} priority 0 ; }} ; \
+         add rule netdev f in tcp dport {PORT} reject with icmp type port-unreachable"
+    ))?;
+    let host = Host::beside(&bench.0.pair, Ip::V4)?;
+    let frame = host.segment(address(Ip::V4, PORT), false, traffic::bytes(0, WIDE))?;
+    for queue in [PLAIN_QUEUE, QUEUE] {
+        bench.steer(queue)?;
+        host.send(&frame)?;
+        let message = host.icmp(Ip::V4, UNREACHABLE)?;
+        assert_eq!(message[1], PORT_UNREACHABLE, "the code");
+        quotes(&message[8..], packet(&frame), queue, IPV4 + TCP);
+    }
+    Ok(())
+}
+
+/// A redirect quotes the packet that has taken a detour, and no memory that nobody wrote.
+fn redirected() -> Outcome {
+    const REDIRECT: u8 = 137;
+    const REDIRECTED_HEADER: u8 = 4;
+    /// Of the message, before its options: head, target and destination.
+    const HEAD: usize = 8 + 16 + 16;
+    /// Of the option, before the packet.
+    const OPTION_HEAD: usize = 8;
+    const NEXT_HOP: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x99);
+    const PAYLOAD: [u8; 1200] = [0xa7; 1200];
+    let bench = Bench::new(QUEUE)?;
+    let rx = &bench.0.pair.rx;
+    rx.sysctl("ipv6/conf/all/forwarding", "1")?;
+    let host = Host::beside(&bench.0.pair, Ip::V6)?;
+    frames::add_neighbour_v6(rx, NEXT_HOP, [2, 0, 0, 0, 0, 0x99])?;
+    let device = &rx.ifname;
+    rx.ip(&format!(
+        "-6 route add 2001:db8:1::/64 via {NEXT_HOP} dev {device}"
+    ))?;
+    let far = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+    let frame = host.segment(SocketAddr::from((far, PORT)), false, &PAYLOAD)?;
+    let split = bench.queue("hds_packets")?;
+    host.send(&frame)?;
+    let message = host.icmp(Ip::V6, REDIRECT)?;
+    assert_eq!(bench.queue("hds_packets")? - split, 1, "in device memory");
+    assert_eq!(message[8..24], NEXT_HOP.octets(), "the target");
+    assert_eq!(message[24..HEAD], far.octets(), "the destination");
+
+    let mut options = &message[HEAD..];
+    let mut quoted = None;
+    while let [kind, length, ..] = options {
+        assert_ne!(*length, 0, "an option without length");
+        let (option, rest) = options.split_at(usize::from(*length) * 8);
+        if *kind == REDIRECTED_HEADER {
+            quoted = Some(&option[OPTION_HEAD..]);
+        }
+        options = rest;
+    }
+    let quoted = quoted.expect("an option with the packet");
+    observe(format_args!("{} bytes quoted", quoted.len()));
+    assert!(
+        packet(&frame).starts_with(quoted),
+        "not of the packet: {quoted:02x?}"
+    );
+    // The option has whole words of 8 bytes.
+    let readable = OPTION_HEAD + IPV6 + TCP;
+    assert_eq!(quoted.len(), readable / 8 * 8 - OPTION_HEAD);
+    Ok(())
+}
+
+/// A program that is asked about packets by netfilter, and takes no GSO packets, gets those only that need
+/// not be cut up. The others are lost, and sent again; nothing is made up.
+fn nfqueue_without_gso() -> Outcome {
+    const FIRST: u64 = 1000;
+    const LEN: u64 = 512 << 10;
+    const HEADERS: usize = 20 + 60;
+    /// One segment comes through for each timeout, at the least: this is enough to look at.
+    const RESENT: u64 = 5;
+    const QUEUED: Duration = Duration::from_secs(20);
+    const REST: Duration = Duration::from_secs(30);
+    let bench = Receiving::new()?;
+    let (rx, tx) = (&bench.pair.rx, &bench.pair.tx);
+    // All of it is sent at once, and nobody waits for room.
+    setsockopt(
+        &bench.connection.tx,
+        sockopt::SndBufForce,
+        &(4 * LEN as usize),
+    )?;
+    let mut queue = rx.ns.run(|| Nfqueue::new(128))?;
+    let port = Receiving::PORT;
+    rx.nft(&format!(
+        "add table ip f ; \
+         add chain ip f in {{ type filter hook input priority 0 ; }} ; \
+         add rule ip f in tcp dport {port} queue num 0"
+    ))?;
+    let timeout = Some(Duration::from_millis(1));
+    bench.connection.rx.set_read_timeout(timeout)?;
+    let mut reader = Reader::new(&bench.connection.rx, &bench.map, bench.binding.id());
+    let resent = || tx.snmp("Tcp", "RetransSegs");
+    let mut read_up_to = |position: u64, mut queue: Option<&mut Nfqueue>, limit| {
+        wait::up_to(limit, || {
+            if let Some(queue) = &mut queue {
+                queue.accept()?;
+            }
+            match reader.read_some() {
+                Ok(more) => assert!(more, "the stream ended"),
+                Err(err) if err.kind() == ErrorKind::WouldBlock => (),
+                Err(err) => return Err(err),
+            }
+            let enough = queue.is_some() && resent()? >= RESENT;
+            Ok(reader.position >= position || enough)
+        })
+        .map(|waited| (waited, reader.position, reader.copied))
+    };
+
+    bench.start_sending(FIRST as usize)?;
+    let (waited, position, _) = read_up_to(FIRST, Some(&mut queue), QUEUED)?;
+    assert_eq!(position, FIRST, "one segment did not come: {waited:?}");
+    bench.start_sending((LEN - FIRST) as usize)?;
+    let (_, position, copied) = read_up_to(LEN, Some(&mut queue), QUEUED)?;
+    let resent = resent()?;
+    diag(format_args!(
+        "{position} of {LEN} bytes by {} packets through the queue, {resent} segments sent again",
+        queue.packets
+    ));
+    assert!(queue.packets > 0, "the queue saw no packets");
+    assert!(queue.longest <= HEADERS, "{} bytes shown", queue.longest);
+    assert_eq!(copied, 0, "bytes in host memory");
+    assert!(resent > 0, "no packet was cut up");
+
+    rx.nft("delete table ip f")?;
+    drop(queue);
+    let (waited, position, copied) = read_up_to(LEN, None, REST)?;
+    assert!(waited.came, "{position} of {LEN} bytes: {waited:?}");
+    assert_eq!((position, copied), (LEN, 0));
+    reset_on_close(&bench.connection.tx)?;
+    Ok(())
+}
+
+/// A rule that writes payload leaves device memory alone, and the checksum too.
+fn payload_rewritten() -> Outcome {
+    const WRITTEN: [u8; 4] = [1, 2, 3, 4];
+    const LEN: usize = 100;
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    let (peer, socket) = bench.peer()?;
+    let mut probe = bench.0.probe_of(&socket);
+    // Both are the first bytes behind a header without options; checksums are updated for the latter.
+    for (rule, place) in [("@th,160,32", "TCP"), ("@ih,0,32", "payload")] {
+        bench.0.pair.rx.nft(&format!(
+            "add table ip f ; \
+             add chain ip f in {{ type filter hook input priority 0 ; }} ; \
+             add rule ip f in tcp dport {PORT} {rule} set 0x01020304"
+        ))?;
+        // Whether the rule does something at all.
+        if place == "payload" {
+            bench.steer(PLAIN_QUEUE)?;
+            peer.send(segment(probe.position, LEN))?;
+            wait_received(&socket, probe.position + LEN as u64);
+            let got = probe.call(&Call::new(ALL));
+            assert_eq!((got.len(), &got.data[..4]), (LEN, &WRITTEN[..]));
+            traffic::compare(probe.position + 4, &got.data[4..LEN]);
+            probe.position += LEN as u64;
+        }
+        bench.steer(QUEUE)?;
+        peer.send(segment(probe.position, LEN))?;
+        wait_received(&socket, probe.position + LEN as u64);
+        probe.receive(&Call::new(ALL)).assert_frags(&[LEN as u32]);
+        bench.0.pair.rx.nft("delete table ip f")?;
+    }
+    probe.give_back();
+    Ok(())
+}
+
+/// A checksum that nobody has looked at cannot be looked at any more.
+fn checksum_unknown() -> Outcome {
+    let bench = Bench::new(QUEUE)?;
+    let rx = &bench.0.pair.rx;
+    rx.set_feature(Feature::Gro, false)?;
+    let (peer, socket) = bench.peer()?;
+    let mut probe = bench.0.probe_of(&socket);
+    // Up to 76 bytes are summed up early.
+    for len in [40, 1000] {
+        let program = rx.ns.run(|| bpf::forget_checksums(rx.ifindex))?;
+        let wrong = bench.count("Tcp", "InCsumErrors")?;
+        let split = bench.queue("hds_packets")?;
+        peer.send(segment(probe.position, len))?;
+        soon("the segment to be dropped", || {
+            Ok(bench.count("Tcp", "InCsumErrors")? > wrong)
+        });
+        assert_eq!(bench.count("Tcp", "InCsumErrors")? - wrong, 1);
+        assert_eq!(bench.queue("hds_packets")? - split, 1, "in device memory");
+        assert_eq!(received(&socket)?, probe.position, "bytes received");
+
+        drop(program);
+        let position = probe.position;
+        peer.send_and_wait(segment(position, len), position + len as u64)?;
+        probe.receive(&Call::new(ALL)).assert_frags(&[len as u32]);
+    }
+    probe.give_back();
+    Ok(())
+}
+
+/// MPTCP has checksums of its own, over the payload.
+fn mptcp_checksums() -> Outcome {
+    const IPPROTO_MPTCP: i32 = 262;
+    const LEN: usize = 64 << 10;
+    let bench = Bench::new(QUEUE)?;
+    let pair = &bench.0.pair;
+    for end in [&pair.rx, &pair.tx] {
+        end.sysctl("mptcp/checksum_enabled", "1")?;
+    }
+    let listener = pair.rx.stream_socket(Ip::V4, IPPROTO_MPTCP)?;
+    let here = SockaddrStorage::from(address(Ip::V4, PORT));
+    nix::sys::socket::bind(listener.as_raw_fd(), &here)?;
+    nix::sys::socket::listen(&listener, Backlog::new(1)?)?;
+    let socket = pair.tx.stream_socket(Ip::V4, IPPROTO_MPTCP)?;
+    let connection = pair.connect_by(socket, &TcpListener::from(listener))?;
+    let active = bench.count("MPTcpExt", "MPCapableSYNRX")?;
+    assert_eq!(active, 1, "the connection is not one of MPTCP");
+
+    let patience = wait::stretched(Duration::from_secs(2));
+    connection.tx.set_write_timeout(Some(patience))?;
+    connection.rx.set_read_timeout(Some(patience))?;
+    // It may be reset before all of it is sent.
+    let sent = (&connection.tx).write(traffic::bytes(0, LEN))?;
+    assert!(sent > 0, "nothing was sent");
+    soon("a checksum that is wrong", || {
+        Ok(bench.count("MPTcpExt", "DataCsumErr")? > 0)
+    });
+    // Nobody gets what cannot be read, whether it goes on as TCP or not.
+    let mut buffer = vec![0; LEN];
+    let result = (&connection.rx).read(&mut buffer);
+    diag(format_args!("recv: {result:?}"));
+    assert!(!matches!(result, Ok(1..)), "received: {result:?}");
+    assert!(buffer.iter().all(|&byte| byte == 0), "bytes were copied");
+    reset_on_close(&connection.tx)?;
+    reset_on_close(&connection.rx)?;
+    Ok(())
+}
+
+/// A signature that covers device memory cannot be checked, which is as if it were wrong.
+fn signed(ip: Ip, signature: Signature) -> Outcome {
+    const LEN: usize = 5000;
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    let pair = &bench.0.pair;
+    let connection = keys::connect(pair, ip, PORT, signature)?;
+    let failures = || bench.count("TcpExt", signature.failures());
+    assert_eq!(failures()?, 0, "before there is anything");
+    let resets = bench.count("Tcp", "OutRsts")?;
+    bench.steer(QUEUE)?;
+    (&connection.tx).write_all(traffic::bytes(0, LEN))?;
+    soon("a segment to be dropped", || Ok(failures()? > 0));
+    assert!(bench.queue("hds_packets")? > 0, "none in device memory");
+    assert_eq!(received(&connection.rx)?, 0, "bytes received");
+
+    bench.steer(PLAIN_QUEUE)?;
+    let mut buffer = [0; LEN];
+    (&connection.rx).read_exact(&mut buffer)?;
+    traffic::compare(0, &buffer);
+    assert_eq!(bench.count("Tcp", "OutRsts")?, resets, "resets");
+    Ok(())
+}
+
+fn md5_over_ipv4() -> Outcome {
+    signed(Ip::V4, Signature::Md5)
+}
+
+fn md5_over_ipv6() -> Outcome {
+    signed(Ip::V6, Signature::Md5)
+}
+
+fn ao_over_ipv4() -> Outcome {
+    signed(Ip::V4, Signature::Ao)
+}
+
+fn ao_over_ipv6() -> Outcome {
+    signed(Ip::V6, Signature::Ao)
+}
+
+/// What the bound queue has put into device memory, and what of that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Split {
+    packets: u64,
+    bytes: u64,
+    in_use: Option<u64>,
+}
+
+impl Split {
+    fn of(bench: &Bench) -> io::Result<Self> {
+        Ok(Self {
+            packets: bench.queue("hds_packets")?,
+            bytes: bench.queue("hds_bytes")?,
+            in_use: provider::binding(bench.0.binding.id())?.map(|binding| binding.in_use),
+        })
+    }
+}
+
+/// Sends a segment that is shorter than its IP header says, and waits until that was found out. It goes to
+/// host memory, and what was sent to the same queue before has been received, too.
+#[track_caller]
+fn send_cut_off(bench: &Bench, peer: &Peer, position: u64) -> io::Result<()> {
+    let truncated = || bench.count("IpExt", "InTruncatedPkts");
+    let before = truncated()?;
+    let frame = peer.frame(segment(position, 100))?;
+    peer.send_frame(&frame[..frame.len() - 50])?;
+    soon("the packet to be dropped", || Ok(truncated()? > before));
+    assert_eq!(truncated()? - before, 1, "packets that were cut off");
+    Ok(())
+}
+
+/// What makes a frame long enough is no payload, and takes no device memory.
+fn padded() -> Outcome {
+    let bench = Bench::new(QUEUE)?;
+    let (peer, socket) = bench.peer()?;
+    let mut probe = bench.0.probe_of(&socket);
+    let offloaded = Offloaded::at(&bench.0.pair.tx)?;
+    // The checksum is for the device to make, or it is there.
+    for offload in [true, false] {
+        let send = |len| {
+            let frame = frames::pad(peer.frame(segment(probe.position, len))?);
+            match offload {
+                true => offloaded.send(&frame),
+                false => peer.send_frame(&frame),
+            }
+        };
+        let before = Split::of(&bench)?;
+        send(0)?;
+        send_cut_off(&bench, &peer, probe.position)?;
+        assert_eq!(Split::of(&bench)?, before, "an ACK, offload: {offload}");
+
+        send(1)?;
+        wait_received(&socket, probe.position + 1);
+        let now = Split::of(&bench)?;
+        let more = (now.packets - before.packets, now.bytes - before.bytes);
+        observe(format_args!("offload {offload}: {more:?} packets, bytes"));
+        assert_eq!(more, (1, 1), "a byte, offload: {offload}");
+        probe.receive(&Call::new(ALL)).assert_frags(&[1]);
+        probe.give_back();
+    }
+    Ok(())
+}
+
+/// What is cut off stays in host memory.
+fn cut_off() -> Outcome {
+    let bench = Bench::new(QUEUE)?;
+    let (peer, socket) = bench.peer()?;
+    let mut probe = bench.0.probe_of(&socket);
+    let before = Split::of(&bench)?;
+    send_cut_off(&bench, &peer, 0)?;
+    assert_eq!(Split::of(&bench)?, before);
+    assert_eq!(received(&socket)?, 0, "bytes received");
+    peer.send_and_wait(segment(0, 100), 100)?;
+    probe.receive(&Call::new(ALL)).assert_frags(&[100]);
+    probe.give_back();
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    runner::run(tests![
+        fragmented,
+        fragmentation_needed,
+        packet_too_big,
+        redirected,
+        rejected,
+        nfqueue_without_gso,
+        payload_rewritten,
+        checksum_unknown,
+        mptcp_checksums,
+        md5_over_ipv4,
+        md5_over_ipv6,
+        ao_over_ipv4,
+        ao_over_ipv6,
+        padded,
+        cut_off,
+    ])
+}
