@@ -401,12 +401,11 @@ impl Told {
                     let bytes = cmsg.data.get(at..at + 4)?.try_into().ok()?;
                     Some(u32::from_ne_bytes(bytes))
                 };
-                if (cmsg.level, cmsg.kind) == (libc::SOL_IP, libc::IP_RECVERR)
-                    && cmsg.data.get(4) == Some(&SO_EE_ORIGIN_TIMESTAMPING)
-                    && let (Some(kind), Some(key)) = (word(8), word(12))
-                {
-                    self.stamps.insert(Stamp { key, kind });
-                }
+                let is_stamp = (cmsg.level, cmsg.kind) == (libc::SOL_IP, libc::IP_RECVERR)
+                    && cmsg.data.get(4) == Some(&SO_EE_ORIGIN_TIMESTAMPING);
+                let stamp = word(12).zip(word(8)).filter(|_| is_stamp);
+                self.stamps
+                    .extend(stamp.map(|(key, kind)| Stamp { key, kind }));
             }
         }
     }
