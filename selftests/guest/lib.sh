@@ -26,7 +26,7 @@ load_netdevsim()
 {
 	local m
 
-	for m in psample ptp_mock netdevsim; do
+	for m in ptp_mock netdevsim; do
 		is_loaded "$m" || insmod "$NETDEVSIM_DIR/$m.ko"
 	done
 }

@@ -85,7 +85,7 @@ pub fn path_from_env(name: &str) -> io::Result<std::path::PathBuf> {
 /// Loads netdevsim, and what it needs.
 pub fn load_netdevsim() -> io::Result<()> {
     let dir = path_from_env("NETDEVSIM_DIR")?;
-    ["psample.ko", "ptp_mock.ko", "netdevsim.ko"]
+    ["ptp_mock.ko", "netdevsim.ko"]
         .iter()
         .try_for_each(|module| load(&dir.join(module)))
 }
