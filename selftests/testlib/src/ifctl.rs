@@ -28,6 +28,10 @@ const ETHTOOL_SGSO: u32 = 0x24;
 const ETHTOOL_SGRO: u32 = 0x2c;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_SCHANNELS: u32 = 0x3d;
+const ETHTOOL_GTUNABLE: u32 = 0x48;
+const ETHTOOL_STUNABLE: u32 = 0x49;
+const ETHTOOL_RX_COPYBREAK: u32 = 1;
+const ETHTOOL_TUNABLE_U32: u32 = 3;
 const ETHTOOL_SRXCLSRLINS: u32 = 0x32;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETH_SS_STATS: u32 = 1;
@@ -234,6 +238,24 @@ impl Interface {
     /// Switches segmentation by the device.
     pub(crate) fn set_tso(&self, on: bool) -> io::Result<()> {
         self.ethtool(&mut [ETHTOOL_STSO, on.into()])
+    }
+
+    /// Says up to how many bytes of payload stay in host memory although headers are split.
+    pub(crate) fn set_rx_copybreak(&self, bytes: u32) -> io::Result<()> {
+        self.rx_copybreak_tunable(ETHTOOL_STUNABLE, bytes).map(drop)
+    }
+
+    /// Tells up to how many bytes that is.
+    pub(crate) fn rx_copybreak(&self) -> io::Result<u32> {
+        self.rx_copybreak_tunable(ETHTOOL_GTUNABLE, u32::MAX)
+    }
+
+    fn rx_copybreak_tunable(&self, command: u32, value: u32) -> io::Result<u32> {
+        // struct ethtool_tunable: the command, which one it is, its type and size. The value follows.
+        let id = ETHTOOL_RX_COPYBREAK;
+        let mut tunable = [command, id, ETHTOOL_TUNABLE_U32, 4, value];
+        self.ethtool(&mut tunable)?;
+        Ok(tunable[4])
     }
 
     /// Has a queue receive all flows to a port.

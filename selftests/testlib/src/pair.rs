@@ -170,6 +170,16 @@ impl End {
         self.interface(|interface| interface.set_channels(count))
     }
 
+    /// Says up to how many bytes of payload stay in host memory although headers are split. 0 at first.
+    pub fn set_rx_copybreak(&self, bytes: u32) -> io::Result<()> {
+        self.interface(|interface| interface.set_rx_copybreak(bytes))
+    }
+
+    /// Tells up to how many bytes that is.
+    pub fn rx_copybreak(&self) -> io::Result<u32> {
+        self.interface(|interface| interface.rx_copybreak())
+    }
+
     /// Restarts a receive queue, in one of netdevsim's ways to do that (0 to 3).
     pub fn reset_queue(&self, queue: u32, mode: u32) -> io::Result<()> {
         let dir = format!("/sys/kernel/debug/netdevsim/netdevsim{}/ports/0", self.id);

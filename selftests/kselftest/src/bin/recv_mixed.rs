@@ -17,6 +17,7 @@ use devmem_testlib::probe::Call;
 use devmem_testlib::probe::ETOOSMALL;
 use devmem_testlib::probe::Got;
 use devmem_testlib::probe::Probe;
+use devmem_testlib::probe::errno;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::report;
@@ -25,6 +26,7 @@ use devmem_testlib::sockopt;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
+use nix::errno::Errno;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
@@ -67,6 +69,30 @@ fn segments_in_turn() -> Outcome {
         probe.receive(&Call::new(ALL)).assert_plain(100 * round, 70);
         probe.receive(&Call::new(ALL)).assert_frags(&[30]);
     }
+    probe.give_back();
+    Ok(())
+}
+
+/// What the device takes for too little to split stays in host memory.
+fn small_packets_stay_in_host_memory() -> Outcome {
+    let bench = Receiving::new()?;
+    let rx = &bench.pair.rx;
+    let mut probe = bench.probe();
+    assert_eq!(rx.rx_copybreak()?, 0, "it is on");
+    rx.set_rx_copybreak(200)?;
+    bench.send(&[200, 201, 1, 300])?;
+    assert_eq!(errno(rx.set_rx_copybreak(4097)), Errno::ERANGE);
+    assert_eq!(rx.rx_copybreak()?, 200);
+    bench.send(&[200])?;
+    rx.set_rx_copybreak(0)?;
+    bench.send(&[1])?;
+    let call = Call::new(ALL);
+    probe.receive(&call).assert_plain(0, 200);
+    probe.receive(&call).assert_frags(&[201]);
+    probe.receive(&call).assert_plain(401, 1);
+    probe.receive(&call).assert_frags(&[300]);
+    probe.receive(&call).assert_plain(702, 200);
+    probe.receive(&call).assert_frags(&[1]);
     probe.give_back();
     Ok(())
 }
@@ -376,6 +402,7 @@ fn main() -> ExitCode {
     runner::run(tests![
         the_flow_moves_both_ways,
         segments_in_turn,
+        small_packets_stay_in_host_memory,
         waitall_across_the_border,
         peek_across_the_border,
         ordinary_reader,
