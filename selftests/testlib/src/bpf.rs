@@ -17,6 +17,8 @@ const LINK_CREATE: i32 = 28;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_SK_SKB: u32 = 14;
 const MAP_TYPE_SOCKMAP: u32 = 15;
+const ATTACH_SK_SKB_STREAM_PARSER: u32 = 4;
+const ATTACH_SK_SKB_STREAM_VERDICT: u32 = 5;
 const ATTACH_SK_SKB_VERDICT: u32 = 38;
 const ATTACH_TCX_INGRESS: u32 = 46;
 
@@ -178,16 +180,29 @@ pub fn forget_checksums(ifindex: u32) -> io::Result<OwnedFd> {
     link(&program, ifindex, ATTACH_TCX_INGRESS, 0)
 }
 
-/// A sockmap, with a program that lets everything pass.
+/// A sockmap, with programs that let everything pass.
 #[derive(Debug)]
 pub struct SockMap {
     map: OwnedFd,
-    _program: OwnedFd,
+    _programs: Vec<OwnedFd>,
 }
 
 impl SockMap {
     /// An empty one.
     pub fn new() -> io::Result<Self> {
+        Self::with(&[(ATTACH_SK_SKB_VERDICT, SK_PASS)])
+    }
+
+    /// An empty one that puts together messages of so many bytes.
+    pub fn of_messages(len: i32) -> io::Result<Self> {
+        Self::with(&[
+            (ATTACH_SK_SKB_STREAM_PARSER, len),
+            (ATTACH_SK_SKB_STREAM_VERDICT, SK_PASS),
+        ])
+    }
+
+    /// An empty one, with programs that give the same answer to everything.
+    fn with(programs: &[(u32, i32)]) -> io::Result<Self> {
         let map = bpf_fd(
             MAP_CREATE,
             &MapCreate {
@@ -198,20 +213,24 @@ impl SockMap {
                 flags: 0,
             },
         )?;
-        let pass = [insn(MOV, 0, 0, 0, SK_PASS), insn(EXIT, 0, 0, 0, 0)];
-        let program = load(PROG_TYPE_SK_SKB, 0, &pass)?;
-        bpf(
-            PROG_ATTACH,
-            &ProgAttach {
-                target_fd: map.as_raw_fd() as u32,
-                prog_fd: program.as_raw_fd() as u32,
-                attach_type: ATTACH_SK_SKB_VERDICT,
-                flags: 0,
-            },
-        )?;
+        let mut loaded = Vec::new();
+        for &(attach_type, answer) in programs {
+            let program = [insn(MOV, 0, 0, 0, answer), insn(EXIT, 0, 0, 0, 0)];
+            let program = load(PROG_TYPE_SK_SKB, 0, &program)?;
+            bpf(
+                PROG_ATTACH,
+                &ProgAttach {
+                    target_fd: map.as_raw_fd() as u32,
+                    prog_fd: program.as_raw_fd() as u32,
+                    attach_type,
+                    flags: 0,
+                },
+            )?;
+            loaded.push(program);
+        }
         Ok(Self {
             map,
-            _program: program,
+            _programs: loaded,
         })
     }
 

@@ -34,6 +34,7 @@ pub mod sockopt;
 pub mod state;
 pub mod storm;
 pub mod taker;
+pub mod tls;
 pub mod traffic;
 pub mod tx;
 pub mod wait;

@@ -30,6 +30,8 @@ use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::tests;
+use devmem_testlib::tls;
+use devmem_testlib::tls::Way;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
 use nix::errno::Errno;
@@ -271,29 +273,6 @@ fn socket_filter() -> Outcome {
     Ok(())
 }
 
-/// `struct tls12_crypto_info_aes_gcm_128` of TLS 1.2, with keys of zeroes.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Keys {
-    version: u16,
-    cipher: u16,
-    keys: [u8; 8 + 16 + 4 + 8],
-}
-
-/// Has the kernel decrypt what a socket receives.
-fn start_tls(socket: &TcpStream) -> io::Result<()> {
-    const TCP_ULP: i32 = 31;
-    const SOL_TLS: i32 = 282;
-    const TLS_RX: i32 = 2;
-    sockopt::set(socket, libc::IPPROTO_TCP, TCP_ULP, *b"tls")?;
-    let keys = Keys {
-        version: 0x303,
-        cipher: 51,
-        keys: [0; 36],
-    };
-    sockopt::set(socket, SOL_TLS, TLS_RX, keys)
-}
-
 fn expect_error(socket: &TcpStream, what: &str) {
     socket
         .set_read_timeout(Some(wait::stretched(Duration::from_millis(300))))
@@ -316,13 +295,10 @@ fn expect_error(socket: &TcpStream, what: &str) {
     }
 }
 
-/// The head of a TLS record of 200 bytes.
-const RECORD: [u8; 13] = [23, 3, 3, 0, 200, 0, 0, 0, 0, 0, 0, 0, 0];
-
 fn tls_in_device_memory() -> Outcome {
     let bench = Receiving::new()?;
-    start_tls(&bench.connection.rx)?;
-    io::Write::write_all(&mut &bench.connection.tx, &RECORD)?;
+    tls::start(&bench.connection.rx, Way::Rx)?;
+    io::Write::write_all(&mut &bench.connection.tx, &tls::record(200))?;
     bench.start_sending(192)?;
     wait_received(&bench.connection.rx, 205);
     expect_error(&bench.connection.rx, "all in device memory");
@@ -332,9 +308,9 @@ fn tls_in_device_memory() -> Outcome {
 /// The head of the record can be read, what it is about cannot.
 fn tls_half_in_device_memory() -> Outcome {
     let bench = Receiving::new()?;
-    start_tls(&bench.connection.rx)?;
+    tls::start(&bench.connection.rx, Way::Rx)?;
     bench.steer(Receiving::PLAIN_QUEUE)?;
-    io::Write::write_all(&mut &bench.connection.tx, &RECORD)?;
+    io::Write::write_all(&mut &bench.connection.tx, &tls::record(200))?;
     wait_received(&bench.connection.rx, 13);
     bench.steer(Receiving::QUEUE)?;
     bench.start_sending(192)?;
