@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What the rest of the stack does with packets that were received into device memory, which it cannot read:
-//! routers and the errors they send, firewalls, checksums, signatures.
+//! routers and the errors they send, firewalls, checksums, signatures, raw sockets, and parsers of messages.
 
 use std::io;
 use std::io::ErrorKind;
@@ -13,11 +13,14 @@ use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use devmem_testlib::Outcome;
 use devmem_testlib::bpf;
+use devmem_testlib::bpf::SockMap;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::frames;
 use devmem_testlib::frames::ETHERNET;
@@ -45,10 +48,14 @@ use devmem_testlib::report::diag;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
+use devmem_testlib::tls;
+use devmem_testlib::tls::Way;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 use devmem_testlib::wait;
+use nix::errno::Errno;
 use nix::sys::socket::Backlog;
+use nix::sys::socket::MsgFlags;
 use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
@@ -477,6 +484,118 @@ fn ao_over_ipv6() -> Outcome {
     signed(Ip::V6, Signature::Ao)
 }
 
+/// Takes packets to [`PORT`] from a raw socket until there is one. Returns what there is of it, and how long
+/// it was.
+#[track_caller]
+fn take_raw(socket: &OwnedFd, port_at: usize) -> (Vec<u8>, usize) {
+    let mut buffer = vec![0; 4096];
+    let mut len = 0;
+    soon("the packet", || {
+        buffer.fill(0);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
+        len = match nix::sys::socket::recv(socket.as_raw_fd(), &mut buffer, flags) {
+            Ok(len) => len,
+            Err(Errno::EAGAIN) => return Ok(false),
+            Err(err) => return Err(err.into()),
+        };
+        Ok(buffer[port_at..port_at + 2] == PORT.to_be_bytes())
+    });
+    (buffer, len)
+}
+
+/// A raw socket gets the headers, and learns how long the packet was.
+fn raw_socket(ip: Ip) -> Outcome {
+    const PAYLOAD: [u8; 500] = [0xa7; 500];
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    let family = match ip {
+        Ip::V4 => libc::AF_INET,
+        Ip::V6 => libc::AF_INET6,
+    };
+    // That of IPv6 gives no header of IPv6.
+    let (skipped, port_at, headers) = match ip {
+        Ip::V4 => (0, IPV4 + 2, IPV4 + TCP),
+        Ip::V6 => (IPV6, 2, TCP),
+    };
+    let socket = bench.0.pair.rx.ns.run(|| {
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        // SAFETY: Takes no pointers.
+        let fd = unsafe { libc::socket(family, kind, libc::IPPROTO_TCP) };
+        match fd {
+            // SAFETY: The kernel just made this file descriptor for us.
+            0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    })?;
+    let host = Host::beside(&bench.0.pair, ip)?;
+    let frame = host.segment(address(ip, PORT), false, &PAYLOAD)?;
+    let whole = &packet(&frame)[skipped..];
+    for (queue, readable) in [(PLAIN_QUEUE, whole.len()), (QUEUE, headers)] {
+        bench.steer(queue)?;
+        host.send(&frame)?;
+        let (got, len) = take_raw(&socket, port_at);
+        assert_eq!(len, whole.len(), "the length, queue {queue}");
+        assert_eq!(got[..readable], whole[..readable], "queue {queue}");
+        assert!(got[readable..].iter().all(|&byte| byte == 0), "more");
+    }
+    Ok(())
+}
+
+fn raw_socket_over_ipv4() -> Outcome {
+    raw_socket(Ip::V4)
+}
+
+fn raw_socket_over_ipv6() -> Outcome {
+    raw_socket(Ip::V6)
+}
+
+/// Sends a message to a socket, the head of it into host memory and the rest into device memory.
+fn send_half(bench: &Receiving, head: &[u8], rest: usize) -> io::Result<()> {
+    bench.steer(PLAIN_QUEUE)?;
+    (&bench.connection.tx).write_all(head)?;
+    wait_received(&bench.connection.rx, head.len() as u64);
+    bench.steer(QUEUE)?;
+    bench.start_sending(rest)
+}
+
+/// Waits until the socket has this error.
+fn soon_has(socket: &TcpStream, expected: Errno) {
+    soon("an error", || {
+        match devmem_testlib::sockopt::get(socket, libc::SOL_SOCKET, libc::SO_ERROR)? {
+            0 => Ok(false),
+            error => {
+                assert_eq!(Errno::from_raw(error), expected);
+                Ok(true)
+            }
+        }
+    });
+}
+
+/// A record that is longer than the receive buffer is copied while it comes.
+fn tls_with_a_small_buffer() -> Outcome {
+    let bench = Receiving::new()?;
+    let socket = &bench.connection.rx;
+    tls::start(socket, Way::Rx)?;
+    // The least there is.
+    setsockopt(socket, sockopt::RcvBuf, &1)?;
+    send_half(&bench, &tls::record(16_000), 1000)?;
+    soon_has(socket, Errno::EFAULT);
+    Ok(())
+}
+
+/// Messages for a sockmap are put together of segments, all of which have to be readable.
+fn parsed_half_in_device_memory() -> Outcome {
+    const MESSAGE: i32 = 100;
+    const HEAD: usize = 10;
+    let bench = Receiving::new()?;
+    let socket = &bench.connection.rx;
+    let map = SockMap::of_messages(MESSAGE)?;
+    map.add(socket)?;
+    send_half(&bench, &[0; HEAD], MESSAGE as usize - HEAD)?;
+    soon_has(socket, Errno::EFAULT);
+    drop(map);
+    Ok(())
+}
+
 /// What the bound queue has put into device memory, and what of that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Split {
@@ -570,6 +689,10 @@ fn main() -> ExitCode {
         md5_over_ipv6,
         ao_over_ipv4,
         ao_over_ipv6,
+        raw_socket_over_ipv4,
+        raw_socket_over_ipv6,
+        tls_with_a_small_buffer,
+        parsed_half_in_device_memory,
         padded,
         cut_off,
     ])

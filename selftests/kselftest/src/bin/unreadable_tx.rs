@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Sending from a dma-buf where something on the way wants to read the payload: devices that have lost
-//! features, signatures, timestamps, and sockets in repair.
+//! features, signatures, IPsec, captures, timestamps, sockets in repair, and those that are not quite of TCP.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,6 +10,8 @@ use std::io::Write;
 use std::mem;
 use std::net::Shutdown;
 use std::net::TcpStream;
+use std::net::UdpSocket;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::thread;
@@ -35,6 +37,7 @@ use devmem_testlib::pair::Feature;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
 use devmem_testlib::pair::sender;
+use devmem_testlib::peer::packet_socket;
 use devmem_testlib::probe::errno;
 use devmem_testlib::probe::received;
 use devmem_testlib::probe::soon;
@@ -45,6 +48,8 @@ use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::tests;
+use devmem_testlib::tls;
+use devmem_testlib::tls::Way;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Call;
@@ -348,6 +353,121 @@ fn repair() -> Outcome {
     bench.completes()
 }
 
+/// An offset into a dma-buf, and address of ordinary memory of the process with these bytes.
+const DECOY: u64 = 32 * PAGE;
+const DECOY_BYTE: u8 = 0xe3;
+const IPPROTO_MPTCP: i32 = 262;
+
+/// Who does not know of dma-bufs takes no offset for an address.
+fn sent_by_udp() -> Outcome {
+    let bench = Sending::new()?;
+    let _decoy = Decoy::filled(DECOY, PAGE, DECOY_BYTE)?;
+    let socket = bench
+        .pair
+        .tx
+        .ns
+        .run(|| UdpSocket::bind((sender(Ip::V4), 0)))?;
+    socket.connect(address(Ip::V4, PORT))?;
+    let call = bench.call(&[extent(DECOY, 100)]).flags(0);
+    let result = call.send(&socket);
+    observe(format_args!("UDP: {}", outcome(&result)));
+    assert_eq!(errno(result), Errno::EINVAL);
+    Ok(())
+}
+
+/// Refuses a call, with and without zero-copy, and sends what comes after.
+fn refuses_dma_bufs(bench: &Sending, control: Vec<u8>) -> Outcome {
+    let _decoy = Decoy::filled(DECOY, PAGE, DECOY_BYTE)?;
+    for flags in [0, libc::MSG_ZEROCOPY] {
+        let call = bench.call(&[extent(DECOY, 100)]).control(control.clone());
+        bench.refused(&call.flags(flags), Errno::EOPNOTSUPP);
+    }
+    assert_eq!(received(&bench.connection.rx)?, 0, "bytes received");
+    Ok(())
+}
+
+fn sent_by_mptcp() -> Outcome {
+    let bench = Sending::connected_by(|pair| {
+        let socket = pair.tx.stream_socket(Ip::V4, IPPROTO_MPTCP)?;
+        pair.connect_by(socket, &pair.listen(Ip::V4, PORT)?)
+    })?;
+    refuses_dma_bufs(&bench, bench.call(&[]).control)?;
+    (&bench.connection.tx).write_all(traffic::bytes(0, 5000))?;
+    bench.expect(&[extent(0, 5000)])?;
+    Ok(())
+}
+
+fn sent_by_tls() -> Outcome {
+    let bench = Sending::new()?;
+    tls::start(&bench.connection.tx, Way::Tx)?;
+    let control = [tls::record_type_control(), bench.call(&[]).control].concat();
+    refuses_dma_bufs(&bench, control)
+}
+
+/// What the CPU would have to encrypt is refused. Without the policy all is well again.
+fn through_ipsec() -> Outcome {
+    const BEFORE: usize = 100;
+    let bench = Sending::new()?;
+    let tx = &bench.pair.tx;
+    let (from, to) = (sender(Ip::V4), address(Ip::V4, PORT).ip());
+    let key = "0123456789abcdef0123456789abcdef01234567";
+    tx.ip(&format!(
+        "xfrm state add src {from} dst {to} proto esp spi 1 mode transport \
+         aead rfc4106(gcm(aes)) 0x{key} 128"
+    ))?;
+    let selector = format!("src {from}/32 dst {to}/32 proto tcp dir out");
+    tx.ip(&format!(
+        "xfrm policy add {selector} tmpl src {from} dst {to} proto esp mode transport"
+    ))?;
+    // A packet finds the new way. It is lost there, for the other end does not know of any of this.
+    (&bench.connection.tx).write_all(traffic::bytes(0, BEFORE))?;
+    bench.refused(&bench.call(&[PART]), Errno::EOPNOTSUPP);
+    assert_eq!(received(&bench.connection.rx)?, 0, "bytes received");
+
+    tx.ip(&format!("xfrm policy delete {selector}"))?;
+    bench.expect(&[extent(0, BEFORE as u64)])?;
+    bench.sends(&bench.call(&[PART]));
+    bench.expect(&[PART])?;
+    bench.completes()
+}
+
+/// Who captures packets sees the headers of those that are sent, and keeps nobody waiting.
+fn capture() -> Outcome {
+    const ETHERTYPE: Range<usize> = 12..14;
+    const IPV4: [u8; 2] = [8, 0];
+    /// Where the header of IPv4 has the length of the packet.
+    const LENGTH: usize = 16;
+    const ETHERNET: usize = 14;
+    /// IPv4, and TCP with timestamps.
+    const HEADERS: usize = 20 + 32;
+    let bench = Sending::new()?;
+    let capture = packet_socket(&bench.pair.tx)?;
+    bench.sends(&bench.call(&[PART]));
+    bench.expect(&[PART])?;
+    // Nobody has read what was captured.
+    bench.completes()?;
+    let mut buffer = [0; 4096];
+    let mut seen = Vec::new();
+    loop {
+        buffer.fill(0);
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
+        let len = match nix::sys::socket::recv(capture.as_raw_fd(), &mut buffer, flags) {
+            Ok(len) => len,
+            Err(Errno::EAGAIN) => break,
+            Err(err) => return Err(io::Error::from(err).into()),
+        };
+        if buffer[ETHERTYPE] == IPV4 {
+            let of = u16::from_be_bytes([buffer[LENGTH], buffer[LENGTH + 1]]);
+            seen.push((len, usize::from(of)));
+            assert!(len <= ETHERNET + HEADERS + 8, "{len} bytes of a packet");
+        }
+    }
+    observe(format_args!("captured, of packets of: {seen:?}"));
+    let expected = (ETHERNET + HEADERS, HEADERS + PART.len as usize);
+    assert!(seen.contains(&expected), "no packet with data: {seen:?}");
+    Ok(())
+}
+
 /// A timestamp: of what, and of which bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Stamp {
@@ -493,6 +613,11 @@ fn main() -> ExitCode {
         send_with_an_ao_key,
         send_with_a_key_without_rights,
         repair,
+        sent_by_udp,
+        sent_by_mptcp,
+        sent_by_tls,
+        through_ipsec,
+        capture,
         timestamps,
         timestamps_unread,
     ])
