@@ -109,11 +109,6 @@ void rust_helper_netdev_unlock(struct net_device *dev)
 	netdev_unlock(dev);
 }
 
-void rust_helper_netdev_lock(struct net_device *dev)
-{
-	netdev_lock(dev);
-}
-
 unsigned int rust_helper_netmem_tx(const struct net_device *dev)
 {
 	return dev->netmem_tx;

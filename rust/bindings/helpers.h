@@ -45,7 +45,6 @@ void rust_helper_net_iov_pp_ref_inc(struct net_iov *niov);
 bool rust_helper_netif_device_present(const struct net_device *dev);
 bool rust_helper_netdev_need_ops_lock(const struct net_device *dev);
 unsigned int rust_helper_real_num_rx_queues(const struct net_device *dev);
-void rust_helper_netdev_lock(struct net_device *dev);
 void rust_helper_netdev_unlock(struct net_device *dev);
 unsigned int rust_helper_netmem_tx(const struct net_device *dev);
 

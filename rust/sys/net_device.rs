@@ -61,16 +61,11 @@ impl<'a> LockedNetDevice<'a> {
     /// physical: it is locked, too. None if there is no such device. Can sleep.
     pub(crate) fn tx_device(&self) -> Option<TxDevice<'_>> {
         // SAFETY: By the type invariant the device is alive and locked.
-        let ptr = unsafe { bindings::netdev_find_netmem_tx_dev(self.0.as_ptr()) };
+        let ptr = unsafe { bindings::netdev_lock_netmem_tx_dev(self.0.as_ptr()) };
         let found = NonNull::new(ptr)?;
 
-        let physical = (found != self.0).then(|| {
-            // SAFETY: A device whose queues are leased does not go before they are taken back, for
-            // which the lock of the lessee is needed, and that is held.
-            unsafe { bindings::netdev_lock(found.as_ptr()) };
-            // INVARIANT: Locked right above.
-            LockedNetDevice(found, PhantomData)
-        });
+        // INVARIANT: One that is not the device itself was locked, and then found to be registered.
+        let physical = (found != self.0).then(|| LockedNetDevice(found, PhantomData));
         Some(TxDevice {
             named: self,
             physical,
