@@ -118,7 +118,7 @@ impl Provider for DevmemProvider {
         skb_frag::recvmsg(sk, skb, offset, msg, len)
     }
 
-    fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range> + Clone) -> Result<usize> {
+    fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> usize {
         skb_frag::dontneed(sk, ranges)
     }
 }

@@ -122,20 +122,13 @@ impl From<cmsg::Stop> for Error {
 ///
 /// Returns how many frags were given back. Tokens that the socket does not have do not count, and
 /// do no harm, but are looked up; after [`MAX_DONTNEED_FRAGS`](crate::token::MAX_DONTNEED_FRAGS) of
-/// them it ends. `EINVAL` if a range goes past the last possible token: then nothing is given back.
+/// them it ends.
 ///
 /// Process context.
 ///
 /// Mirrors `sock_devmem_put_tokens()` in [`net/core/sock.c`](srctree/net/core/sock.c).
-pub(crate) fn dontneed(
-    sk: &Sock<'_>,
-    ranges: impl Iterator<Item = Range> + Clone,
-) -> Result<usize> {
-    if ranges.clone().any(|range| range.wraps()) {
-        return Err(EINVAL);
-    }
-
-    Ok(token::take_back(ranges, || sk.tokens()))
+pub(crate) fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> usize {
+    token::take_back(ranges, || sk.tokens())
 }
 
 /// Appends up to `len` bytes of a dma-buf to `skb`: those at the first of `ranges`.

@@ -13,8 +13,9 @@
 
 use core::num::NonZero;
 
-/// The token of slot 0, see `NET_DEVMEM_TOKEN_BASE`. Those below are the built-in provider's.
-pub(crate) const BASE: u32 = 1 << 31;
+/// The token of slot 0, see `NET_DEVMEM_TOKEN_BASE`. Those below are the built-in provider's. As many
+/// slots as that fit below what an `int` cannot hold.
+pub(crate) const BASE: u32 = 1 << 30;
 
 /// Most tokens that a reader is told at a time: one for each frag of an skb.
 pub(crate) const BATCH: usize = 17;
@@ -167,8 +168,8 @@ pub(crate) trait Take {
 
 /// Takes tokens back, and gives up their references. Returns how many there were.
 ///
-/// None of `ranges` may wrap. Ends after [`MAX_DONTNEED_FRAGS`] tokens, whether they are there or
-/// not. What [`Take::Returned`] does when it is dropped it does without the lock that `lock` takes.
+/// A range that goes past the last number goes on with 0, as in the C code. Ends after
+/// [`MAX_DONTNEED_FRAGS`] tokens, whether they are there or not. What [`Take::Returned`] does when it is dropped it does without the lock that `lock` takes.
 pub(crate) fn take_back<T: Take>(
     ranges: impl Iterator<Item = Range>,
     lock: impl Fn() -> T,
@@ -193,7 +194,7 @@ pub(crate) fn take_back<T: Take>(
             if range.count == 0 {
                 current = ranges.next();
             } else {
-                range.start += 1;
+                range.start = range.start.wrapping_add(1);
             }
             if left == 0 || room == 0 {
                 break;
@@ -211,11 +212,4 @@ pub(crate) struct Range {
     pub(crate) start: u32,
     /// How many there are.
     pub(crate) count: u32,
-}
-
-impl Range {
-    /// True if the range goes past the last possible token.
-    pub(crate) fn wraps(&self) -> bool {
-        self.count != 0 && self.start.checked_add(self.count - 1).is_none()
-    }
 }

@@ -88,7 +88,7 @@ pub(crate) trait Provider: Sized + 'static {
     ) -> Result<usize>;
 
     /// See [`skb_frag::dontneed`](crate::skb_frag::dontneed).
-    fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range> + Clone) -> Result<usize>;
+    fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> usize;
 }
 
 /// What a provider keeps for a binding.

@@ -63,8 +63,11 @@ impl Sock<'_> {
         unsafe { bindings::xa_lock_bh(xa) };
         // SAFETY: The socket is alive. Its array of tokens is protected by the lock.
         let array = NonNull::new(unsafe { bindings::sk_devmem_tokens(self.0.as_ptr()) });
+        // SAFETY: As above.
+        let array = array.filter(|array| unsafe { array.as_ref() }.next.is_null());
         // INVARIANT: Locked right above.
         Tokens {
+            sk: self,
             xa,
             // SAFETY: As above; while the lock is held, nobody else has the array, and it stays.
             slots: array.map(|array| unsafe { slots(array) }),
@@ -85,11 +88,13 @@ impl Sock<'_> {
 ///
 /// # Invariants
 ///
-/// `xa` is the `sk_user_frags` of a socket that is alive. The current thread holds its lock. Its
+/// `xa` is the `sk_user_frags` of `sk`. The current thread holds its lock. Its
 /// entries are `XA_ZERO_ENTRY`, for tokens that are reserved, or the `netmem_ref` of a net_iov, with a
 /// reference to it.
 pub(crate) struct Tokens<'a> {
+    sk: &'a Sock<'a>,
     xa: *mut bindings::xarray,
+    /// None if there is no array, or if it is just being replaced by a larger one.
     slots: Option<Slots<'a>>,
     _not_send: NotThreadSafe,
 }
@@ -119,6 +124,33 @@ unsafe fn slots<'a>(array: NonNull<bindings::net_devmem_tokens>) -> Slots<'a> {
 }
 
 impl Tokens<'_> {
+    /// Takes back a token of the array.
+    #[inline]
+    fn take_slot(&mut self, token: u32) -> Option<bindings::netmem_ref> {
+        let Some(slots) = &mut self.slots else {
+            return self.take_slot_of_two(token);
+        };
+        let slot = token.wrapping_sub(token::BASE) as usize;
+        let size = slots.slots.len();
+        if slot >= size {
+            return None;
+        }
+
+        // SAFETY: This only computes.
+        let slot = unsafe { bindings::array_index_nospec(slot, size) };
+        // CAST: There are less slots than tokens.
+        slots.take(token::BASE | slot as u32)
+    }
+
+    /// The same while a larger array is about to replace this one, and has a part of its tokens.
+    #[cold]
+    fn take_slot_of_two(&mut self, token: u32) -> Option<bindings::netmem_ref> {
+        // SAFETY: By the type invariant the socket is alive, and the lock is held.
+        let netmem = unsafe { bindings::net_devmem_take_token(self.sk.0.as_ptr(), token) };
+
+        (netmem != 0).then_some(netmem)
+    }
+
     /// Takes back a token of the built-in provider.
     fn take_user_frag(&mut self, token: u32) -> Option<bindings::netmem_ref> {
         // SAFETY: By the type invariants the xarray is valid, and its lock is held, so that nobody
@@ -141,7 +173,7 @@ impl token::Take for Tokens<'_> {
     #[inline]
     fn take(&mut self, token: u32, returned: &mut CountedIovs) -> bool {
         let netmem = match token < token::BASE {
-            false => self.slots.as_mut().and_then(|slots| slots.take(token)),
+            false => self.take_slot(token),
             true => self.take_user_frag(token),
         };
 

@@ -22,7 +22,7 @@ const FILES: [(&str, &[(&str, &str)]); 4] = [
     (
         "token.rs",
         &[
-            ("BASE: u32 = 1 << 31;", "BASE: u32 = 1 << 7;"),
+            ("BASE: u32 = 1 << 30;", "BASE: u32 = 1 << 6;"),
             ("FRAGS: u32 = 1024;", "FRAGS: u32 = 200;"),
         ],
     ),

@@ -163,7 +163,7 @@ impl<P: Provider> DevmemOps<P> {
             count: token.token_count,
         });
 
-        from_result(|| Ok(P::dontneed(&sk, ranges)?.try_into()?))
+        from_result(|| Ok(P::dontneed(&sk, ranges).try_into()?))
     }
 
     /// # Safety

@@ -27,7 +27,6 @@ PROPERTIES = {
     "unsound": [64] * 4,
     "extents": [64] * 4,
     "window": [64] * 4,
-    "range": [32] * 2,
     "tokens": [32] * 3,
     "take": [32, 64, 64],
     "commit": [32, 64, 64],

@@ -176,12 +176,6 @@ pub extern "C" fn window(skip: usize, len: usize, size0: usize, size1: usize) ->
     true
 }
 
-/// A range of tokens wraps if it goes past the end.
-#[no_mangle]
-pub extern "C" fn range(start: u32, count: u32) -> bool {
-    token::Range { start, count }.wraps() == (u64::from(start) + u64::from(count) > 1 << 32)
-}
-
 /// Tokens are there or not, as the bits of a number tell, one after the other.
 struct Bits<'a> {
     there: u32,
@@ -214,9 +208,6 @@ pub extern "C" fn tokens(start: u32, count: u32, there: u32) -> bool {
         start,
         count: count % 4,
     };
-    if range.wraps() {
-        return true;
-    }
     let (next, lookups, found) = (Cell::new(start), Cell::new(0), Cell::new(0));
     let total = token::take_back([range].into_iter(), || Bits {
         there,
@@ -228,7 +219,7 @@ pub extern "C" fn tokens(start: u32, count: u32, there: u32) -> bool {
     let last = if range.count == 0 {
         start
     } else {
-        start + (range.count - 1)
+        start.wrapping_add(range.count - 1)
     };
     next.get() == last && lookups.get() == range.count && total as u64 == u64::from(found.get())
 }
@@ -299,7 +290,7 @@ pub extern "C" fn take(token: u32, used: u64, netmem: u64) -> bool {
     }
     let mut array = Array::new(used, netmem as usize);
     let before = array.used;
-    let slot = u64::from(token) as usize ^ 1 << 31;
+    let slot = u64::from(token).wrapping_sub(token::BASE.into()) as usize;
     let expected = slot < SIZE && !array.is_free(slot);
 
     match array.locked().take(token) {
@@ -317,7 +308,7 @@ pub extern "C" fn take(token: u32, used: u64, netmem: u64) -> bool {
 /// Any token is committed if it is one, and free. Then it is used, and there is one more.
 #[no_mangle]
 pub extern "C" fn commit(token: u32, used: u64, netmem: u64) -> bool {
-    if token < token::BASE || netmem == 0 {
+    if token < token::BASE || token >= 2 * token::BASE || netmem == 0 {
         return true;
     }
     let mut array = Array::new(used, 1);

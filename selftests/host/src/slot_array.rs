@@ -19,6 +19,26 @@ pub(crate) struct SlotArray {
     pub(crate) slots: Vec<usize>,
 }
 
+/// An array that is about to be replaced by a larger one, without the lock.
+pub(crate) struct Growing<'a> {
+    old: &'a mut SlotArray,
+    next: &'a mut SlotArray,
+    copied: usize,
+}
+
+impl Growing<'_> {
+    /// `net_devmem_take_token()`
+    pub(crate) fn take_in_c(&mut self, token: u32) -> usize {
+        let netmem = self.old.take_in_c(token);
+        let slot = token.wrapping_sub(BASE) as usize;
+
+        if netmem != 0 && slot < self.copied {
+            self.next.free_slot(slot);
+        }
+        netmem
+    }
+}
+
 impl SlotArray {
     /// One with `size` free slots.
     pub(crate) fn of_size(size: usize) -> Self {
@@ -53,8 +73,16 @@ impl SlotArray {
 
     /// The same, to any size.
     pub(crate) fn grown_to(&self, size: usize) -> Self {
+        let mut new = self.larger(size);
+
+        new.copy(self, 0, self.slots.len());
+        new.used = self.used;
+        new
+    }
+
+    /// An array of `size` slots, of which those are free that this one does not have.
+    fn larger(&self, size: usize) -> Self {
         let words = size.div_ceil(BITS);
-        let old = self.slots.len();
         let mut new = Self {
             used: 0,
             hint: 0,
@@ -63,17 +91,44 @@ impl SlotArray {
             slots: vec![0; size],
         };
 
-        for slot in old..size {
+        for slot in self.slots.len()..size {
             new.free_slot(slot);
         }
-        for slot in 0..old {
-            new.slots[slot] = self.slots[slot];
-            if new.slots[slot] == 0 {
-                new.free_slot(slot);
+        new
+    }
+
+    /// `net_devmem_copy_tokens()`
+    fn copy(&mut self, old: &Self, from: usize, to: usize) {
+        for slot in from..to {
+            self.slots[slot] = old.slots[slot];
+            if self.slots[slot] == 0 {
+                self.free_slot(slot);
             }
         }
-        new.used = self.used;
-        new
+    }
+
+    /// `net_devmem_grow_tokens()`, `batch` slots at a time, with what others do in between.
+    pub(crate) fn grow_in_batches(
+        &mut self,
+        batch: usize,
+        mut others: impl FnMut(&mut Growing<'_>),
+    ) {
+        let size = self.slots.len();
+        let mut next = self.larger(MIN.max(2 * size));
+        let mut growing = Growing {
+            old: self,
+            next: &mut next,
+            copied: 0,
+        };
+
+        while growing.copied < size {
+            let to = size.min(growing.copied + batch);
+            growing.next.copy(growing.old, growing.copied, to);
+            growing.copied = to;
+            others(&mut growing);
+        }
+        next.used = self.used;
+        *self = next;
     }
 
     /// `net_devmem_take_token()`

@@ -51,7 +51,7 @@ impl Provider {
     pub fn first_token(self) -> u32 {
         match self {
             Self::Builtin => 1,
-            Self::Module => 1 << 31,
+            Self::Module => 1 << 30,
         }
     }
 }

@@ -201,7 +201,7 @@ fn receiver(ifindex: u32, port: u16, mut rng: Rng) -> io::Result<()> {
             }
             _ => {
                 // Tokens that are none.
-                let start = rng.u32(1 << 30..1 << 31);
+                let start = rng.u32(1 << 31..u32::MAX);
                 let none = token::dontneed(&taker.socket, &[TokenRange { start, count: 100 }])?;
                 assert_eq!(none, 0, "tokens returned that nobody had");
             }
