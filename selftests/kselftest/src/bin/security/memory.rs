@@ -33,17 +33,17 @@ use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
 
 use crate::PAGE;
-use crate::closed;
 
 const MIB: u64 = 1 << 20;
 /// What else is charged to a group: the process itself, and what is charged in advance.
 const NOISE: u64 = MIB;
 
-/// Buffers of a receive binding, and bytes that the module has for each.
+/// Buffers of a receive binding, and bytes that the module has for each. The C code has as many, but
+/// for [`NOISE`].
 const BUFFERS: u64 = 16384;
 const PER_BUFFER: u64 = 68;
 
-/// Entries of the scatterlist of [`scattered`], and bytes that a transmit binding has for each.
+/// Entries of the scatterlist of [`scattered`], and bytes that a transmit binding has for each at least.
 const ENTRIES: u64 = 1024;
 const PER_ENTRY: u64 = 76;
 
@@ -157,7 +157,7 @@ pub fn bindings_are_charged() -> Outcome {
         diag(format_args!("{what}: {bytes} bytes charged of {expected}"));
         let all = bytes + NOISE > expected;
         observe(format_args!("{what}: charged {all}"));
-        assert_eq!(all, closed(), "{what}: {bytes} bytes charged of {expected}");
+        assert!(all, "{what}: {bytes} bytes charged of {expected}");
     }
     Ok(())
 }
@@ -203,13 +203,9 @@ pub fn bindings_fail_at_the_limit() -> Outcome {
     });
     diag(format_args!("{count} bindings"));
     observe(&answer);
-    if closed() {
-        assert_eq!(answer, "ENOMEM");
-        let all = 4 * MIB / (ENTRIES * PER_ENTRY);
-        assert!((1..=all).contains(&u64::from(count)), "{count} bindings");
-    } else {
-        assert_eq!(answer, TRIES.to_string());
-    }
+    assert_eq!(answer, "ENOMEM");
+    let all = 4 * MIB / (ENTRIES * PER_ENTRY);
+    assert!((1..=all).contains(&u64::from(count)), "{count} bindings");
     child.end()?;
     provider::wait_for("the charge to go", || Ok(group.usage()? < before + NOISE));
     Ok(())
