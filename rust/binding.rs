@@ -10,7 +10,11 @@ use kernel::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::{
+        new_mutex,
+        Mutex, //
+    }, //
 };
 
 use crate::{
@@ -57,9 +61,9 @@ pub(crate) struct RxBinding {
     free: SpinLockBh<FreeList<KVVec<u32>>>,
     area: NetIovArea,
     niov_shift: u32,
-    /// Unmapped when the binding is freed: when no page pool is left, no device can write to it any
-    /// more.
-    _mapping: Mapping,
+    /// Until no device can write to it any more: that is when it is off its queues, if not before.
+    #[pin]
+    mapping: Mutex<Option<Mapping>>,
 }
 
 impl RxBinding {
@@ -81,7 +85,7 @@ impl RxBinding {
             free <- new_spinlock_bh!(free, "devmem_provider_free_list"),
             area,
             niov_shift,
-            _mapping: mapping,
+            mapping <- new_mutex!(Some(mapping), "devmem_provider_mapping"),
         }? Error))
     }
 }
@@ -102,6 +106,10 @@ impl Data for RxBinding {
             buffers: free.capacity(),
             in_use: free.in_use(),
         }
+    }
+
+    fn unmap(&self) {
+        unmap(&self.mapping);
     }
 }
 
@@ -128,12 +136,14 @@ impl Receive for RxBinding {
 ///
 /// It has a net_iov for each of its [extents](extent). They are never handed out: each frag in
 /// flight holds the binding.
+#[pin_data]
 pub(crate) struct TxBinding {
     extents: ExtentMap<KVVec<u64>, KVVec<u32>>,
     area: NetIovArea,
     owner: Owner,
-    /// Unmapped when the binding is freed: when no frag is left, no device can read it any more.
-    _mapping: Mapping,
+    /// Until no device can read it any more: no frag is left, or the device is gone.
+    #[pin]
+    mapping: Mutex<Option<Mapping>>,
 }
 
 impl TxBinding {
@@ -142,7 +152,11 @@ impl TxBinding {
     ///
     /// `ENOMEM` if there is no memory for 76 bytes for each extent, charged to the current task's
     /// memory cgroup.
-    pub(crate) fn new(owner: Owner, mapping: Mapping, count: usize) -> Result<Self> {
+    pub(crate) fn new(
+        owner: Owner,
+        mapping: Mapping,
+        count: usize,
+    ) -> Result<impl PinInit<Self, Error>> {
         let mut ends = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         let mut end = 0;
         for extent in extent::extents(mapping.segments()).take(count) {
@@ -154,12 +168,15 @@ impl TxBinding {
         let firsts = KVVec::from_elem(0, slots, GFP_KERNEL_ACCOUNT)?;
 
         let addresses = extent::extents(mapping.segments()).map(|extent| extent.addr);
-        Ok(Self {
-            area: NetIovArea::new(count, addresses)?,
-            extents: ExtentMap::new(ends, firsts, mapping.size()).ok_or(EINVAL)?,
+        let area = NetIovArea::new(count, addresses)?;
+        let extents = ExtentMap::new(ends, firsts, mapping.size()).ok_or(EINVAL)?;
+
+        Ok(try_pin_init!(Self {
+            extents,
+            area,
             owner,
-            _mapping: mapping,
-        })
+            mapping <- new_mutex!(Some(mapping), "devmem_provider_mapping"),
+        }? Error))
     }
 
     /// The memory at `offset` bytes into the dma-buf, if it is there.
@@ -193,6 +210,10 @@ impl Data for TxBinding {
             in_use: 0,
         }
     }
+
+    fn unmap(&self) {
+        unmap(&self.mapping);
+    }
 }
 
 impl Transmit for TxBinding {
@@ -204,4 +225,12 @@ impl Transmit for TxBinding {
     fn fill(&self, skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>, len: usize) -> Result {
         skb_frag::fill(skb, ranges, len, self)
     }
+}
+
+/// Undoes the mapping of a binding, if that has not been done.
+fn unmap(mapping: &Mutex<Option<Mapping>>) {
+    // A statement of its own: the lock is not to be held meanwhile.
+    let mapping = mapping.lock().take();
+
+    drop(mapping);
 }

@@ -103,6 +103,10 @@ pub(crate) trait Data: Send + Sync + Sized + 'static {
 
     /// Tells the state of the buffers. Process context.
     fn stats(&self) -> Stats;
+
+    /// Undoes the mapping: no device uses it any more, but there may be net_iovs in use. Process
+    /// context, RTNL or the instance lock of the device may be held.
+    fn unmap(&self);
 }
 
 /// Data of a binding of receive queues, the memory provider of their page pools.

@@ -104,7 +104,7 @@ impl<T: Transmit> Draft<T> {
     pub(crate) fn transmit<P: Provider<Tx = T>>(
         dev: &TxDevice<'_>,
         dma_dev: DmaDevice<'_>,
-        data: T,
+        data: impl PinInit<T, Error>,
     ) -> Result<Self> {
         let base = bindings::net_devmem_binding {
             ops: P::ops().as_ptr(),

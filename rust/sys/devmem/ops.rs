@@ -65,6 +65,7 @@ impl<P: Provider> DevmemOps<P> {
                 dontneed: Some(Self::dontneed),
                 fill_skb: Some(Self::fill_skb),
                 stats: Some(Self::stats),
+                unmap: Some(Self::unmap),
                 free: Some(Self::free),
             },
             PhantomData,
@@ -213,6 +214,20 @@ impl<P: Provider> DevmemOps<P> {
 
         // SAFETY: By the requirements of this function.
         unsafe { *stats = bindings::net_devmem_stats { buffers, in_use } };
+    }
+
+    /// # Safety
+    ///
+    /// `base` has to be a binding of `P` that was published, and is not freed meanwhile.
+    unsafe extern "C" fn unmap(base: *mut bindings::net_devmem_binding) {
+        // SAFETY: By the requirements of this function, and since the type of the data goes with
+        // the direction.
+        unsafe {
+            match Direction::from_raw((*base).direction) {
+                Direction::FromDevice => Binding::<P::Rx>::data(base).unmap(),
+                Direction::ToDevice => Binding::<P::Tx>::data(base).unmap(),
+            }
+        }
     }
 
     /// # Safety
