@@ -17,6 +17,7 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
@@ -271,6 +272,23 @@ impl End {
     pub fn set_rings(&self, rings: Rings) -> io::Result<()> {
         self.ns
             .run(|| Ok(Ethtool::open()?.set_rings(self.ifindex, rings)?))
+    }
+
+    /// Moves the device to another namespace and back, where it is up again, with this address.
+    pub fn move_and_back(&self, there: &Netns, address: Ipv4Addr) -> io::Result<()> {
+        let path = |ns: &Netns| format!("/proc/{}/fd/{}", process::id(), ns.as_fd().as_raw_fd());
+        let link = |to| format!("link set dev {} netns {}", self.ifname, path(to));
+        let back = link(&self.ns);
+
+        self.ip(&link(there))?;
+        let moved = there.run(|| Command::new("ip").args(back.split(' ')).status())?;
+        if !moved.success() {
+            return Err(io::Error::other(format!("ip {back}: {moved}")));
+        }
+        self.interface(|interface| {
+            interface.set_ipv4(address)?;
+            interface.set_up(true)
+        })
     }
 
     /// Deletes the device, whether or not that was tried before.

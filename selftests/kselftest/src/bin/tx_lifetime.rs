@@ -9,6 +9,7 @@ use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Read;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::net::Shutdown;
 use std::net::TcpListener;
 use std::net::TcpStream;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Extent;
+use devmem::netns::Netns;
 use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
@@ -414,6 +416,30 @@ fn first_send_after_the_interface_was_down() -> Outcome {
 }
 
 /// Deletes the sender's device while frags are in a queue of it, or wait to be sent again.
+/// It stays the same device, and its bindings stay. What is not acknowledged is sent when it is back.
+fn device_moved_with_data_in_flight() -> Outcome {
+    let bench = Sending::new()?;
+    let call = bench.call(&[PART]);
+    bench.sends(&call);
+    tx::expect(&bench.connection.rx, &[PART])?;
+
+    delay(&bench)?;
+    bench.sends(&call);
+    let there = Netns::new()?;
+    bench
+        .pair
+        .tx
+        .move_and_back(&there, Ipv4Addr::new(192, 0, 2, 2))?;
+    let info = provider::binding(bench.binding.id())?.expect("the binding has an owner");
+    assert_eq!(info.ifname.as_ref(), Some(&bench.pair.tx.ifname));
+    tx::expect(&bench.connection.rx, &[PART])?;
+
+    bench.sends(&call);
+    tx::expect(&bench.connection.rx, &[PART])?;
+    Completions::default().wait(&bench.connection.tx, 3)?;
+    Ok(())
+}
+
 fn device_deleted(in_queue: bool) -> Outcome {
     let bench = Sending::new()?;
     if in_queue {
@@ -588,6 +614,7 @@ fn main() -> ExitCode {
         route_to_another_device_with_data_in_flight,
         interface_down_and_up,
         first_send_after_the_interface_was_down,
+        device_moved_with_data_in_flight,
         device_deleted_with_data_queued,
         device_deleted_with_data_unacknowledged,
         device_deleted_after_unbind,
