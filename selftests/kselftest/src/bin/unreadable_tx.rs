@@ -233,7 +233,7 @@ fn features_lost_for_good() -> Outcome {
 fn key_set_later() -> Outcome {
     const ALL: Extent = Extent {
         offset: 777,
-        len: 64 << 10,
+        len: 32 << 10,
     };
     let bench = Sending::new()?;
     let failed = || bench.pair.tx.snmp("TcpExt", "TCPRetransFail");
