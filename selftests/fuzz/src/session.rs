@@ -489,11 +489,12 @@ impl Session<'_> {
         let wraps = |range: &TokenRange| {
             range.count != 0 && range.start.checked_add(range.count - 1).is_none()
         };
-        let tokens: Vec<_> = match ranges.len() > MAX_RANGES || ranges.iter().any(wraps) {
+        // Such a range goes on with 0.
+        let tokens: Vec<_> = match ranges.len() > MAX_RANGES {
             true => Vec::new(),
             false => ranges
                 .iter()
-                .flat_map(|range| (0..range.count).map(|i| range.start + i))
+                .flat_map(|range| (0..range.count).map(|i| range.start.wrapping_add(i)))
                 .take(MAX_TOKENS as usize)
                 .collect(),
         };
@@ -507,14 +508,30 @@ impl Session<'_> {
         }
         let result = dontneed(&flow.rx, &ranges);
         if let Ok(returned) = result {
-            if ranges.iter().any(wraps) {
-                // Some are gone, but nobody says which.
-                flow.held.clear();
-            } else if returned != expected {
+            if returned != expected {
                 self.fault(format!("{returned} tokens returned of {expected}"));
+            }
+            if ranges.iter().any(wraps) {
+                self.give_back_the_rest(flow)?;
             }
         }
         Ok(call(result))
+    }
+
+    /// Only one provider has tokens where a range goes on that wraps: let both have none.
+    fn give_back_the_rest(&mut self, flow: &mut Flow) -> io::Result<()> {
+        let tokens: Vec<_> = flow.held.keys().copied().collect();
+        for tokens in tokens.chunks(MAX_RANGES) {
+            let one = |&start| TokenRange { start, count: 1 };
+            let ranges: Vec<_> = tokens.iter().map(one).collect();
+            let returned = dontneed(&flow.rx, &ranges)?;
+            if returned as usize != tokens.len() {
+                self.fault(format!("{returned} tokens returned of {}", tokens.len()));
+            }
+        }
+        flow.held.clear();
+        flow.returned.extend(tokens);
+        Ok(())
     }
 
     /// The number of a token, from 1: the same on both providers.

@@ -335,7 +335,10 @@ fn nfqueue_without_gso() -> Outcome {
         queue.packets
     ));
     assert!(queue.packets > 0, "the queue saw no packets");
-    assert_eq!(position, FIRST, "bytes came whose checksum nobody could make");
+    assert_eq!(
+        position, FIRST,
+        "bytes came whose checksum nobody could make"
+    );
     assert!(queue.longest <= HEADERS, "{} bytes shown", queue.longest);
     assert_eq!(copied, 0, "bytes in host memory");
     assert!(resent >= RESENT, "{resent} segments sent again");
