@@ -201,7 +201,7 @@ impl Stream {
 pub fn receive() -> Outcome {
     let walk = Walk {
         name: "recvmsg",
-        reach: &["tcp_recvmsg", "copy_msghdr_from_user"],
+        reach: &["tcp_recvmsg", "copy_msghdr_from_user|__x64_sys_recvmsg"],
         stride: 1,
         tells: true,
     };
@@ -285,7 +285,7 @@ pub fn send() -> Outcome {
     let walk = Walk {
         name: "sendmsg",
         reach: &[
-            "copy_msghdr_from_user",
+            "copy_msghdr_from_user|__x64_sys_sendmsg",
             "sock_cmsg_send|____sys_sendmsg",
             "msg_zerocopy_realloc",
             "tcp_stream_alloc_skb",
