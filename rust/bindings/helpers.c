@@ -7,7 +7,6 @@
  */
 
 #include <linux/netdevice.h>
-#include <linux/nospec.h>
 #include <linux/percpu-refcount.h>
 #include <linux/pid.h>
 #include <linux/sched/signal.h>
@@ -181,11 +180,6 @@ struct xarray *rust_helper_sk_user_frags(struct sock *sk)
 struct net_devmem_tokens *rust_helper_sk_devmem_tokens(struct sock *sk)
 {
 	return sk->sk_devmem_tokens;
-}
-
-size_t rust_helper_array_index_nospec(size_t index, size_t size)
-{
-	return array_index_nospec(index, size);
 }
 
 void rust_helper_xa_lock_bh(struct xarray *xa)

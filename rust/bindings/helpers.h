@@ -68,7 +68,6 @@ size_t rust_helper_copy_to_iter(const void *addr, size_t bytes,
 
 struct xarray *rust_helper_sk_user_frags(struct sock *sk);
 struct net_devmem_tokens *rust_helper_sk_devmem_tokens(struct sock *sk);
-size_t rust_helper_array_index_nospec(size_t index, size_t size);
 
 void rust_helper_xa_lock_bh(struct xarray *xa);
 void rust_helper_xa_unlock_bh(struct xarray *xa);

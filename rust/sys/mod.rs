@@ -13,6 +13,7 @@ pub(crate) mod genetlink;
 pub(crate) mod iov_iter;
 pub(crate) mod net_device;
 pub(crate) mod netmem;
+mod nospec;
 pub(crate) mod page_pool;
 pub(crate) mod skbuff;
 pub(crate) mod sock;

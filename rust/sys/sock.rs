@@ -25,6 +25,7 @@ use kernel::{
 
 use super::{
     netmem::CountedIovs,
+    nospec::array_index,
     skbuff::Frag, //
 };
 use crate::{
@@ -136,10 +137,8 @@ impl Tokens<'_> {
             return None;
         }
 
-        // SAFETY: This only computes.
-        let slot = unsafe { bindings::array_index_nospec(slot, size) };
         // CAST: There are less slots than tokens.
-        slots.take(token::BASE | slot as u32)
+        slots.take(token::BASE | array_index(slot, size) as u32)
     }
 
     /// The same while a larger array is about to replace this one, and has a part of its tokens.
