@@ -9,6 +9,9 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
 
 use devmem::DmaBuf;
 use devmem::Piece;
@@ -293,6 +296,62 @@ fn tokens_of_another_socket() -> Outcome {
     finish(bench)
 }
 
+/// Takes so many bytes, and leaves the tokens of them to whoever returns them. Tells how many there were.
+fn leave_tokens(socket: &TcpStream, len: u64) -> io::Result<u64> {
+    let mut receiver = Receiver::new(socket);
+    let (mut bytes, mut tokens) = (0, 0);
+    while bytes < len {
+        let received = receiver.recv()?;
+        if received.is_eof() {
+            return Err(io::Error::other("the stream ended"));
+        }
+        for piece in received {
+            let Piece::Frag(frag) = piece else {
+                return Err(io::Error::other("not in device memory"));
+            };
+            bytes += u64::from(frag.size);
+            tokens += 1;
+            frag.token.into_id();
+        }
+    }
+    Ok(tokens)
+}
+
+/// Somebody returns tokens while they are being handed out. Their frags come back all the same.
+fn returned_by_another_thread() -> Outcome {
+    const LEN: u64 = 4 << 20;
+    let bench = receiving()?;
+    let socket = &bench.connection.rx;
+    // The lowest free ones are used.
+    let guess = TokenRange {
+        start: provider::under_test().first_token(),
+        count: MAX_TOKENS,
+    };
+    let received = AtomicBool::new(false);
+    thread::scope(|scope| -> Outcome {
+        let other = scope.spawn(|| -> io::Result<u64> {
+            let mut returned = 0;
+            loop {
+                let last = received.load(Ordering::Acquire);
+                let now = dontneed(socket, &[guess])?;
+                returned += u64::from(now);
+                if last && now == 0 {
+                    return Ok(returned);
+                }
+            }
+        });
+        let sender = traffic::send_in(scope, &bench.connection.tx, 0, LEN, 1 << 20);
+        let tokens = leave_tokens(socket, LEN);
+        received.store(true, Ordering::Release);
+        let (tokens, returned) = (tokens?, other.join().expect("the other thread")?);
+        sender.join().expect("the sender's thread")?;
+        report::diag(format_args!("{tokens} tokens, {returned} returned"));
+        assert!(0 < returned && returned <= tokens);
+        Ok(())
+    })?;
+    finish(bench)
+}
+
 fn on_sockets_without_device_memory() -> Outcome {
     let bench = receiving()?;
     let tokens = take(&bench.connection, 1)?;
@@ -339,6 +398,7 @@ fn main() -> ExitCode {
         a_range_that_wraps,
         tokens_are_no_negative_numbers,
         tokens_of_another_socket,
+        returned_by_another_thread,
         on_sockets_without_device_memory,
         recv_without_the_flag,
     ])

@@ -37,6 +37,8 @@ use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
+use nix::sys::signal::SigSet;
+use nix::sys::signal::Signal;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
@@ -332,7 +334,47 @@ fn sockmap() -> Outcome {
     Ok(())
 }
 
-/// An urgent byte in device memory cannot be taken out of the stream: it stays there.
+/// Signals of urgent data on a socket, for this thread, which holds them until they are asked for.
+struct Urgent(SigSet);
+
+impl Urgent {
+    fn of(socket: &TcpStream) -> io::Result<Self> {
+        /// `struct f_owner_ex`.
+        #[repr(C)]
+        struct Owner {
+            kind: i32,
+            id: libc::pid_t,
+        }
+        const F_SETOWN_EX: i32 = 15;
+        const F_OWNER_TID: i32 = 0;
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGURG);
+        signals.thread_block()?;
+        let owner = Owner {
+            kind: F_OWNER_TID,
+            id: nix::unistd::gettid().as_raw(),
+        };
+        // SAFETY: `owner` is what F_SETOWN_EX reads.
+        let ret = unsafe { libc::fcntl(socket.as_raw_fd(), F_SETOWN_EX, &raw const owner) };
+        match ret {
+            0 => Ok(Self(signals)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Takes a signal, if there is one.
+    fn take(&self) -> bool {
+        const AT_ONCE: libc::timespec = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: Takes pointers to what lives longer, and one that may be null.
+        let ret = unsafe { libc::sigtimedwait(self.0.as_ref(), ptr::null_mut(), &AT_ONCE) };
+        ret == libc::SIGURG
+    }
+}
+
+/// An urgent byte in device memory cannot be taken out of the stream: it stays there. Its reader is told of it.
 fn urgent_byte() -> Outcome {
     const PORT: u16 = Receiving::PORT + 1;
     let bench = Receiving::new()?;
@@ -340,11 +382,13 @@ fn urgent_byte() -> Outcome {
     let (peer, socket) = Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)?;
     let mut probe = bench.probe_of(&socket);
     let oob = Call::new(ALL).flags(libc::MSG_OOB | libc::MSG_DONTWAIT);
+    let signals = Urgent::of(&socket)?;
     peer.send(Segment {
         urgent: Some(50),
         ..segment(0, 100)
     })?;
     wait_received(&socket, 100);
+    soon("SIGURG", || Ok(signals.take()));
     observe(format_args!("poll: {:#x}", sockopt::poll(&socket)?));
     probe.call(&oob).assert_fails(libc::EINVAL);
     probe.receive(&Call::new(ALL)).assert_frags(&[100]);

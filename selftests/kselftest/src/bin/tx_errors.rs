@@ -415,6 +415,31 @@ fn msg_more() -> Outcome {
     bench.completes()
 }
 
+/// TCP holds back what does not fill a segment, for some time.
+fn corked() -> Outcome {
+    let bench = sending()?;
+    let cork = |on: i32| {
+        let socket = &bench.connection.tx;
+        devmem_testlib::sockopt::set(socket, libc::IPPROTO_TCP, libc::TCP_CORK, on)
+    };
+    let parts = [
+        extent(100, 50),
+        extent(150, 70),
+        extent(9 * PAGE - 1, 2),
+        extent(0, 20_000),
+        extent(20_000, 3),
+    ];
+    for _ in 0..3 {
+        cork(1)?;
+        for part in parts {
+            bench.sends(&bench.call(&[part]));
+        }
+        cork(0)?;
+        bench.expect(&parts)?;
+    }
+    goes_on(bench)
+}
+
 fn other_flags() -> Outcome {
     let bench = sending()?;
     let parts = [extent(3, 20_000)];
@@ -597,7 +622,7 @@ fn after_reset() -> Outcome {
 fn other_sockets() -> Outcome {
     let bench = sending()?;
     let call = bench.call(&[extent(0, 100)]);
-    // UDP knows the message, and does nothing with it: what was an offset is an address.
+    // They refuse the message.
     let udp = bench.pair.tx.ns.run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect((Ipv4Addr::new(192, 0, 2, 1), PORT))?;
@@ -674,8 +699,9 @@ fn no_memory_for_more_calls() -> Outcome {
         (&bench.connection.tx).write_all(traffic::bytes(i * 10, 10))?;
         expected.push(part);
     }
-    let err = refused.expect("all of it was sent");
-    observe(outcome(&Err(err)));
+    let refused = Err(refused.expect("all of it was sent"));
+    observe(outcome(&refused));
+    fails(refused, Errno::ENOBUFS);
     bench.pair.tx.mend()?;
     bench.expect(&expected)?;
     bench.completes()?;
@@ -935,6 +961,7 @@ fn main() -> ExitCode {
         iovec_counts,
         adjacent_iovecs,
         msg_more,
+        corked,
         other_flags,
         urgent_data,
         fast_open,
