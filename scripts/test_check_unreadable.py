@@ -176,15 +176,6 @@ class List(unittest.TestCase):
                 used.update(re.findall(r"W\d+", row["verdict"]))
         self.assertEqual(used, described)
 
-    def test_tests_exist(self):
-        programs = ROOT / "selftests/kselftest/src/bin"
-        for test in {row["test"] for row in self.rows} - {"none"}:
-            program, _, name = test.partition("/")
-            source = programs / f"{program}.rs"
-            self.assertTrue(source.is_file(), test)
-            if name:
-                self.assertRegex(source.read_text(), rf"\bfn {name}\(")
-
 
 if __name__ == "__main__":
     unittest.main()
