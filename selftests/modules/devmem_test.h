@@ -12,6 +12,7 @@ struct seq_file;
 
 int devmem_test_make_dmabuf(const struct devmem_test_dmabuf *spec);
 int devmem_test_bench(const struct devmem_test_bench *spec);
+int devmem_test_ops(const struct devmem_test_ops *spec);
 
 #if defined(CONFIG_X86_64) && defined(CONFIG_KRETPROBES)
 struct devmem_test_injection *

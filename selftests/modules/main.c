@@ -100,6 +100,7 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 	struct devmem_test *test = seq->private;
 	struct devmem_test_dmabuf dmabuf;
 	struct devmem_test_bench bench;
+	struct devmem_test_ops ops;
 	long ret;
 
 	switch (cmd) {
@@ -111,6 +112,10 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 		if (copy_from_user(&bench, (void __user *)arg, sizeof(bench)))
 			return -EFAULT;
 		return devmem_test_bench(&bench);
+	case DEVMEM_TEST_IOC_OPS:
+		if (copy_from_user(&ops, (void __user *)arg, sizeof(ops)))
+			return -EFAULT;
+		return devmem_test_ops(&ops);
 	case DEVMEM_TEST_IOC_FAULT:
 	case DEVMEM_TEST_IOC_WATCH:
 		mutex_lock(&test->lock);
@@ -157,6 +162,6 @@ static void __exit devmem_test_exit(void)
 }
 module_exit(devmem_test_exit);
 
-MODULE_DESCRIPTION("Odd dma-bufs, failing calls and benches, for tests of device memory");
+MODULE_DESCRIPTION("Odd dma-bufs and ops, failing calls and benches, for tests of device memory");
 MODULE_LICENSE("GPL");
 MODULE_IMPORT_NS("DMA_BUF");

@@ -106,4 +106,24 @@ struct devmem_test_bench {
  */
 #define DEVMEM_TEST_IOC_BENCH	_IOW('D', 0x44, struct devmem_test_bench)
 
+/* Our own, in our read-only data, */
+#define DEVMEM_TEST_OPS_GOOD		0
+/* there, too, but naming no module, */
+#define DEVMEM_TEST_OPS_OF_NOBODY	1
+/* on the heap, */
+#define DEVMEM_TEST_OPS_WRITABLE	2
+/* on the heap, naming a module that is there, too, and says that it has them. */
+#define DEVMEM_TEST_OPS_FORGED		3
+
+struct devmem_test_ops {
+	__u32 ifindex;
+	__u32 queue;
+	__u32 kind;
+};
+
+/* Makes a page pool with ops of a memory provider for a queue that is not bound, and
+ * ends it.
+ */
+#define DEVMEM_TEST_IOC_OPS	_IOW('D', 0x45, struct devmem_test_ops)
+
 #endif /* DEVMEM_TEST_UAPI_H */

@@ -23,6 +23,7 @@ pub mod keys;
 pub mod machine;
 pub mod nfqueue;
 pub mod odd;
+pub mod ops;
 pub mod pair;
 pub mod peer;
 pub mod probe;

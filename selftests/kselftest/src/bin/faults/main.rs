@@ -17,6 +17,7 @@ use devmem_testlib::tests;
 
 mod bind;
 mod calls;
+mod ops;
 mod rig;
 mod softirq;
 mod stream;
@@ -44,6 +45,8 @@ fn main() -> ExitCode {
             calls::calls_of_receive,
             calls::calls_of_send,
             teardown::delete_device,
+            teardown::unbound_without_memory,
+            ops::writable_ops,
             softirq::traffic,
             softirq::leaks,
         ],

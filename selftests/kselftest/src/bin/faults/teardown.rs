@@ -7,8 +7,10 @@ use std::io;
 use devmem::netdev::Netdev;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::faults::Call;
 use devmem_testlib::faults::Watch;
 use devmem_testlib::provider;
+use devmem_testlib::xdp;
 
 use crate::rig::Rig;
 use crate::walk::Walk;
@@ -53,4 +55,24 @@ fn delete(
     drop(owner);
     [id, tx].into_iter().for_each(provider::all_buffers_back);
     Ok(site)
+}
+
+/// A queue that cannot be restarted goes on with memory that no XDP program can read, until it is.
+pub fn unbound_without_memory() -> Outcome {
+    let rig = Rig::new()?;
+    let binding = rig.pair.bind(&[Rig::QUEUE], &rig.rx_memory)?;
+    let id = binding.id();
+    let fault = Call::fails("page_pool_create", 1, -i64::from(libc::ENOMEM))?;
+    drop(binding);
+    assert!(fault.result()?.1.is_some(), "the queue was restarted");
+    drop(fault);
+
+    let rx = &rig.pair.rx;
+    let attach = || rx.ns.run(|| xdp::attach(rx.ifindex));
+    let refused = attach().map_err(|err| err.raw_os_error());
+    assert_eq!(refused.err(), Some(Some(libc::EBUSY)));
+    rx.reset_queue(Rig::QUEUE, 0)?;
+    provider::all_buffers_back(id);
+    drop(attach()?);
+    Ok(())
 }
