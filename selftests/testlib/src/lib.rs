@@ -21,6 +21,7 @@ pub mod grace;
 mod ifctl;
 pub mod keys;
 pub mod machine;
+mod netkit;
 pub mod nfqueue;
 pub mod odd;
 pub mod ops;

@@ -17,12 +17,15 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::process::ExitCode;
 use std::process::Stdio;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Extent;
+use devmem::netdev::Netdev;
 use devmem::netns::Netns;
 use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
@@ -30,10 +33,12 @@ use devmem_testlib::Pair;
 use devmem_testlib::fixture::Sending;
 use devmem_testlib::machine;
 use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::End;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
 use devmem_testlib::provider;
 use devmem_testlib::pump::reset_on_close;
+use devmem_testlib::report::is_slow;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
@@ -454,6 +459,7 @@ fn device_deleted(in_queue: bool) -> Outcome {
     let id = bench.binding.id();
     let info = provider::binding(id)?.expect("the binding has an owner");
     assert_eq!(info.ifname, None, "the device is gone: {info:?}");
+    assert_eq!(provider::attachments()?, 0, "mapped for no device");
     // Why depends on what the socket knows of its route by then.
     call.send(&bench.connection.tx)
         .expect_err("sent without a device");
@@ -468,6 +474,66 @@ fn device_deleted_with_data_unacknowledged() -> Outcome {
     device_deleted(false)
 }
 
+/// Binds by way of a leased queue, until that is gone. The socket has the last bindings, of these ids.
+fn bind_until_gone(
+    end: &End,
+    netkit: u32,
+    memory: &DmaBuf,
+    bound: &AtomicU32,
+) -> io::Result<(Netdev, Vec<u32>)> {
+    /// Fewer than a user may have.
+    const MOST: usize = 32;
+    let attrs = BindTx::new(netkit).attrs(memory);
+    let (mut netdev, mut ids) = (end.ns.run(|| Ok(Netdev::open()?))?, Vec::new());
+    loop {
+        match netdev.bind_tx(&attrs) {
+            Ok(id) => ids.push(id),
+            Err(err) => {
+                // The netkit device has gone, or its queue leads to a device that is going.
+                let errno = err.errno();
+                assert!(
+                    [Some(libc::ENODEV), Some(libc::EOPNOTSUPP)].contains(&errno),
+                    "{err}"
+                );
+                return Ok((netdev, ids));
+            }
+        }
+        bound.fetch_add(1, Ordering::Relaxed);
+        if ids.len() == MOST {
+            netdev = end.ns.run(|| Ok(Netdev::open()?))?;
+            ids.clear();
+        }
+    }
+}
+
+/// A device goes while its memory is being bound by way of a queue that another one leases: no binding keeps
+/// it.
+fn leased_device_deleted_while_binding() -> Outcome {
+    let rounds = if is_slow() { 8.0 } else { 36.0 };
+    let rounds = (rounds / machine::slowness()) as u32;
+    let memory = DmaBuf::udmabuf(MEMORY as usize)?;
+    for _ in 0..rounds {
+        let pair = Pair::new()?;
+        let netkit = pair.tx.lease(1)?;
+        let bound = AtomicU32::new(0);
+        let (netdev, ids) = thread::scope(|scope| -> io::Result<_> {
+            let binder = scope.spawn(|| bind_until_gone(&pair.tx, netkit, &memory, &bound));
+            provider::wait_for("some bindings", || {
+                Ok(bound.load(Ordering::Relaxed) > 2 || binder.is_finished())
+            });
+            pair.tx.delete()?;
+            binder.join().expect("the thread that binds")
+        })?;
+        assert!(bound.into_inner() > 2, "never bound");
+        for id in ids {
+            let info = provider::binding(id)?.expect("the binding has an owner");
+            assert_eq!(info.ifname, None, "the device is gone: {info:?}");
+        }
+        drop(netdev);
+    }
+    Ok(())
+}
+
 fn device_deleted_after_unbind() -> Outcome {
     let bench = Sending::new()?;
     bench.pair.tx.cut()?;
@@ -477,6 +543,7 @@ fn device_deleted_after_unbind() -> Outcome {
     bench.pair.tx.delete()?;
     let info = provider::binding(id)?.expect("frags of it are on their way");
     assert_eq!(info.ifname, None, "the device is gone: {info:?}");
+    assert_eq!(provider::attachments()?, 0, "mapped for no device");
     reset_on_close(&bench.connection.tx)?;
     drop(bench.connection);
     provider::all_buffers_back(id);
@@ -618,6 +685,7 @@ fn main() -> ExitCode {
         device_deleted_with_data_queued,
         device_deleted_with_data_unacknowledged,
         device_deleted_after_unbind,
+        leased_device_deleted_while_binding,
         everything_deleted_with_data_in_flight,
         receiver_deleted_with_data_in_flight,
         sender_killed,
