@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             devices::disturbed,
             devices::taken_away,
             modules::unloaded_and_loaded,
+            modules::unloaded_under_a_reader,
             pressure::short_of_memory,
             pressure::cpu_unplugged,
             crowd::many_bindings,

@@ -4,6 +4,7 @@
 //! between two packets, and while the stack still holds packets in memory of the module's.
 
 use std::io;
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,11 +14,15 @@ use std::thread;
 use std::time::Duration;
 
 use devmem::DmaBuf;
+use devmem::token;
+use devmem::token::MAX_TOKENS;
+use devmem::token::TokenRange;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::aftermath;
 use devmem_testlib::pair::Ip;
+use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::storm;
@@ -195,6 +200,77 @@ pub fn unloaded_and_loaded() -> Outcome {
             assert!(refused > 0, "the module was never in use");
         }
         drop((steady, memories, memory));
+        aftermath::on(&pair, QUEUE)
+    })
+}
+
+/// Returns all tokens of a socket that there are, whoever they were handed to.
+fn steal(socket: &TcpStream) -> io::Result<u32> {
+    let tokens = |provider: Provider| TokenRange {
+        start: provider.first_token(),
+        count: MAX_TOKENS,
+    };
+    let ours = token::dontneed(socket, &[tokens(Provider::Module)])?;
+    Ok(ours + token::dontneed(socket, &[tokens(Provider::Builtin)])?)
+}
+
+/// One who reads what is left of a binding, while another thread returns the tokens as they come: nothing holds the
+/// binding at last but the call of the reader.
+fn robbed(pair: &Pair, sent: u64) -> Outcome {
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let map = Arc::new(memory.map()?);
+    let binding = pair
+        .rx
+        .ns
+        .run(|| Ok(pair.request(&[QUEUE]).bind(&memory)))??;
+    let id = binding.id();
+    let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
+    let thief = connection.rx.try_clone()?;
+    traffic::send(&connection.tx, 0, sent, sent as usize)?;
+    wait_received(&connection.rx, sent);
+    drop(binding);
+
+    let mut taker = Taker::new(connection.rx, &[(id, map)]);
+    let stolen = thread::scope(|scope| -> io::Result<_> {
+        let reader = scope.spawn(|| taker.take_until(sent));
+        let mut stolen = 0;
+        while !reader.is_finished() {
+            stolen += steal(&thief)?;
+        }
+        reader.join().expect("the thread that reads")?;
+        Ok(stolen + steal(&thief)?)
+    })?;
+    assert_eq!(stolen as usize, taker.held(), "tokens returned");
+    // Nobody has written there since.
+    Ok(taker.check()?)
+}
+
+pub fn unloaded_under_a_reader() -> Outcome {
+    storm::run(|storm| {
+        const STEPS: u32 = 60;
+        let pair = Pair::new()?;
+        pair.steer(PORT, QUEUE)?;
+        let unloader = Unloader::default();
+        let rng = storm.rng.fork();
+        thread::scope(|scope| -> Outcome {
+            let thread = scope.spawn(|| unloader.run(rng));
+            let mut steps = || -> Outcome {
+                for _ in 0..storm.steps(STEPS) {
+                    // Up to what is one packet for the reader.
+                    let sent = storm.rng.u64(1..=20_000);
+                    storm.step(sent);
+                    robbed(&pair, sent)?;
+                }
+                Ok(())
+            };
+            let outcome = steps();
+            unloader.over.store(true, Ordering::Relaxed);
+            thread.join().expect("the thread that unloads")?;
+            outcome
+        })?;
+        load()?;
+        storm.count("times unloaded", unloader.unloaded.into_inner());
+        storm.count("times refused", unloader.refused.into_inner());
         aftermath::on(&pair, QUEUE)
     })
 }
