@@ -3,6 +3,7 @@
 //! Sockets, bindings, processes and devices that end while others still use what is theirs.
 
 use std::env;
+use std::fs;
 use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
@@ -127,6 +128,40 @@ fn unbound_with_tokens_held() -> Outcome {
             "the binding is gone, tokens are held"
         );
     }
+    drop(frags);
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+/// How often each CPU has looked for packets so far, by `/proc/softirqs`.
+fn looks_for_packets() -> io::Result<Vec<u64>> {
+    let text = fs::read_to_string("/proc/softirqs")?;
+    let counts = text
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix("NET_RX:"))
+        .ok_or(io::ErrorKind::NotFound)?
+        .split_whitespace();
+    Ok(counts.filter_map(|count| count.parse().ok()).collect())
+}
+
+/// A page pool that waits for a reader does not have other CPUs look for what that has.
+fn idle_cpus_left_alone() -> Outcome {
+    /// A pool looks at least once a second whether all is back.
+    const LOOK: Duration = Duration::from_secs(2);
+    let bench = Receiving::new()?;
+    let frags = take(&bench.connection, 0, 1)?;
+    let id = bench.binding.id();
+    drop(bench.binding);
+    wait::until(
+        "the pool to look twice, and no CPU for packets",
+        10 * LOOK,
+        || {
+            let before = looks_for_packets()?;
+            thread::sleep(LOOK);
+            Ok(looks_for_packets()? == before)
+        },
+    )?;
+    assert!(provider::binding(id)?.is_some(), "nothing to wait for");
     drop(frags);
     provider::all_buffers_back(id);
     Ok(())
@@ -259,6 +294,7 @@ fn device_deleted_with_tokens_held(keep: fn(Binding) -> Option<Binding>) -> Outc
 
     let info = provider::binding(id)?.expect("the binding lives while tokens are held");
     assert_eq!(info.ifname, None, "the device is gone: {info:?}");
+    assert_eq!(provider::attachments()?, 0, "mapped for no device");
     check(&memory, 0, &frags)?;
     drop(frags);
     drop(connection);
@@ -427,6 +463,7 @@ fn main() -> ExitCode {
     runner::run(tests![
         the_only_descriptor_given_away,
         unbound_with_tokens_held,
+        idle_cpus_left_alone,
         unbound_with_data_queued,
         tcp_socket_closed_with_tokens_held,
         both_sockets_closed_with_tokens_held,
