@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::thread;
 
@@ -29,9 +30,11 @@ use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::report::Stop;
 use devmem_testlib::runner;
+use devmem_testlib::sockopt;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
+use fastrand::Rng;
 
 const PAGE: usize = 4096;
 const MEMORY: usize = 2048 * PAGE;
@@ -147,6 +150,66 @@ fn a_range_of_tokens() -> Outcome {
         return_tokens(&bench, &[TokenRange { start, count: 50 }])?,
         50
     );
+    finish(bench)
+}
+
+/// A reader that peeks makes many tokens, whose array grows while some of them come back: none of these gets
+/// lost, or comes back twice.
+fn returned_while_the_array_grows() -> Outcome {
+    const FRAGS: usize = 256;
+    const LEN: usize = 100;
+    /// Of the tokens that a call makes, so many come back at once.
+    const BACK: u32 = 64;
+    let many: u32 = if report::is_slow() { 1 << 17 } else { 1 << 20 };
+    let first = provider::under_test().first_token();
+    let bench = receiving()?;
+    let socket = &bench.connection.rx;
+    sockopt::set(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 16_i32 << 20)?;
+    bench.send(&[LEN; FRAGS])?;
+
+    let made = AtomicU32::new(0);
+    let peek = || -> io::Result<()> {
+        let mut receiver = Receiver::with_capacity(socket, FRAGS * LEN, FRAGS);
+        while made.load(Ordering::Relaxed) < many {
+            let received = receiver.recv_flags(libc::MSG_PEEK)?;
+            let mut frags = 0;
+            for piece in received {
+                let Piece::Frag(frag) = piece else {
+                    panic!("not in device memory: {piece:?}")
+                };
+                frag.token.into_id();
+                frags += 1;
+            }
+            assert_eq!(frags, FRAGS as u32, "frags of a call");
+            made.fetch_add(frags, Ordering::Relaxed);
+        }
+        Ok(())
+    };
+    let mut returned = thread::scope(|scope| -> io::Result<u32> {
+        let reader = scope.spawn(peek);
+        let mut rng = Rng::with_seed(1);
+        let (mut seen, mut returned) = (0, 0);
+        while !reader.is_finished() {
+            let now = made.load(Ordering::Relaxed);
+            if now == seen {
+                thread::yield_now();
+                continue;
+            }
+            seen = now;
+            let start = first + rng.u32(0..now);
+            returned += dontneed(socket, &[TokenRange { start, count: BACK }])?;
+        }
+        reader.join().expect("the thread that peeks")?;
+        Ok(returned)
+    })?;
+    assert!(returned > 0, "nothing came back meanwhile");
+
+    let made = made.into_inner();
+    for start in (first..first + made).step_by(MAX_TOKENS as usize) {
+        let count = MAX_TOKENS;
+        returned += dontneed(socket, &[TokenRange { start, count }])?;
+    }
+    assert_eq!(returned, made, "tokens returned");
     finish(bench)
 }
 
@@ -390,6 +453,7 @@ fn main() -> ExitCode {
     runner::run(tests![
         returns_each_once,
         a_range_of_tokens,
+        returned_while_the_array_grows,
         bad_length,
         bad_address,
         more_than_128_ranges,
