@@ -2,7 +2,9 @@
 
 //! Segments that come in any order, more than once, or with the end of the connection.
 
+use std::io;
 use std::net::TcpStream;
+use std::process::Command;
 use std::process::ExitCode;
 
 use devmem_testlib::Outcome;
@@ -23,7 +25,7 @@ const ALL: usize = 1 << 16;
 const PORT: u16 = Receiving::PORT + 1;
 
 /// A connection from a peer made by hand into the bound queue.
-fn connect(bench: &Receiving) -> std::io::Result<(Peer, TcpStream)> {
+fn connect(bench: &Receiving) -> io::Result<(Peer, TcpStream)> {
     bench.pair.steer(PORT, Receiving::QUEUE)?;
     Peer::connect(&bench.pair, &bench.pair.listen(Ip::V4, PORT)?)
 }
@@ -229,6 +231,35 @@ fn too_much_out_of_order() -> Outcome {
     Ok(())
 }
 
+/// Bytes that the buffers of an orphan at this port take.
+fn orphan_memory(bench: &Receiving, port: u16) -> io::Result<u64> {
+    let filter = format!("-tmn state fin-wait-1 sport = :{port}");
+    let output = bench
+        .pair
+        .rx
+        .ns
+        .run(|| Command::new("ss").args(filter.split(' ')).output())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_once("skmem:(r")
+        .and_then(|(_, rest)| rest.split(',').next()?.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("ss: {text}")))
+}
+
+/// What is out of order when a socket is closed goes back if it is in device memory, and otherwise stays, as ever.
+fn closed_out_of_order() -> Outcome {
+    let bench = Receiving::new()?;
+    for (port, queue) in [(PORT, Receiving::QUEUE), (PORT + 1, Receiving::PLAIN_QUEUE)] {
+        bench.pair.steer(port, queue)?;
+        let listener = bench.pair.listen(Ip::V4, port)?;
+        let (peer, socket) = Peer::connect(&bench.pair, &listener)?;
+        peer.send_and_wait(segment(200, 100), 0)?;
+        drop(socket);
+        let stays = orphan_memory(&bench, port)? > 0;
+        assert_eq!(stays, queue == Receiving::PLAIN_QUEUE, "queue {queue}");
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     runner::run(tests![
         in_order,
@@ -241,5 +272,6 @@ fn main() -> ExitCode {
         reset_with_data,
         closed_with_data,
         too_much_out_of_order,
+        closed_out_of_order,
     ])
 }
