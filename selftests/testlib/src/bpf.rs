@@ -9,20 +9,26 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
 const MAP_CREATE: i32 = 0;
+const MAP_LOOKUP_ELEM: i32 = 1;
 const MAP_UPDATE_ELEM: i32 = 2;
+const MAP_DELETE_ELEM: i32 = 3;
 const PROG_LOAD: i32 = 5;
 const PROG_ATTACH: i32 = 8;
 const LINK_CREATE: i32 = 28;
 
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_SK_SKB: u32 = 14;
+const PROG_TYPE_SK_MSG: u32 = 16;
+const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_PERF_EVENT_ARRAY: u32 = 4;
 const MAP_TYPE_SOCKMAP: u32 = 15;
 const ATTACH_SK_SKB_STREAM_PARSER: u32 = 4;
 const ATTACH_SK_SKB_STREAM_VERDICT: u32 = 5;
+const ATTACH_SK_MSG_VERDICT: u32 = 7;
 const ATTACH_SK_SKB_VERDICT: u32 = 38;
 const ATTACH_TCX_INGRESS: u32 = 46;
 
-/// What a verdict on a packet for a socket says: let it pass.
+/// What a verdict on what a socket receives or sends says: let it pass.
 const SK_PASS: i32 = 1;
 
 /// The head of `union bpf_attr` for loading a program.
@@ -70,7 +76,7 @@ struct MapCreate {
 
 /// The head of `union bpf_attr` for an entry of a map.
 #[repr(C)]
-struct MapUpdate {
+struct MapEntry {
     map_fd: u32,
     padding: u32,
     key: u64,
@@ -93,13 +99,30 @@ const ADD: u8 = 0x07;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 const JUMP_NE: u8 = 0x55;
+const LOAD_WORD: u8 = 0x61;
 const LOAD_BYTE: u8 = 0x71;
 const STORE_BYTE: u8 = 0x72;
+const STORE_DOUBLE: u8 = 0x7a;
+const STORE_REG: u8 = 0x7b;
+const LOAD_NUMBER: u8 = 0x18;
+/// What [`LOAD_NUMBER`] loads, in the place of the second register: a map, or the address of its first value.
+const OF_MAP: u8 = 1;
+const OF_VALUE: u8 = 2;
+const PERF_EVENT_OUTPUT: i32 = 25;
 const SKB_LOAD_BYTES: i32 = 26;
 const SKB_STORE_BYTES: i32 = 9;
 const CSUM_LEVEL: i32 = 135;
 /// What a program for ingress says: nothing, others may.
 const TCX_NEXT: i32 = -1;
+
+/// The two instructions that load a number of 64 bits, or what it stands for.
+const fn load_number(to: u8, of: u8, number: u64) -> [u64; 2] {
+    [
+        insn(LOAD_NUMBER, to, of, 0, number as i32),
+        // A map's value begins at 0 there.
+        insn(0, 0, 0, 0, (number >> 32) as i32),
+    ]
+}
 
 /// Loads a program.
 pub(crate) fn load(prog_type: u32, flags: u32, program: &[u64]) -> io::Result<OwnedFd> {
@@ -180,6 +203,86 @@ pub fn forget_checksums(ifindex: u32) -> io::Result<OwnedFd> {
     link(&program, ifindex, ATTACH_TCX_INGRESS, 0)
 }
 
+/// What a program was answered that output events with more or less of a packet.
+#[derive(Debug)]
+pub struct Outputs {
+    answers: OwnedFd,
+    sizes: usize,
+    _link: OwnedFd,
+}
+
+impl Outputs {
+    /// No answer yet.
+    pub const NONE: i64 = i64::MIN;
+
+    /// Has a device output an event with so many bytes of the packet, for each of these sizes, when it receives
+    /// one whose frame has this length. Nobody listens to them.
+    pub fn of_packets(ifindex: u32, frame: usize, sizes: &[usize]) -> io::Result<Self> {
+        /// Where `struct __sk_buff` has the length.
+        const LEN: i16 = 0;
+        const DATA: i16 = -8;
+        const CURRENT_CPU: u64 = 0xffff_ffff;
+        let map = |map_type, value_size| {
+            bpf_fd(
+                MAP_CREATE,
+                &MapCreate {
+                    map_type,
+                    key_size: 4,
+                    value_size,
+                    max_entries: 1,
+                    flags: 0,
+                },
+            )
+        };
+        let events = map(MAP_TYPE_PERF_EVENT_ARRAY, 4)?;
+        let answers = map(MAP_TYPE_ARRAY, 8 * sizes.len() as u32)?;
+
+        let mut output = Vec::new();
+        for (i, &size) in sizes.iter().enumerate() {
+            let flags = (size as u64) << 32 | CURRENT_CPU;
+            output.push(insn(MOV_REG, 1, 6, 0, 0));
+            output.extend(load_number(2, OF_MAP, events.as_raw_fd() as u64));
+            output.extend(load_number(3, 0, flags));
+            output.push(insn(MOV_REG, 4, 10, 0, 0));
+            output.push(insn(ADD, 4, 0, 0, DATA.into()));
+            output.push(insn(MOV, 5, 0, 0, 8));
+            output.push(insn(CALL, 0, 0, 0, PERF_EVENT_OUTPUT));
+            output.extend(load_number(1, OF_VALUE, answers.as_raw_fd() as u64));
+            output.push(insn(STORE_REG, 1, 0, 8 * i as i16, 0));
+        }
+        let mut program = vec![
+            insn(MOV_REG, 6, 1, 0, 0),
+            insn(STORE_DOUBLE, 10, 0, DATA, 0),
+            insn(LOAD_WORD, 2, 6, LEN, 0),
+            insn(JUMP_NE, 2, 0, output.len() as i16, frame as i32),
+        ];
+        program.extend(output);
+        program.push(insn(MOV, 0, 0, 0, TCX_NEXT));
+        program.push(insn(EXIT, 0, 0, 0, 0));
+        let program = load(PROG_TYPE_SCHED_CLS, 0, &program)?;
+        let outputs = Self {
+            answers,
+            sizes: sizes.len(),
+            _link: link(&program, ifindex, ATTACH_TCX_INGRESS, 0)?,
+        };
+        outputs.forget()?;
+        Ok(outputs)
+    }
+
+    /// What it was answered for each size, for the last such packet: 0, a negative errno, or [`Self::NONE`].
+    pub fn answers(&self) -> io::Result<Vec<i64>> {
+        let mut answers = vec![0_i64; self.sizes];
+        entry(MAP_LOOKUP_ELEM, &self.answers, answers.as_mut_ptr() as u64)?;
+        Ok(answers)
+    }
+
+    /// Forgets them.
+    pub fn forget(&self) -> io::Result<()> {
+        let none = vec![Self::NONE; self.sizes];
+        entry(MAP_UPDATE_ELEM, &self.answers, none.as_ptr() as u64)
+    }
+}
+
 /// A sockmap, with programs that let everything pass.
 #[derive(Debug)]
 pub struct SockMap {
@@ -190,19 +293,27 @@ pub struct SockMap {
 impl SockMap {
     /// An empty one.
     pub fn new() -> io::Result<Self> {
-        Self::with(&[(ATTACH_SK_SKB_VERDICT, SK_PASS)])
+        Self::with(PROG_TYPE_SK_SKB, &[(ATTACH_SK_SKB_VERDICT, SK_PASS)])
+    }
+
+    /// An empty one, whose program sees what sockets send.
+    pub fn of_senders() -> io::Result<Self> {
+        Self::with(PROG_TYPE_SK_MSG, &[(ATTACH_SK_MSG_VERDICT, SK_PASS)])
     }
 
     /// An empty one that puts together messages of so many bytes.
     pub fn of_messages(len: i32) -> io::Result<Self> {
-        Self::with(&[
-            (ATTACH_SK_SKB_STREAM_PARSER, len),
-            (ATTACH_SK_SKB_STREAM_VERDICT, SK_PASS),
-        ])
+        Self::with(
+            PROG_TYPE_SK_SKB,
+            &[
+                (ATTACH_SK_SKB_STREAM_PARSER, len),
+                (ATTACH_SK_SKB_STREAM_VERDICT, SK_PASS),
+            ],
+        )
     }
 
     /// An empty one, with programs that give the same answer to everything.
-    fn with(programs: &[(u32, i32)]) -> io::Result<Self> {
+    fn with(prog_type: u32, programs: &[(u32, i32)]) -> io::Result<Self> {
         let map = bpf_fd(
             MAP_CREATE,
             &MapCreate {
@@ -216,7 +327,7 @@ impl SockMap {
         let mut loaded = Vec::new();
         for &(attach_type, answer) in programs {
             let program = [insn(MOV, 0, 0, 0, answer), insn(EXIT, 0, 0, 0, 0)];
-            let program = load(PROG_TYPE_SK_SKB, 0, &program)?;
+            let program = load(prog_type, 0, &program)?;
             bpf(
                 PROG_ATTACH,
                 &ProgAttach {
@@ -234,22 +345,33 @@ impl SockMap {
         })
     }
 
-    /// Has the program see what a socket receives.
+    /// Has the program see what a socket receives, or sends.
     pub fn add(&self, socket: &impl AsFd) -> io::Result<()> {
-        let key = 0_u32;
         let value = socket.as_fd().as_raw_fd() as u32;
-        bpf(
-            MAP_UPDATE_ELEM,
-            &MapUpdate {
-                map_fd: self.map.as_raw_fd() as u32,
-                padding: 0,
-                key: (&raw const key) as u64,
-                value: (&raw const value) as u64,
-                flags: 0,
-            },
-        )?;
-        Ok(())
+        entry(MAP_UPDATE_ELEM, &self.map, (&raw const value) as u64)
     }
+
+    /// From now on it does not. It would after a while, too, when the map is gone.
+    pub fn remove(&self) -> io::Result<()> {
+        entry(MAP_DELETE_ELEM, &self.map, 0)
+    }
+}
+
+/// Reads, writes or deletes the first entry of a map. What is read or written is at an address with as much
+/// memory as the map's values are long.
+fn entry(command: i32, map: &OwnedFd, value: u64) -> io::Result<()> {
+    let key = 0_u32;
+    bpf(
+        command,
+        &MapEntry {
+            map_fd: map.as_raw_fd() as u32,
+            padding: 0,
+            key: (&raw const key) as u64,
+            value,
+            flags: 0,
+        },
+    )?;
+    Ok(())
 }
 
 /// A bpf() command that answers with a file descriptor.

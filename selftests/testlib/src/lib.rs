@@ -22,6 +22,8 @@ mod ifctl;
 pub mod keys;
 pub mod machine;
 mod netkit;
+pub mod multicast;
+mod nfnetlink;
 pub mod nfqueue;
 pub mod odd;
 pub mod ops;
@@ -41,6 +43,7 @@ pub mod traffic;
 pub mod tx;
 pub mod wait;
 pub mod xdp;
+pub mod xtables;
 
 pub use pair::Pair;
 pub use provider::Provider;

@@ -67,6 +67,11 @@ pub(crate) fn delete_all() {
     }
 }
 
+/// Where other processes find a namespace.
+fn path_of(ns: &Netns) -> String {
+    format!("/proc/{}/fd/{}", process::id(), ns.as_fd().as_raw_fd())
+}
+
 fn bus(file: &str, text: &str) -> io::Result<()> {
     fs::write(format!("{BUS}/{file}"), text)
         .map_err(|err| io::Error::new(err.kind(), format!("{text:?} to {file}: {err}")))
@@ -215,6 +220,15 @@ impl End {
         })
     }
 
+    /// Makes a pair of devices without device memory, one here and one at another end.
+    pub fn add_veth(&self, name: &str, other: &Self, there: &str) -> io::Result<()> {
+        let ns = path_of(&other.ns);
+        self.ip(&format!(
+            "link add {name} up type veth peer name {there} netns {ns}"
+        ))?;
+        other.ns.run(|| Interface::new(there)?.set_up(true))
+    }
+
     /// Writes a setting of the namespace, by its path below `/proc/sys/net`.
     pub fn sysctl(&self, path: &str, value: &str) -> io::Result<()> {
         self.ns
@@ -276,8 +290,7 @@ impl End {
 
     /// Moves the device to another namespace and back, where it is up again, with this address.
     pub fn move_and_back(&self, there: &Netns, address: Ipv4Addr) -> io::Result<()> {
-        let path = |ns: &Netns| format!("/proc/{}/fd/{}", process::id(), ns.as_fd().as_raw_fd());
-        let link = |to| format!("link set dev {} netns {}", self.ifname, path(to));
+        let link = |to| format!("link set dev {} netns {}", self.ifname, path_of(to));
         let back = link(&self.ns);
 
         self.ip(&link(there))?;

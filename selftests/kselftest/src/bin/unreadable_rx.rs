@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What the rest of the stack does with packets that were received into device memory, which it cannot read:
-//! routers and the errors they send, firewalls, checksums, signatures, raw sockets, and parsers of messages.
+//! routers and the errors they send, firewalls, checksums, signatures, raw sockets, samples, and parsers of
+//! messages.
 
 use std::io;
 use std::io::ErrorKind;
@@ -18,8 +19,10 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use devmem::netlink::attributes;
 use devmem_testlib::Outcome;
 use devmem_testlib::bpf;
+use devmem_testlib::bpf::Outputs;
 use devmem_testlib::bpf::SockMap;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::frames;
@@ -31,6 +34,7 @@ use devmem_testlib::frames::Offloaded;
 use devmem_testlib::frames::TCP;
 use devmem_testlib::keys;
 use devmem_testlib::keys::Signature;
+use devmem_testlib::multicast::Group;
 use devmem_testlib::nfqueue::Nfqueue;
 use devmem_testlib::pair::Feature;
 use devmem_testlib::pair::Ip;
@@ -53,6 +57,7 @@ use devmem_testlib::tls::Way;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 use devmem_testlib::wait;
+use devmem_testlib::xtables;
 use nix::errno::Errno;
 use nix::sys::socket::Backlog;
 use nix::sys::socket::MsgFlags;
@@ -511,6 +516,19 @@ fn take_raw(socket: &OwnedFd, port_at: usize) -> (Vec<u8>, usize) {
     (buffer, len)
 }
 
+/// A socket of the receiving end's namespace.
+fn socket(bench: &Bench, family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    bench.0.pair.rx.ns.run(|| {
+        // SAFETY: Takes no pointers.
+        let fd = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
+        match fd {
+            // SAFETY: The kernel just made this file descriptor for us.
+            0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    })
+}
+
 /// A raw socket gets the headers, and learns how long the packet was.
 fn raw_socket(ip: Ip) -> Outcome {
     const PAYLOAD: [u8; 500] = [0xa7; 500];
@@ -524,16 +542,7 @@ fn raw_socket(ip: Ip) -> Outcome {
         Ip::V4 => (0, IPV4 + 2, IPV4 + TCP),
         Ip::V6 => (IPV6, 2, TCP),
     };
-    let socket = bench.0.pair.rx.ns.run(|| {
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: Takes no pointers.
-        let fd = unsafe { libc::socket(family, kind, libc::IPPROTO_TCP) };
-        match fd {
-            // SAFETY: The kernel just made this file descriptor for us.
-            0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-            _ => Err(io::Error::last_os_error()),
-        }
-    })?;
+    let socket = socket(&bench, family, libc::SOCK_RAW, libc::IPPROTO_TCP)?;
     let host = Host::beside(&bench.0.pair, ip)?;
     let frame = host.segment(address(ip, PORT), false, &PAYLOAD)?;
     let whole = &packet(&frame)[skipped..];
@@ -554,6 +563,135 @@ fn raw_socket_over_ipv4() -> Outcome {
 
 fn raw_socket_over_ipv6() -> Outcome {
     raw_socket(Ip::V6)
+}
+
+/// A socket of the kind that captures were made by before there were others gets the headers, too.
+fn old_packet_socket() -> Outcome {
+    const SOCK_PACKET: i32 = 10;
+    const PAYLOAD: [u8; 500] = [0xa7; 500];
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    let protocol = (libc::ETH_P_ALL as u16).to_be();
+    let socket = socket(&bench, libc::AF_PACKET, SOCK_PACKET, protocol.into())?;
+    let host = Host::beside(&bench.0.pair, Ip::V4)?;
+    let frame = host.segment(address(Ip::V4, PORT), false, &PAYLOAD)?;
+    for (queue, readable) in [(PLAIN_QUEUE, frame.len()), (QUEUE, ETHERNET + IPV4 + TCP)] {
+        bench.steer(queue)?;
+        host.send(&frame)?;
+        let (got, len) = take_raw(&socket, ETHERNET + IPV4 + 2);
+        assert_eq!(len, readable, "the length, queue {queue}");
+        assert_eq!(got[..len], frame[..len], "queue {queue}");
+    }
+    Ok(())
+}
+
+/// A rule that drops what has a string in it drops what it cannot search.
+fn string_searched() -> Outcome {
+    const LEN: usize = 100;
+    /// Where in the stream the string is.
+    const STRING: u64 = 150;
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    let (peer, socket) = bench.peer()?;
+    let mut probe = bench.0.probe_of(&socket);
+    let rx = &bench.0.pair.rx;
+    rx.nft("add table ip f ; add chain ip f in { type filter hook input priority 0 ; }")?;
+    rx.ns
+        .run(|| xtables::drop_string("f", "in", traffic::bytes(STRING, 16)))?;
+
+    peer.send(segment(0, LEN))?;
+    wait_received(&socket, LEN as u64);
+    probe.receive(&Call::new(ALL));
+    // With the string in it, and a segment that ends before it.
+    for (queue, len) in [(PLAIN_QUEUE, LEN), (QUEUE, LEN), (QUEUE, 40)] {
+        bench.steer(queue)?;
+        let split = bench.queue("hds_packets")?;
+        peer.send(segment(probe.position, len))?;
+        send_cut_off(&bench, &peer, probe.position)?;
+        let came = received(&socket)? - probe.position;
+        observe(format_args!("queue {queue}, {len} bytes: {came} came"));
+        assert_eq!(came, 0, "bytes that came, queue {queue}");
+        let split = bench.queue("hds_packets")? - split;
+        assert_eq!(split, u64::from(queue == QUEUE), "in device memory");
+    }
+
+    rx.nft("delete table ip f")?;
+    peer.send(segment(probe.position, LEN))?;
+    wait_received(&socket, 2 * LEN as u64);
+    probe.receive(&Call::new(ALL)).assert_frags(&[LEN as u32]);
+    probe.give_back();
+    Ok(())
+}
+
+/// A sample of a packet has its headers, and says how long it was.
+fn sampled() -> Outcome {
+    const PAYLOAD: [u8; 500] = [0xa7; 500];
+    const ORIGINAL_SIZE: u16 = 2;
+    const DATA: u16 = 6;
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    let rx = &bench.0.pair.rx;
+    let device = &rx.ifname;
+    let samples = rx.ns.run(|| Group::join("psample", "packets"))?;
+    rx.tc(&format!("qdisc add dev {device} clsact"))?;
+    rx.tc(&format!(
+        "filter add dev {device} ingress protocol ip flower ip_proto tcp dst_port {PORT} \
+         action sample rate 1 group 1 trunc 1500"
+    ))?;
+    let host = Host::beside(&bench.0.pair, Ip::V4)?;
+    let frame = host.segment(address(Ip::V4, PORT), false, &PAYLOAD)?;
+    for (queue, readable) in [(PLAIN_QUEUE, frame.len()), (QUEUE, ETHERNET + IPV4 + TCP)] {
+        bench.steer(queue)?;
+        host.send(&frame)?;
+        let mut sample = Vec::new();
+        soon(&format!("a sample, queue {queue}"), || {
+            sample = samples.next()?.unwrap_or_default();
+            Ok(!sample.is_empty())
+        });
+        let value = |wanted| {
+            attributes(&sample)
+                .find(|&(kind, _)| kind == wanted)
+                .map(|(_, value)| value)
+        };
+        let data = value(DATA).expect("data of the packet");
+        assert_eq!(data, &frame[..readable], "queue {queue}");
+        let len = (frame.len() as u32).to_ne_bytes();
+        assert_eq!(value(ORIGINAL_SIZE), Some(&len[..]), "the length");
+    }
+    Ok(())
+}
+
+/// A program that outputs more of a packet than can be read is told so, and outputs nothing: not what was in
+/// the buffer before.
+fn event_output() -> Outcome {
+    const PAYLOAD: [u8; 500] = [0xa7; 500];
+    const FAULT: i64 = -(libc::EFAULT as i64);
+    let bench = Bench::new(PLAIN_QUEUE)?;
+    let rx = &bench.0.pair.rx;
+    let host = Host::beside(&bench.0.pair, Ip::V4)?;
+    let frame = host.segment(address(Ip::V4, PORT), false, &PAYLOAD)?;
+    // The headers, a byte more, all of it, and a byte more.
+    let headers = ETHERNET + IPV4 + TCP;
+    let sizes = [headers, headers + 1, frame.len(), frame.len() + 1];
+    let outputs = rx
+        .ns
+        .run(|| Outputs::of_packets(rx.ifindex, frame.len(), &sizes))?;
+    for (queue, expected) in [
+        (PLAIN_QUEUE, [false, false, false, true]),
+        (QUEUE, [false, true, true, true]),
+    ] {
+        bench.steer(queue)?;
+        outputs.forget()?;
+        host.send(&frame)?;
+        let mut answers = Vec::new();
+        soon("the program to run", || {
+            answers = outputs.answers()?;
+            Ok(answers.iter().all(|&answer| answer != Outputs::NONE))
+        });
+        // What else it is told depends on whether the kernel has such events at all: nobody listens.
+        diag(format_args!("queue {queue}: {answers:?}"));
+        let faults: Vec<_> = answers.iter().map(|&answer| answer == FAULT).collect();
+        observe(format_args!("queue {queue}, {sizes:?}: EFAULT {faults:?}"));
+        assert_eq!(faults, expected, "EFAULT, queue {queue}");
+    }
+    Ok(())
 }
 
 /// Sends a message to a socket, the head of it into host memory and the rest into device memory.
@@ -699,6 +837,10 @@ fn main() -> ExitCode {
         ao_over_ipv6,
         raw_socket_over_ipv4,
         raw_socket_over_ipv6,
+        old_packet_socket,
+        string_searched,
+        sampled,
+        event_output,
         tls_with_a_small_buffer,
         parsed_half_in_device_memory,
         padded,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Sending from a dma-buf where something on the way wants to read the payload: devices that have lost
-//! features, signatures, IPsec, captures, timestamps, sockets in repair, and those that are not quite of TCP.
+//! features, or are others by now, signatures, IPsec, captures, timestamps, sockets in repair, and those that
+//! are not quite of TCP.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -26,6 +27,7 @@ use devmem::completion;
 use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::bpf::SockMap;
 use devmem_testlib::child;
 use devmem_testlib::child::Child;
 use devmem_testlib::child::NOBODY;
@@ -404,6 +406,20 @@ fn sent_by_tls() -> Outcome {
     refuses_dma_bufs(&bench, control)
 }
 
+/// A socket does not know whose programs see what it sends.
+fn sent_by_sockmap() -> Outcome {
+    let bench = Sending::new()?;
+    let map = SockMap::of_senders()?;
+    map.add(&bench.connection.tx)?;
+    refuses_dma_bufs(&bench, bench.call(&[]).control)?;
+    (&bench.connection.tx).write_all(traffic::bytes(0, 5000))?;
+    bench.expect(&[extent(0, 5000)])?;
+    map.remove()?;
+    bench.sends(&bench.call(&[PART]));
+    bench.expect(&[PART])?;
+    bench.completes()
+}
+
 /// What the CPU would have to encrypt is refused. Without the policy all is well again.
 fn through_ipsec() -> Outcome {
     const BEFORE: usize = 100;
@@ -429,6 +445,46 @@ fn through_ipsec() -> Outcome {
     bench.sends(&bench.call(&[PART]));
     bench.expect(&[PART])?;
     bench.completes()
+}
+
+/// The end of the stream is sent by a device that cannot send what was before it, when that has arrived.
+fn end_by_another_device() -> Outcome {
+    const WAY: &str = "192.0.2.1/32 dev veth0 src 192.0.2.2";
+    let bench = Sending::new()?;
+    let (rx, tx) = (&bench.pair.rx, &bench.pair.tx);
+    tx.add_veth("veth0", rx, "veth1")?;
+
+    // A FIN by the devices of the pair becomes a segment without. The data are with it, and arrive.
+    let device = &rx.ifname;
+    rx.nft(&format!(
+        "add table ip f ; \
+         add chain ip f in {{ type filter hook prerouting priority 0 ; }} ; \
+         add rule ip f in iifname {device} tcp flags & fin == fin counter @th,104,8 set 0x18"
+    ))?;
+    let call = bench
+        .call(&[PART])
+        .flags(libc::MSG_ZEROCOPY | libc::MSG_MORE);
+    let mut parts = Vec::new();
+    // They may be sent for having waited too long.
+    while traffic::unsent(&bench.connection.tx)? == 0 {
+        bench.sends(&call);
+        parts.push(PART);
+    }
+    bench.connection.tx.shutdown(Shutdown::Write)?;
+    bench.expect(&parts)?;
+    soon("all but the end to be acknowledged", || {
+        Ok(traffic::unacknowledged(&bench.connection.tx)? == 1)
+    });
+    let before = tx::tries_again(&bench.connection.tx)?;
+    soon("the end to be sent again", || {
+        Ok(tx::tries_again(&bench.connection.tx)? > before)
+    });
+
+    tx.ip(&format!("route add {WAY}"))?;
+    tx::expect_end(&bench.connection.rx)?;
+    // The other device says of what it hands on that it was copied, and of nothing, too.
+    Completions::default().wait(&bench.connection.tx, parts.len() as u32)?;
+    Ok(())
 }
 
 /// Who captures packets sees the headers of those that are sent, and keeps nobody waiting.
@@ -616,7 +672,9 @@ fn main() -> ExitCode {
         sent_by_udp,
         sent_by_mptcp,
         sent_by_tls,
+        sent_by_sockmap,
         through_ipsec,
+        end_by_another_device,
         capture,
         timestamps,
         timestamps_unread,
