@@ -50,8 +50,7 @@ use crate::{
             new_spinlock_bh,
             SpinLockBh, //
         },
-    },
-    user::Owner, //
+    }, //
 };
 
 /// A dma-buf bound to receive queues.
@@ -140,23 +139,17 @@ impl Receive for RxBinding {
 pub(crate) struct TxBinding {
     extents: ExtentMap<KVVec<u64>, KVVec<u32>>,
     area: NetIovArea,
-    owner: Owner,
     /// Until no device can read it any more: no frag is left, or the device is gone.
     #[pin]
     mapping: Mutex<Option<Mapping>>,
 }
 
 impl TxBinding {
-    /// A binding that `owner` made, of `count` extents, as [`extent::count`] counts those of
-    /// `mapping`.
+    /// A binding of `count` extents, as [`extent::count`] counts those of `mapping`.
     ///
     /// `ENOMEM` if there is no memory for 76 bytes for each extent, charged to the current task's
     /// memory cgroup.
-    pub(crate) fn new(
-        owner: Owner,
-        mapping: Mapping,
-        count: usize,
-    ) -> Result<impl PinInit<Self, Error>> {
+    pub(crate) fn new(mapping: Mapping, count: usize) -> Result<impl PinInit<Self, Error>> {
         let mut ends = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         let mut end = 0;
         for extent in extent::extents(mapping.segments()).take(count) {
@@ -174,7 +167,6 @@ impl TxBinding {
         Ok(try_pin_init!(Self {
             extents,
             area,
-            owner,
             mapping <- new_mutex!(Some(mapping), "devmem_provider_mapping"),
         }? Error))
     }
@@ -217,10 +209,6 @@ impl Data for TxBinding {
 }
 
 impl Transmit for TxBinding {
-    fn may_send(&self) -> bool {
-        self.owner.is_current()
-    }
-
     #[inline]
     fn fill(&self, skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>, len: usize) -> Result {
         skb_frag::fill(skb, ranges, len, self)

@@ -6,8 +6,7 @@
 //!
 //! - [`netlink`]: bind-rx and bind-tx requests,
 //! - [`binding`]: a dma-buf bound to a device, and its page pools,
-//! - [`skb_frag`]: what user space receives, gives back, and sends,
-//! - [`user`]: who may send from a binding, and how many bindings a user may have.
+//! - [`skb_frag`]: what user space receives, gives back, and sends.
 //!
 //! Beneath these is plain logic that also compiles without a kernel, for its tests: [`area`],
 //! [`cmsg`], [`extent`], [`free_list`], [`token`], [`window`]. All that is unsafe is in [`sys`], which
@@ -57,7 +56,6 @@ mod skb_frag;
 #[expect(unsafe_code)]
 mod sys;
 mod token;
-mod user;
 mod window;
 
 module! {
@@ -68,10 +66,6 @@ module! {
     license: "GPL",
     imports_ns: ["DMA_BUF", "NETDEV_INTERNAL"],
     params: {
-        max_tx_bindings: u32 {
-            default: 1024,
-            description: "Most transmit bindings of a user without CAP_NET_ADMIN (1024)",
-        },
         max_tokens: u32 {
             default: 0,
             description: "Most tokens of a socket, 0 for no limit (0)",
@@ -124,11 +118,7 @@ impl Provider for DevmemProvider {
 }
 
 impl kernel::Module for DevmemProvider {
-    #[expect(unsafe_code)]
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        // SAFETY: Nobody else does it, and a module is initialised once.
-        unsafe { user::COUNTS.init() };
-
         Ok(Self {
             _registration: Registration::new()?,
         })

@@ -28,7 +28,6 @@ use crate::{
         TxBinding, //
     },
     extent,
-    module_parameters,
     sys::{
         devmem::{
             Bound,
@@ -53,7 +52,6 @@ use crate::{
             TxDevice, //
         },
     },
-    user::Owner,
     DevmemProvider, //
 };
 
@@ -71,7 +69,7 @@ pub(crate) fn bind_rx(request: &BindRequest<'_>) -> Result<Bound<RxBinding>> {
         .map_err(|error| refuse_layout(request, error, niov_shift))?;
 
     let data = RxBinding::new(mapping, layout, niov_shift)?;
-    let bound = Draft::receive::<DevmemProvider>(&dev, dma_dev, data)?.publish(request)?;
+    let bound = Draft::receive::<DevmemProvider>(&dev, dma_dev, data, request)?.publish(request)?;
     for rxq in queues.iter() {
         bound.open_rxq(&dev, rxq, request)?;
     }
@@ -83,13 +81,12 @@ pub(crate) fn bind_tx(request: &BindRequest<'_>) -> Result<Bound<TxBinding>> {
     let dev = device(request)?;
     let tx_dev = tx_device(request, &dev)?;
     let dma_dev = tx_dev.dma_device().ok_or_else(|| refuse_dma(request))?;
-    let owner = owner(request)?;
     let mapping = mapping(request, dma_dev, Direction::ToDevice)?;
     let extents =
         extent::count(mapping.segments()).map_err(|error| refuse_layout(request, error, 0))?;
 
-    let data = TxBinding::new(owner, mapping, extents)?;
-    Draft::transmit::<DevmemProvider>(&tx_dev, dma_dev, data)?.publish(request)
+    let data = TxBinding::new(mapping, extents)?;
+    Draft::transmit::<DevmemProvider>(&tx_dev, dma_dev, data, request)?.publish(request)
 }
 
 /// log2 of the size of a net_iov, in bytes. The policy sees to it that none is below the page size.
@@ -139,23 +136,6 @@ fn tx_device<'a>(request: &BindRequest<'_>, dev: &'a LockedNetDevice<'_>) -> Res
     }
     dev.tx_device()
         .ok_or_else(|| refuse(fmt!("No DMA-capable device found for netmem TX")))
-}
-
-/// The current task, unless its user has too many transmit bindings.
-fn owner(request: &BindRequest<'_>) -> Result<Owner> {
-    let limit = module_parameters::max_tx_bindings.value();
-
-    Owner::current(limit).map_err(|error| {
-        if error == ENOSPC {
-            request.refuse(
-                error,
-                None,
-                fmt!("user has {limit} transmit bindings already"),
-            )
-        } else {
-            error
-        }
-    })
 }
 
 fn refuse_dma(request: &BindRequest<'_>) -> Error {

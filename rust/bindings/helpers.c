@@ -8,8 +8,6 @@
 
 #include <linux/netdevice.h>
 #include <linux/percpu-refcount.h>
-#include <linux/pid.h>
-#include <linux/sched/signal.h>
 #include <linux/skbuff.h>
 #include <linux/spinlock.h>
 #include <linux/uio.h>
@@ -36,16 +34,6 @@ void rust_helper_spin_unlock_bh(spinlock_t *lock)
 int rust_helper_spin_trylock_bh(spinlock_t *lock)
 {
 	return spin_trylock_bh(lock);
-}
-
-struct pid *rust_helper_task_tgid(struct task_struct *task)
-{
-	return task_tgid(task);
-}
-
-struct pid *rust_helper_get_pid(struct pid *pid)
-{
-	return get_pid(pid);
 }
 
 bool rust_helper_net_devmem_binding_get(struct net_devmem_binding *binding)

@@ -18,19 +18,14 @@ struct net_devmem_tokens;
 struct net_iov;
 struct page_pool;
 struct percpu_ref;
-struct pid;
 struct sk_buff;
 struct skb_shared_info;
 struct sock;
-struct task_struct;
 struct xarray;
 
 void rust_helper_spin_lock_bh(spinlock_t *lock);
 void rust_helper_spin_unlock_bh(spinlock_t *lock);
 int rust_helper_spin_trylock_bh(spinlock_t *lock);
-
-struct pid *rust_helper_task_tgid(struct task_struct *task);
-struct pid *rust_helper_get_pid(struct pid *pid);
 
 bool rust_helper_net_devmem_binding_get(struct net_devmem_binding *binding);
 void rust_helper_percpu_ref_get_many(struct percpu_ref *ref, unsigned long nr);

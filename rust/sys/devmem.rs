@@ -124,9 +124,6 @@ pub(crate) trait Receive: Data {
 
 /// Data of a binding that is sent from.
 pub(crate) trait Transmit: Data {
-    /// Whether the current task may send from the binding. Process context.
-    fn may_send(&self) -> bool;
-
     /// See [`skb_frag::fill`](crate::skb_frag::fill).
     fn fill(&self, skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>, len: usize) -> Result;
 }

@@ -143,6 +143,10 @@ impl<'a> BindRequest<'a> {
         self.owner.as_ptr()
     }
 
+    pub(super) fn info(&self) -> *mut bindings::genl_info {
+        self.info.as_ptr()
+    }
+
     pub(super) fn net(&self) -> *mut bindings::net {
         // SAFETY: By the type invariants `info` is valid.
         unsafe { bindings::genl_info_net(self.info.as_ptr()) }

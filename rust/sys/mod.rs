@@ -6,7 +6,6 @@
 //! device memory provider needs of it. Nothing in here knows how net_iovs are kept: that is the
 //! business of [`Provider`](devmem::Provider)s.
 
-pub(crate) mod cred;
 pub(crate) mod devmem;
 pub(crate) mod dma_buf;
 pub(crate) mod genetlink;

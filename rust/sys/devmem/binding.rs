@@ -78,13 +78,14 @@ impl<T> Binding<T> {
 pub(crate) struct Draft<T: Data>(Pin<KBox<Binding<T>>>);
 
 impl<T: Receive> Draft<T> {
-    /// Makes a binding for receive queues of `dev`.
+    /// Makes a binding for receive queues of `dev`, which `request` asks for.
     ///
     /// `dma_dev`, for which `data` is mapped, stays alive until after `data` is dropped.
     pub(crate) fn receive<P: Provider<Rx = T>>(
         dev: &LockedNetDevice<'_>,
         dma_dev: DmaDevice<'_>,
         data: impl PinInit<T, Error>,
+        request: &BindRequest<'_>,
     ) -> Result<Self> {
         let base = bindings::net_devmem_binding {
             ops: P::ops().as_ptr(),
@@ -93,18 +94,20 @@ impl<T: Receive> Draft<T> {
         };
 
         // SAFETY: The device is locked. `T` is what `P` has for this direction.
-        unsafe { Self::new(base, dev.as_ptr(), dma_dev, data) }
+        unsafe { Self::new(base, dev.as_ptr(), dma_dev, data, request) }
     }
 }
 
 impl<T: Transmit> Draft<T> {
-    /// Makes a binding for frags that `dev` transmits.
+    /// Makes a binding for frags that `dev` transmits, which `request` asks for. It is the current
+    /// task's: the core sees to who may send from it, and to how many a user has (`ENOSPC`).
     ///
     /// `dma_dev`, for which `data` is mapped, stays alive until after `data` is dropped.
     pub(crate) fn transmit<P: Provider<Tx = T>>(
         dev: &TxDevice<'_>,
         dma_dev: DmaDevice<'_>,
         data: impl PinInit<T, Error>,
+        request: &BindRequest<'_>,
     ) -> Result<Self> {
         let base = bindings::net_devmem_binding {
             ops: P::ops().as_ptr(),
@@ -114,7 +117,7 @@ impl<T: Transmit> Draft<T> {
         };
 
         // SAFETY: The device is locked. `T` is what `P` has for this direction.
-        unsafe { Self::new(base, dev.as_ptr(), dma_dev, data) }
+        unsafe { Self::new(base, dev.as_ptr(), dma_dev, data, request) }
     }
 }
 
@@ -129,6 +132,7 @@ impl<T: Data> Draft<T> {
         dev: *mut bindings::net_device,
         dma_dev: DmaDevice<'_>,
         data: impl PinInit<T, E>,
+        request: &BindRequest<'_>,
     ) -> Result<Self>
     where
         Error: From<E>,
@@ -143,14 +147,15 @@ impl<T: Data> Draft<T> {
         let base = binding.base.get();
 
         // SAFETY: `base` is ours, and zeroed but for what the core wants filled in. By the
-        // requirements of this function `dev` is alive and the ops are in use; `dma_dev` is alive by
-        // its type invariants.
+        // requirements of this function `dev` is alive and the ops are in use; `dma_dev` and
+        // `request` are valid by their type invariants.
         unsafe {
             (*base).niov_shift = binding.data.niov_shift();
             to_result(bindings::net_devmem_binding_init(
                 base,
                 dev,
                 dma_dev.as_ptr(),
+                request.info(),
             ))?;
         }
         // SAFETY: The binding lives longer than its net_iovs are in use: page pools hold it, and so

@@ -60,7 +60,6 @@ impl<P: Provider> DevmemOps<P> {
                 mp_ops: mp_ops.as_ptr(),
                 bind_rx: Some(Self::bind_rx),
                 bind_tx: Some(Self::bind_tx),
-                may_send: Some(Self::may_send),
                 recvmsg: Some(Self::recvmsg),
                 dontneed: Some(Self::dontneed),
                 fill_skb: Some(Self::fill_skb),
@@ -97,14 +96,6 @@ impl<P: Provider> DevmemOps<P> {
     ) -> *mut bindings::net_devmem_binding {
         // SAFETY: By the requirements of this function.
         unsafe { bind(owner, info, P::bind_tx) }
-    }
-
-    /// # Safety
-    ///
-    /// `base` has to be a transmit binding of `P` to which there is a reference.
-    unsafe extern "C" fn may_send(base: *const bindings::net_devmem_binding) -> bool {
-        // SAFETY: By the requirements of this function. Transmit bindings have data `P::Tx`.
-        unsafe { Binding::<P::Tx>::data(base.cast_mut()) }.may_send()
     }
 
     /// # Safety
