@@ -55,7 +55,8 @@
 //! # Sending
 //!
 //! 1. [`Region`]: a part of a dma-buf, to be written by its owner only;
-//! 2. [`BindTx`]: binds the dma-buf to the device that the connection goes through;
+//! 2. [`BindTx`]: binds the dma-buf to the device that the connection goes through, for this user or
+//!    [for everybody](BindTx::shared);
 //! 3. [`Sender`]: takes regions (or other [`Source`]s), sends them over a TCP socket, and gives each
 //!    back as [`Sent`] when the kernel no longer reads it.
 //!

@@ -37,6 +37,8 @@ pub mod dmabuf {
     pub const ID: u16 = 4;
     /// Size of the buffers that the device is given.
     pub const RX_PAGE_SIZE: u16 = 5;
+    /// Whether everybody may send from the binding.
+    pub const SHARED: u16 = 6;
 }
 
 /// Attributes of a queue.
@@ -288,46 +290,73 @@ impl Binding {
 #[derive(Clone, Debug)]
 pub struct BindTx {
     ifindex: u32,
+    shared: bool,
 }
 
 impl BindTx {
     /// A request for this device.
     pub fn new(ifindex: u32) -> Self {
-        Self { ifindex }
+        Self {
+            ifindex,
+            shared: false,
+        }
+    }
+
+    /// Lets everybody send from the binding whose connection leaves by this device, see
+    /// [`TxBinding::of_another`]. Without it only this process may, and those of its effective user.
+    ///
+    /// What the memory holds is then for all processes in the device's network namespace to send where they
+    /// like. A kernel that does not know this refuses the request: either it lets everybody send from every
+    /// binding, or nobody else from any.
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
+        self
     }
 
     /// The request, for changing it before it is sent with [`Netdev::bind_tx`]; until then the dma-buf has
     /// to be open, as for [`BindRx::attrs`].
     pub fn attrs<'fd>(&self, dmabuf: &'fd impl AsFd) -> Attrs<'fd> {
-        Attrs::new()
+        let attrs = Attrs::new()
             .u32(dmabuf::IFINDEX, self.ifindex)
-            .fd(dmabuf::FD, dmabuf.as_fd())
+            .fd(dmabuf::FD, dmabuf.as_fd());
+        match self.shared {
+            true => attrs.flag(dmabuf::SHARED),
+            false => attrs,
+        }
     }
 
-    /// Binds, in the network namespace of the calling thread. Needs no capability. As with
-    /// [`BindRx::bind`], the descriptor may be given away.
+    /// Binds, in the network namespace of the calling thread. Needs no capability, but how many bindings a
+    /// user has is limited, see `user.max_devmem_tx_bindings`. As with [`BindRx::bind`], the descriptor may
+    /// be given away.
     pub fn bind(&self, dmabuf: impl AsFd) -> Result<TxBinding, Error> {
         let mut netdev = Netdev::open()?;
         let id = netdev.bind_tx(&self.attrs(&dmabuf))?;
         let id = NonZero::new(id).ok_or(Error::Answer("a binding without a number"))?;
         Ok(TxBinding {
             id,
-            _netdev: netdev,
+            _netdev: Some(netdev),
         })
     }
 }
 
-/// A dma-buf bound for sending; dropping this unbinds it.
+/// A dma-buf bound for sending; dropping this unbinds it, unless it is that [of
+/// another](Self::of_another).
 ///
 /// What has been sent by then is still delivered, and completes.
 #[derive(Debug)]
 pub struct TxBinding {
     id: NonZero<u32>,
     // The kernel unbinds when the socket that bound is closed.
-    _netdev: Netdev,
+    _netdev: Option<Netdev>,
 }
 
 impl TxBinding {
+    /// A binding that another process made, which told its number: one of the same effective user, or one
+    /// that [shares](BindTx::shared) it. Lives as long as that one likes.
+    pub fn of_another(id: NonZero<u32>) -> Self {
+        Self { id, _netdev: None }
+    }
+
     /// Its number, which `sendmsg()` is told.
     pub fn id(&self) -> u32 {
         self.id.get()

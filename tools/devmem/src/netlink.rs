@@ -62,6 +62,11 @@ impl<'fd> Attrs<'fd> {
         Self::default()
     }
 
+    /// The attributes as they are sent, for requests of other families.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// Adds a descriptor.
     pub fn fd(self, kind: u16, fd: BorrowedFd<'fd>) -> Self {
         self.bytes(kind, &fd.as_raw_fd().to_ne_bytes())
@@ -70,6 +75,11 @@ impl<'fd> Attrs<'fd> {
     /// Adds a number of 32 bits.
     pub fn u32(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// Adds a flag: it says something by being there.
+    pub fn flag(self, kind: u16) -> Self {
+        self.bytes(kind, &[])
     }
 
     /// Adds a number of 8 bits.
