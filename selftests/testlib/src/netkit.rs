@@ -1,33 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Virtual devices that lease a queue of another one: netkit.
+//! A netkit device that has leased a queue, as containers have them.
 
 use std::io;
-use std::io::ErrorKind;
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
-use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
 use devmem::netdev::Netdev;
 use devmem::netdev::queue;
 use devmem::netlink::Attrs;
+use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+use nix::sys::socket::AddressFamily;
 use nix::sys::socket::MsgFlags;
+use nix::sys::socket::NetlinkAddr;
+use nix::sys::socket::SockFlag;
+use nix::sys::socket::SockProtocol;
+use nix::sys::socket::SockType;
+use nix::sys::socket::SockaddrIn;
+use nix::sys::socket::connect;
 use nix::sys::socket::recv;
 use nix::sys::socket::send;
+use nix::sys::socket::socket;
 
+use crate::ifctl::Interface;
 use crate::pair::End;
+use crate::report::diag;
 
-const NETDEV_CMD_QUEUE_CREATE: u8 = 16;
-const QUEUE_LEASE: u16 = 8;
-const LEASE_IFINDEX: u16 = 1;
-const LEASE_QUEUE: u16 = 2;
+const NAME: &str = "nktest";
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// There is nobody who has it.
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
 const RTM_NEWLINK: u16 = 16;
-const NLM_F_REQUEST: u16 = 1;
-const NLM_F_ACK: u16 = 4;
-const NLM_F_EXCL: u16 = 0x200;
-const NLM_F_CREATE: u16 = 0x400;
+/// `NLM_F_REQUEST | NLM_F_ACK | NLM_F_EXCL | NLM_F_CREATE`
+const NEW: u16 = 0x605;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
@@ -36,85 +44,126 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_NETKIT_PAIRING: u16 = 10;
 const NETKIT_DEVICE_SINGLE: u32 = 1;
 
-/// Bytes of a `struct nlmsghdr`, and of the `struct ifinfomsg` behind it.
-const NETLINK: usize = 16;
-const HEADERS: usize = NETLINK + 16;
-const NAME: &str = "netkit0";
+const NETDEV_CMD_QUEUE_CREATE: u8 = 16;
+const NETDEV_A_QUEUE_LEASE: u16 = 8;
+const NETDEV_A_LEASE_IFINDEX: u16 = 1;
+const NETDEV_A_LEASE_QUEUE: u16 = 2;
+
+/// The device, in the namespace of the physical one. It has no peer, and an address.
+#[derive(Debug)]
+pub struct Netkit<'a> {
+    /// Its number.
+    pub ifindex: u32,
+    physical: &'a End,
+}
+
+impl<'a> Netkit<'a> {
+    /// Makes one that leases a receive queue.
+    pub fn new(physical: &'a End, rxq: u32) -> io::Result<Self> {
+        let ifindex = physical.ns.run(make)?;
+        let this = Self { ifindex, physical };
+        this.physical.ns.run(|| {
+            let interface = Interface::new(NAME)?;
+            interface.set_ipv4(ADDRESS)?;
+            interface.set_up(true)?;
+            lease(physical, rxq, ifindex)
+        })?;
+        Ok(this)
+    }
+
+    /// A TCP socket whose connection leaves by the device, in the namespace of the calling thread. Nobody
+    /// answers, and it does not wait for that: what may be sent otherwise gets `EAGAIN`.
+    pub fn connect(&self) -> io::Result<OwnedFd> {
+        let fd = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        let [a, b, c, d] = NEIGHBOUR.octets();
+        match connect(fd.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 5001)) {
+            Err(Errno::EINPROGRESS) => Ok(fd),
+            Err(err) => Err(err.into()),
+            Ok(()) => Err(io::Error::other("somebody answers")),
+        }
+    }
+}
+
+impl Drop for Netkit<'_> {
+    fn drop(&mut self) {
+        if let Err(err) = self.physical.ip(&format!("link del {NAME}")) {
+            diag(format_args!("deleting {NAME}: {err}"));
+        }
+    }
+}
 
 impl End {
-    /// Makes a netkit device which leases a queue of this one, and tells its number. It goes with this one.
-    pub fn lease(&self, queue: u32) -> io::Result<u32> {
+    /// Makes a netkit device which leases a receive queue of this one, and tells its number. It goes with
+    /// this one.
+    pub fn lease(&self, rxq: u32) -> io::Result<u32> {
         self.ns.run(|| {
-            new_netkit()?;
-            let ifindex = if_nametoindex(NAME)?;
-            let leased = Attrs::new()
-                .u32(queue::TYPE, queue::TYPE_RX)
-                .u32(queue::ID, queue);
-            let lease = Attrs::new()
-                .u32(LEASE_IFINDEX, self.ifindex)
-                .nested(LEASE_QUEUE, &leased);
-            let request = Attrs::new()
-                .u32(queue::IFINDEX, ifindex)
-                .u32(queue::TYPE, queue::TYPE_RX)
-                .nested(QUEUE_LEASE, &lease);
-            Netdev::open()?.request(NETDEV_CMD_QUEUE_CREATE, &request)?;
+            let ifindex = make()?;
+            lease(self, rxq, ifindex)?;
             Ok(ifindex)
         })
     }
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let len = (4 + value.len()) as u16;
-    let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
+fn lease(physical: &End, rxq: u32, ifindex: u32) -> io::Result<()> {
+    let leased = Attrs::new()
+        .u32(queue::ID, rxq)
+        .u32(queue::TYPE, queue::TYPE_RX);
+    let lease = Attrs::new()
+        .u32(NETDEV_A_LEASE_IFINDEX, physical.ifindex)
+        .nested(NETDEV_A_LEASE_QUEUE, &leased);
+    let attrs = Attrs::new()
+        .u32(queue::IFINDEX, ifindex)
+        .u32(queue::TYPE, queue::TYPE_RX)
+        .nested(NETDEV_A_QUEUE_LEASE, &lease);
+    Netdev::open()?.request(NETDEV_CMD_QUEUE_CREATE, &attrs)?;
+    Ok(())
 }
 
-/// Makes a device without a peer, with room for a queue beside its own. `ip` is too old for that.
-fn new_netkit() -> io::Result<()> {
-    let pairing = attribute(IFLA_NETKIT_PAIRING, &NETKIT_DEVICE_SINGLE.to_ne_bytes());
-    let info = [
-        attribute(IFLA_INFO_KIND, b"netkit"),
-        attribute(IFLA_INFO_DATA, &pairing),
-    ];
-    let attributes = [
-        attribute(IFLA_IFNAME, NAME.as_bytes()),
-        attribute(IFLA_NUM_RX_QUEUES, &2_u32.to_ne_bytes()),
-        attribute(IFLA_LINKINFO, &info.concat()),
-    ];
-    let attributes = attributes.concat();
-    let mut message = Vec::new();
-    message.extend(((HEADERS + attributes.len()) as u32).to_ne_bytes());
-    message.extend(RTM_NEWLINK.to_ne_bytes());
-    message.extend((NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL).to_ne_bytes());
-    // Sequence number and port, then nothing that the kernel does not choose.
-    message.resize(HEADERS, 0);
-    message.extend(attributes);
+/// Makes the device, and tells its number.
+///
+/// The program `ip` may be too old to know of such devices.
+fn make() -> io::Result<u32> {
+    const HEADER: usize = 16;
+    const IFINFOMSG: [u8; 16] = [0; 16];
+    let data = Attrs::new().u32(IFLA_NETKIT_PAIRING, NETKIT_DEVICE_SINGLE);
+    let info = Attrs::new()
+        .string(IFLA_INFO_KIND, "netkit")
+        .nested(IFLA_INFO_DATA, &data);
+    let attrs = Attrs::new()
+        .string(IFLA_IFNAME, NAME)
+        .u32(IFLA_NUM_RX_QUEUES, 2)
+        .nested(IFLA_LINKINFO, &info);
 
-    // SAFETY: Takes no pointers.
-    let fd = unsafe {
-        libc::socket(
-            libc::AF_NETLINK,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            libc::NETLINK_ROUTE,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: The kernel just made this file descriptor for us.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
-    let mut answer = [0; 1024];
-    let len = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    let bytes = answer[..len].get(NETLINK..NETLINK + 4);
-    match bytes
-        .and_then(|bytes| bytes.try_into().ok())
-        .map(i32::from_ne_bytes)
-    {
-        Some(0) => Ok(()),
-        Some(errno @ ..0) => Err(io::Error::from_raw_os_error(-errno)),
-        _ => Err(ErrorKind::InvalidData.into()),
+    let len = HEADER + IFINFOMSG.len() + attrs.as_bytes().len();
+    let mut request = (len as u32).to_ne_bytes().to_vec();
+    request.extend(RTM_NEWLINK.to_ne_bytes());
+    request.extend(NEW.to_ne_bytes());
+    // The number of the request, and of who makes it.
+    request.extend([0; 8]);
+    request.extend(IFINFOMSG);
+    request.extend(attrs.as_bytes());
+
+    let route = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    connect(route.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    send(route.as_raw_fd(), &request, MsgFlags::empty())?;
+    let mut answer = [0; 512];
+    let len = recv(route.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    match answer[..len].get(HEADER..HEADER + 4) {
+        Some(&[0, 0, 0, 0]) => Ok(if_nametoindex(NAME)?),
+        Some(&[a, b, c, d]) => {
+            let errno = i32::from_ne_bytes([a, b, c, d]).wrapping_neg();
+            Err(io::Error::from_raw_os_error(errno))
+        }
+        _ => Err(io::Error::other("a truncated acknowledgement")),
     }
 }

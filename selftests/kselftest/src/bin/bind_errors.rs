@@ -396,7 +396,11 @@ fn malformed_attributes() -> Outcome {
 
     // An attribute that the family does not know.
     let unknown = bench.good(1).u32(77, 1);
-    bench.refused(&unknown, refusal(libc::EINVAL, "", At::Any))
+    bench.refused(&unknown, refusal(libc::EINVAL, "", At::Any))?;
+
+    // One that is for bind-tx only.
+    let shared = bench.good(1).flag(dmabuf::SHARED);
+    bench.refused(&shared, refusal(libc::EINVAL, "", At::Any))
 }
 
 const NESTED: u16 = 0x8000;

@@ -106,8 +106,8 @@ fn bad_parameters() -> Outcome {
     }
     rmmod_when_unused();
     for parameters in [
-        c"max_tx_bindings=-1",
-        c"max_tx_bindings=4294967296",
+        c"max_tokens=-1",
+        c"max_tokens=4294967296",
         c"max_tokens=many",
         c"max_tokens=",
     ] {

@@ -836,6 +836,7 @@ fn bind_requests() -> Outcome {
             good().u32(dmabuf::RX_PAGE_SIZE, 4096),
             "EINVAL",
         ),
+        ("shared, a number", good().u32(dmabuf::SHARED, 1), "ERANGE"),
         ("unknown attribute", good().u32(77, 1), "EINVAL"),
     ];
     let before = State::of(&pair)?;

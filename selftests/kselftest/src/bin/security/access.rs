@@ -29,6 +29,7 @@ use nix::unistd::Uid;
 use nix::unistd::seteuid;
 use nix::unistd::setresuid;
 
+use crate::BINDINGS_LIMIT;
 use crate::PAGE;
 
 /// What a request gave: `bound`, or the errno.
@@ -206,8 +207,8 @@ pub fn what_queries_tell() -> Outcome {
     Ok(())
 }
 
-/// The list of bindings and the choice of a provider are root's, in the initial namespaces. Parameters of the
-/// module are set when it is loaded.
+/// The list of bindings, the choice of a provider and the limit of bindings are root's, in the initial
+/// namespaces. Parameters of the module are set when it is loaded.
 pub fn settings_are_roots() -> Outcome {
     const LIST: &str = "/sys/kernel/debug/net_devmem/bindings";
     const CHOICE: &str = "/proc/sys/net/core/devmem_provider";
@@ -216,7 +217,8 @@ pub fn settings_are_roots() -> Outcome {
     let touch = || {
         let look = errno(fs::read(LIST).map(drop));
         let choose = errno(fs::write(CHOICE, "builtin"));
-        format!("{look} {choose}")
+        let limit = errno(fs::write(BINDINGS_LIMIT, "1000000"));
+        format!("{look} {choose} {limit}")
     };
     let here = Netns::current()?;
 
@@ -224,13 +226,14 @@ pub fn settings_are_roots() -> Outcome {
         become_user(NOBODY)?;
         Ok(touch())
     })?;
-    check("nobody", &said, "EACCES EACCES");
+    check("nobody", &said, "EACCES EACCES EACCES");
     let said = from_child(&here, || {
         become_user(NOBODY)?;
         unshare_user(CloneFlags::CLONE_NEWNET)?;
         Ok(touch())
     })?;
-    check("nobody in namespaces of its own", &said, "EACCES ENOENT");
+    // The limit is that of its own user namespace, and what there is outside is none the more.
+    check("nobody in namespaces of its own", &said, "EACCES ENOENT 0");
     assert!(!fs::exists(PARAMETERS)?, "{PARAMETERS} is there");
     assert_eq!(devmem::provider::serving()?, provider::under_test().name());
     Ok(())

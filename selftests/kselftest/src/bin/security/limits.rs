@@ -2,6 +2,7 @@
 
 //! How much of it a user can have: transmit bindings, and buffers of a queue that others share.
 
+use std::fs;
 use std::io;
 use std::net::Shutdown;
 use std::thread;
@@ -29,6 +30,7 @@ use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::provider;
 use devmem_testlib::provider::Parameters;
+use devmem_testlib::report::diag;
 use devmem_testlib::report::observe;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
@@ -37,24 +39,35 @@ use nix::sched::CloneFlags;
 use nix::unistd::setresgid;
 use nix::unistd::setresuid;
 
+use crate::BINDINGS_LIMIT;
 use crate::PAGE;
 use crate::PORT;
 use crate::closed;
 
-/// Bindings that a user may have on the module.
+/// Bindings that a user may have in these tests.
 const BINDINGS: usize = 4;
 /// Bindings that a test tries to make.
 const TRIES: usize = 2 * BINDINGS;
 /// Tokens that a socket may have on the module.
 const TOKENS: usize = 20;
 
-fn limit_bindings() -> io::Result<Parameters> {
-    Parameters::set(c"max_tx_bindings=4")
+/// `user.max_devmem_tx_bindings` of the initial user namespace at [`BINDINGS`], until this is dropped.
+struct Limit(String);
+
+impl Limit {
+    fn set() -> io::Result<Self> {
+        let before = fs::read_to_string(BINDINGS_LIMIT)?;
+        fs::write(BINDINGS_LIMIT, BINDINGS.to_string())?;
+        Ok(Self(before))
+    }
 }
 
-/// How many bindings somebody gets who tries [`TRIES`] times.
-fn expected() -> usize {
-    if closed() { BINDINGS } else { TRIES }
+impl Drop for Limit {
+    fn drop(&mut self) {
+        if let Err(err) = fs::write(BINDINGS_LIMIT, &self.0) {
+            diag(format_args!("{BINDINGS_LIMIT} stays changed: {err}"));
+        }
+    }
 }
 
 /// Makes bindings until that fails, which it may do for one reason only.
@@ -66,7 +79,10 @@ fn bind_many(ifindex: u32, memory: &DmaBuf) -> io::Result<Vec<TxBinding>> {
             Err(Error::Refused { errno, ack }) => {
                 assert_eq!(Errno::from_raw(errno), Errno::ENOSPC);
                 let message = ack.message.as_deref();
-                assert_eq!(message, Some("user has 4 transmit bindings already"));
+                assert_eq!(
+                    message,
+                    Some("Too many TX bindings, see user.max_devmem_tx_bindings")
+                );
                 break;
             }
             Err(err) => return Err(err.into()),
@@ -110,7 +126,7 @@ fn check(what: &str, got: usize, expected: usize) {
 
 /// The limit is for all processes of a user, and for each user, but not for network administrators.
 pub fn bindings_of_a_user() -> Outcome {
-    let _parameters = limit_bindings()?;
+    let _limit = Limit::set()?;
     let memory = DmaBuf::udmabuf(64 * PAGE)?;
     let pair = Pair::new()?;
     let mut first = binder(&pair, &memory, || become_user(NOBODY))?;
@@ -118,24 +134,21 @@ pub fn bindings_of_a_user() -> Outcome {
     let mut other = binder(&pair, &memory, || become_user(SOMEBODY))?;
     let mut root = binder(&pair, &memory, || Ok(()))?;
 
-    check("nobody", ask(&mut first, "bind")?, expected());
-    let second_gets = if closed() { 0 } else { TRIES };
-    check("nobody, once more", ask(&mut second, "bind")?, second_gets);
-    check("somebody", ask(&mut other, "bind")?, expected());
+    check("nobody", ask(&mut first, "bind")?, BINDINGS);
+    check("nobody, once more", ask(&mut second, "bind")?, 0);
+    check("somebody", ask(&mut other, "bind")?, BINDINGS);
     check("root", ask(&mut root, "bind")?, TRIES);
 
     // One that is freed makes room for another one, whichever process that was of.
     ask(&mut first, "drop")?;
-    if closed() {
-        provider::wait_for("room for another binding", || {
-            Ok(ask(&mut second, "bind")? == 1)
-        });
-        check(
-            "nobody, at the limit",
-            ask(&mut first, "bind")?,
-            BINDINGS - 1,
-        );
-    }
+    provider::wait_for("room for another binding", || {
+        Ok(ask(&mut second, "bind")? == 1)
+    });
+    check(
+        "nobody, at the limit",
+        ask(&mut first, "bind")?,
+        BINDINGS - 1,
+    );
     for child in [first, second, other, root] {
         child.end()?;
     }
@@ -145,7 +158,7 @@ pub fn bindings_of_a_user() -> Outcome {
 /// Processes that bind at the same time get not one binding more.
 pub fn bindings_made_at_once() -> Outcome {
     const ROUNDS: usize = 5;
-    let _parameters = limit_bindings()?;
+    let _limit = Limit::set()?;
     let memory = DmaBuf::udmabuf(64 * PAGE)?;
     let pair = Pair::new()?;
     for _ in 0..ROUNDS {
@@ -160,7 +173,7 @@ pub fn bindings_made_at_once() -> Outcome {
         for child in &mut children {
             sum += child.talk().hear_number()? as usize;
         }
-        assert_eq!(sum, if closed() { BINDINGS } else { 4 * TRIES });
+        assert_eq!(sum, BINDINGS);
         for child in children {
             child.end()?;
         }
@@ -168,18 +181,17 @@ pub fn bindings_made_at_once() -> Outcome {
             Ok(provider::bindings()?.map_or(0, |list| list.len()) == before)
         });
     }
-    observe(format_args!("limited: {}", closed()));
     Ok(())
 }
 
-/// Uids of a user namespace that an unprivileged user made give it no more bindings. Those of one that root
-/// made are users by themselves.
+/// User namespaces give who made them no more bindings, whatever users there are inside. They may have a
+/// limit of their own.
 pub fn bindings_by_user_namespaces() -> Outcome {
     const SUBORDINATE: u32 = 100_000;
-    let _parameters = limit_bindings()?;
+    let _limit = Limit::set()?;
     let memory = DmaBuf::udmabuf(64 * PAGE)?;
     let pair = Pair::new()?;
-    let inside = |maker: u32, map: &str, uid: u32| -> io::Result<Child> {
+    let inside = |maker: u32, map: &str, uid: u32, limit: Option<usize>| -> io::Result<Child> {
         let mut child = Child::start(|talk| {
             enter(&pair.tx.ns)?;
             if maker != 0 {
@@ -190,6 +202,9 @@ pub fn bindings_by_user_namespaces() -> Outcome {
             talk.hear()?;
             setresgid(uid.into(), uid.into(), uid.into())?;
             setresuid(uid.into(), uid.into(), uid.into())?;
+            if let Some(limit) = limit {
+                fs::write(BINDINGS_LIMIT, limit.to_string())?;
+            }
             let bindings = bind_many(pair.tx.ifindex, &memory)?;
             talk.tell(bindings.len())?;
             talk.wait_for_the_end()
@@ -201,24 +216,24 @@ pub fn bindings_by_user_namespaces() -> Outcome {
     };
 
     let map = format!("0 {NOBODY} 1\n1 {SUBORDINATE} 2\n");
-    let mut root = inside(NOBODY, &map, 0)?;
+    let mut root = inside(NOBODY, &map, 0, None)?;
     let got = root.talk().hear_number()? as usize;
-    check("root inside", got, expected());
-    let more = if closed() { 0 } else { TRIES };
-    let mut another = inside(NOBODY, &map, 1)?;
+    check("root inside", got, BINDINGS);
+    let mut another = inside(NOBODY, &map, 1, None)?;
     let got = another.talk().hear_number()? as usize;
-    check("another user inside", got, more);
+    check("another user inside", got, 0);
     let mut outside = binder(&pair, &memory, || become_user(NOBODY))?;
-    check("its maker", ask(&mut outside, "bind")?, more);
+    check("its maker", ask(&mut outside, "bind")?, 0);
 
+    // Inside of these root may set limits, but what the maker has left is what there is.
     let map = format!("0 {SUBORDINATE} 2\n");
-    let mut first = inside(0, &map, 0)?;
-    let mut second = inside(0, &map, 1)?;
-    for child in [&mut first, &mut second] {
-        let got = child.talk().hear_number()? as usize;
-        check("in a container that root made", got, expected());
-    }
-    for child in [root, another, outside, first, second] {
+    let mut tight = inside(0, &map, 0, Some(1))?;
+    let got = tight.talk().hear_number()? as usize;
+    check("in a container with a limit of its own", got, 1);
+    let mut wide = inside(0, &map, 0, Some(TRIES))?;
+    let got = wide.talk().hear_number()? as usize;
+    check("in another one that root made", got, BINDINGS - 1);
+    for child in [root, another, outside, tight, wide] {
         child.end()?;
     }
     Ok(())

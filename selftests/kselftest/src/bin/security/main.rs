@@ -27,13 +27,15 @@ use devmem_testlib::tx;
 
 const PAGE: usize = 4096;
 const PORT: u16 = 5001;
+/// How many transmit bindings a user may have, in the user namespace of who looks.
+const BINDINGS_LIMIT: &str = "/proc/sys/user/max_devmem_tx_bindings";
 /// What a test sends.
 const PART: Extent = Extent {
     offset: PAGE as u64,
     len: 3 * PAGE as u64 + 1,
 };
 
-/// Whether the module is under test, which closes holes that the C code has.
+/// Whether the module is under test, which limits what the C code does not.
 fn closed() -> bool {
     provider::under_test() == Provider::Module
 }
@@ -81,6 +83,10 @@ fn main() -> ExitCode {
         access::settings_are_roots,
         foreign::who_may_send,
         foreign::no_oracle,
+        foreign::refusals_are_traced,
+        foreign::shared_bindings,
+        foreign::shared_with_a_container,
+        foreign::bound_by_a_socket_passed_on,
         foreign::sockets_passed_on,
         foreign::by_io_uring,
         foreign::receive_binding_sent_from,
