@@ -4,6 +4,7 @@
 //! routers and the errors they send, firewalls, checksums, signatures, raw sockets, samples, and parsers of
 //! messages.
 
+use std::fs;
 use std::io;
 use std::io::ErrorKind;
 use std::io::Read;
@@ -36,6 +37,7 @@ use devmem_testlib::keys;
 use devmem_testlib::keys::Signature;
 use devmem_testlib::multicast::Group;
 use devmem_testlib::nfqueue::Nfqueue;
+use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Feature;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
@@ -420,15 +422,10 @@ fn checksum_unknown() -> Outcome {
     Ok(())
 }
 
-/// MPTCP has checksums of its own, over the payload.
-fn mptcp_checksums() -> Outcome {
+/// A connection of MPTCP to the port.
+fn connect_mptcp(bench: &Bench) -> Result<Connection, Stop> {
     const IPPROTO_MPTCP: i32 = 262;
-    const LEN: usize = 64 << 10;
-    let bench = Bench::new(QUEUE)?;
     let pair = &bench.0.pair;
-    for end in [&pair.rx, &pair.tx] {
-        end.sysctl("mptcp/checksum_enabled", "1")?;
-    }
     let listener = pair.rx.stream_socket(Ip::V4, IPPROTO_MPTCP)?;
     let here = SockaddrStorage::from(address(Ip::V4, PORT));
     nix::sys::socket::bind(listener.as_raw_fd(), &here)?;
@@ -437,7 +434,18 @@ fn mptcp_checksums() -> Outcome {
     let connection = pair.connect_by(socket, &TcpListener::from(listener))?;
     let active = bench.count("MPTcpExt", "MPCapableSYNRX")?;
     assert_eq!(active, 1, "the connection is not one of MPTCP");
+    Ok(connection)
+}
 
+/// MPTCP has checksums of its own, over the payload.
+fn mptcp_checksums() -> Outcome {
+    const LEN: usize = 64 << 10;
+    let bench = Bench::new(QUEUE)?;
+    let pair = &bench.0.pair;
+    for end in [&pair.rx, &pair.tx] {
+        end.sysctl("mptcp/checksum_enabled", "1")?;
+    }
+    let connection = connect_mptcp(&bench)?;
     let patience = wait::stretched(Duration::from_secs(2));
     connection.tx.set_write_timeout(Some(patience))?;
     connection.rx.set_read_timeout(Some(patience))?;
@@ -453,6 +461,20 @@ fn mptcp_checksums() -> Outcome {
     diag(format_args!("recv: {result:?}"));
     assert!(!matches!(result, Ok(1..)), "received: {result:?}");
     assert!(buffer.iter().all(|&byte| byte == 0), "bytes were copied");
+    reset_on_close(&connection.tx)?;
+    reset_on_close(&connection.rx)?;
+    Ok(())
+}
+
+/// MPTCP does not know `MSG_SOCK_DEVMEM`: who sends into device memory is told so, and nobody waits.
+fn mptcp() -> Outcome {
+    let bench = Bench::new(QUEUE)?;
+    let connection = connect_mptcp(&bench)?;
+    let reset = || bench.count("MPTcpExt", "MPRstTx");
+    assert_eq!(reset()?, 0, "before there is anything");
+    (&connection.tx).write_all(traffic::bytes(0, 1000))?;
+    soon("the subflow to be reset", || Ok(reset()? > 0));
+    assert!(bench.queue("hds_packets")? > 0, "none in device memory");
     reset_on_close(&connection.tx)?;
     reset_on_close(&connection.rx)?;
     Ok(())
@@ -773,6 +795,37 @@ fn send_cut_off(bench: &Bench, peer: &Peer, position: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Who shapes what comes in has it redirected to an ifb, which reads nothing of it.
+fn through_an_ifb() -> Outcome {
+    const IFB: &str = "i0";
+    const LEN: u32 = 1000;
+    let bench = Bench::new(QUEUE)?;
+    let rx = &bench.0.pair.rx;
+    rx.ip(&format!("link add {IFB} type ifb"))?;
+    rx.ip(&format!("link set {IFB} up"))?;
+    let (peer, socket) = bench.peer()?;
+    let mut probe = bench.0.probe_of(&socket);
+    let device = &rx.ifname;
+    rx.tc(&format!("qdisc add dev {device} ingress"))?;
+    rx.tc(&format!(
+        "filter add dev {device} parent ffff: protocol ip u32 match u32 0 0 \
+         action mirred egress redirect dev {IFB}"
+    ))?;
+    peer.send_and_wait(segment(0, LEN as usize), u64::from(LEN))?;
+    probe.receive(&Call::new(ALL)).assert_frags(&[LEN]);
+    probe.give_back();
+    let devices = rx
+        .ns
+        .run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
+    let taken = devices
+        .lines()
+        .filter_map(|line| line.trim_start().split_once(':'))
+        .find(|(name, _)| *name == IFB)
+        .and_then(|(_, counts)| counts.split_whitespace().nth(1)?.parse::<u64>().ok());
+    assert!(taken > Some(0), "packets through the ifb: {taken:?}");
+    Ok(())
+}
+
 /// What makes a frame long enough is no payload, and takes no device memory.
 fn padded() -> Outcome {
     let bench = Bench::new(QUEUE)?;
@@ -831,6 +884,8 @@ fn main() -> ExitCode {
         payload_rewritten,
         checksum_unknown,
         mptcp_checksums,
+        mptcp,
+        through_an_ifb,
         md5_over_ipv4,
         md5_over_ipv6,
         ao_over_ipv4,
