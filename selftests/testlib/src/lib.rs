@@ -23,7 +23,7 @@ pub mod keys;
 pub mod machine;
 pub mod multicast;
 pub mod netkit;
-mod nfnetlink;
+mod netlink;
 pub mod nfqueue;
 pub mod odd;
 pub mod ops;

@@ -5,13 +5,12 @@
 use std::io;
 use std::io::ErrorKind;
 
-use crate::nfnetlink::HEADERS;
-use crate::nfnetlink::NLM_F_ACK;
-use crate::nfnetlink::NLM_F_REQUEST;
-use crate::nfnetlink::Nfnetlink;
-use crate::nfnetlink::attr;
-use crate::nfnetlink::kind_of;
-use crate::nfnetlink::message;
+use crate::netlink;
+use crate::netlink::Socket;
+use crate::netlink::attr;
+use crate::netlink::kind_of;
+use crate::netlink::message;
+use crate::netlink::netfilter;
 
 const SUBSYSTEM_QUEUE: u16 = 3;
 const PACKET: u16 = SUBSYSTEM_QUEUE << 8;
@@ -25,11 +24,13 @@ const PACKET_HEADER: u16 = 1;
 const VERDICT_HEADER: u16 = 2;
 const PAYLOAD: u16 = 10;
 const NF_ACCEPT: u32 = 1;
+/// What comes before the attributes of a message.
+const HEADERS: usize = netlink::HEADER + 4;
 
 /// Queue 0 of a namespace. It takes no GSO packets: the kernel cuts them up before.
 #[derive(Debug)]
 pub struct Nfqueue {
-    socket: Nfnetlink,
+    socket: Socket,
     /// Packets so far.
     pub packets: u64,
     /// The most bytes of a packet that it was shown.
@@ -40,7 +41,7 @@ impl Nfqueue {
     /// Opens the queue of the calling thread's namespace, to be shown up to so many bytes of each packet.
     pub fn new(range: u32) -> io::Result<Self> {
         let queue = Self {
-            socket: Nfnetlink::open()?,
+            socket: Socket::open(netlink::NETFILTER)?,
             packets: 0,
             longest: 0,
         };
@@ -53,9 +54,10 @@ impl Nfqueue {
     }
 
     fn configure(&self, kind: u16, value: &[u8]) -> io::Result<()> {
-        let attrs = attr(kind, value);
+        let flags = netlink::REQUEST | netlink::ACK;
+        let head = netfilter(libc::AF_UNSPEC, 0);
         self.socket
-            .request(&message(CONFIG, NLM_F_REQUEST | NLM_F_ACK, 0, 0, &attrs))
+            .request(&message(CONFIG, flags, &head, &attr(kind, value)))
     }
 
     /// Accepts all packets that wait.
@@ -83,9 +85,10 @@ impl Nfqueue {
             let id = id.ok_or(ErrorKind::InvalidData)?;
             self.packets += 1;
             let verdict = [NF_ACCEPT.to_be_bytes(), id].concat();
+            let head = netfilter(libc::AF_UNSPEC, 0);
             let attrs = attr(VERDICT_HEADER, &verdict);
             self.socket
-                .send(&message(VERDICT, NLM_F_REQUEST, 0, 0, &attrs))?;
+                .send(&message(VERDICT, netlink::REQUEST, &head, &attrs))?;
         }
     }
 }

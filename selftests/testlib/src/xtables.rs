@@ -4,14 +4,12 @@
 
 use std::io;
 
-use crate::nfnetlink::NLM_F_ACK;
-use crate::nfnetlink::NLM_F_REQUEST;
-use crate::nfnetlink::Nfnetlink;
-use crate::nfnetlink::attr;
-use crate::nfnetlink::message;
+use crate::netlink;
+use crate::netlink::Socket;
+use crate::netlink::attr;
+use crate::netlink::message;
+use crate::netlink::netfilter;
 
-const NLM_F_CREATE: u16 = 0x400;
-const NLM_F_APPEND: u16 = 0x800;
 const NESTED: u16 = 1 << 15;
 
 /// Batches of changes to nf_tables.
@@ -88,12 +86,13 @@ pub fn drop_string(table: &str, chain: &str, pattern: &[u8]) -> io::Result<()> {
         nested(RULE_EXPRESSIONS, &[found, dropped]),
     ]
     .concat();
-    let family = libc::AF_INET as u8;
-    let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_APPEND;
+    let flags = netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::APPEND;
+    let all = netfilter(libc::AF_UNSPEC, SUBSYSTEM);
+    let ip = netfilter(libc::AF_INET, 0);
     let batch = [
-        message(BATCH_BEGIN, NLM_F_REQUEST, 0, SUBSYSTEM, &[]),
-        message(NEW_RULE, flags, family, 0, &rule),
-        message(BATCH_END, NLM_F_REQUEST, 0, SUBSYSTEM, &[]),
+        message(BATCH_BEGIN, netlink::REQUEST, &all, &[]),
+        message(NEW_RULE, flags, &ip, &rule),
+        message(BATCH_END, netlink::REQUEST, &all, &[]),
     ];
-    Nfnetlink::open()?.request(&batch.concat())
+    Socket::open(netlink::NETFILTER)?.request(&batch.concat())
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Messages to netfilter.
+//! Netlink that is not generic: of netfilter.
 
 use std::io;
 use std::io::ErrorKind;
@@ -8,30 +8,39 @@ use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
-const NETLINK_NETFILTER: i32 = 12;
+/// Netfilter.
+pub(crate) const NETFILTER: i32 = 12;
+
 const NLMSG_ERROR: u16 = 2;
-/// Bytes of a `struct nlmsghdr`, and of the `struct nfgenmsg` behind it.
-const NETLINK: usize = 16;
-pub(crate) const HEADERS: usize = NETLINK + 4;
+/// Bytes of a `struct nlmsghdr`.
+pub(crate) const HEADER: usize = 16;
 
 /// Of a message: it is a request.
-pub(crate) const NLM_F_REQUEST: u16 = 1;
+pub(crate) const REQUEST: u16 = 1;
 /// Of a message: it is to be answered.
-pub(crate) const NLM_F_ACK: u16 = 4;
+pub(crate) const ACK: u16 = 4;
+/// Of a message: what it is about is to be made.
+pub(crate) const CREATE: u16 = 0x400;
+/// Of a message: what is made belongs behind all others.
+pub(crate) const APPEND: u16 = 0x800;
 
-/// A message with these attributes, about a family of addresses.
-pub(crate) fn message(kind: u16, flags: u16, family: u8, resource: u16, attrs: &[u8]) -> Vec<u8> {
+/// A message: a structure of the protocol's own, and attributes.
+pub(crate) fn message(kind: u16, flags: u16, head: &[u8], attrs: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
-    bytes.extend(((HEADERS + attrs.len()) as u32).to_ne_bytes());
+    bytes.extend(((HEADER + head.len() + attrs.len()) as u32).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     // Sequence number and port.
     bytes.extend([0; 8]);
-    // The family, the version, and what the message is about.
-    bytes.extend([family, 0]);
-    bytes.extend(resource.to_be_bytes());
+    bytes.extend(head);
     bytes.extend(attrs);
     bytes
+}
+
+/// What messages to netfilter begin with, `struct nfgenmsg`: the family, and what the message is about.
+pub(crate) fn netfilter(family: i32, resource: u16) -> [u8; 4] {
+    let [high, low] = resource.to_be_bytes();
+    [family as u8, 0, high, low]
 }
 
 /// An attribute.
@@ -50,19 +59,19 @@ pub(crate) fn kind_of(message: &[u8]) -> u16 {
     u16::from_ne_bytes([message[4], message[5]])
 }
 
-/// A socket of netfilter.
+/// A netlink socket.
 #[derive(Debug)]
-pub(crate) struct Nfnetlink(OwnedFd);
+pub(crate) struct Socket(OwnedFd);
 
-impl Nfnetlink {
-    /// Opens one in the calling thread's namespace.
-    pub(crate) fn open() -> io::Result<Self> {
+impl Socket {
+    /// Opens one of a protocol in the calling thread's namespace.
+    pub(crate) fn open(protocol: i32) -> io::Result<Self> {
         // SAFETY: Takes no pointers.
         let fd = unsafe {
             libc::socket(
                 libc::AF_NETLINK,
                 libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                NETLINK_NETFILTER,
+                protocol,
             )
         };
         match fd {
@@ -108,7 +117,7 @@ impl Nfnetlink {
         self.send(messages)?;
         let mut answer = [0; 1024];
         let len = self.recv(&mut answer, 0)?;
-        let bytes = answer[..len].get(NETLINK..NETLINK + 4);
+        let bytes = answer[..len].get(HEADER..HEADER + 4);
         let number = bytes.and_then(|bytes| bytes.try_into().ok());
         match number.map(i32::from_ne_bytes) {
             Some(0) if kind_of(&answer) == NLMSG_ERROR => Ok(()),
