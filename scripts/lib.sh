@@ -335,6 +335,13 @@ lock()
 
 tree_lock=$CACHE/kernel.lock
 
+# open_tree_lock: has FD 9 be the tree's lock: the one that our caller holds, if he does, which
+# he then goes on holding.
+open_tree_lock()
+{
+	[ /proc/self/fd/9 -ef "$tree_lock" ] || exec 9>"$tree_lock"
+}
+
 # obj_lock OBJ: the lock of an object directory.
 obj_lock()
 {
