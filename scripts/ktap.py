@@ -159,6 +159,17 @@ def parse_ktap(program, text, status):
     return results
 
 
+def read_status(path):
+    """The exit status that is in a file; None if it did not come to be written."""
+    text = path.read_text().strip() if path.exists() else ""
+    return int(text) if text else None
+
+
+def read_log(path):
+    """What a log says: nothing, if there is none."""
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
 def read_runs(directory, runs):
     """Results of the guest's programs, each run of which must have left its own."""
     results = Results()
@@ -167,14 +178,8 @@ def read_runs(directory, runs):
         if not output.exists():
             results.fail(run, "did not run")
             continue
-        status = directory / f"{run}.status"
-        results.add(
-            parse_ktap(
-                run,
-                output.read_text(errors="replace"),
-                int(status.read_text()) if status.exists() else None,
-            )
-        )
+        status = read_status(directory / f"{run}.status")
+        results.add(parse_ktap(run, output.read_text(errors="replace"), status))
     return results
 
 
@@ -388,9 +393,9 @@ def main():
     for reason in args.fail:
         results.fail("run", reason)
     if args.cargo:
-        results.add(parse_cargo(args.cargo.read_text(errors="replace")))
+        results.add(parse_cargo(read_log(args.cargo)))
     if args.unittest:
-        results.add(parse_unittest(args.unittest.read_text(errors="replace")))
+        results.add(parse_unittest(read_log(args.unittest)))
     if args.ktap:
         results.add(read_runs(args.ktap, args.runs))
     if args.cases:

@@ -73,6 +73,19 @@ die()
 	exit 1
 }
 
+# within SECONDS: that limit, or what is left of DEVMEM_BUDGET, the seconds that the whole command
+# may take: the rest is for telling what came of it.
+within()
+{
+	local limit=$1 left
+
+	if [ -n "${DEVMEM_BUDGET:-}" ]; then
+		left=$((DEVMEM_BUDGET - 90 - (EPOCHSECONDS - DEVMEM_T0)))
+		limit=$((left < limit ? left : limit))
+	fi
+	echo $((limit > 1 ? limit : 1))
+}
+
 # version_ge A B: is A the same as B or newer?
 version_ge()
 {

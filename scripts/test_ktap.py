@@ -123,6 +123,15 @@ class Runs(unittest.TestCase):
         self.assertEqual(r.passed, ["c/one/first", "c/one/second"])
         self.assertEqual(r.failed, [("rust/one", "did not run")])
 
+    def test_status_that_was_not_written(self):
+        with tempfile.TemporaryDirectory() as d:
+            d = pathlib.Path(d)
+            write_runs(d, {"c/one": GOOD})
+            (d / "c/one.status").write_text("")
+            ((name, reason),) = ktap.read_runs(d, ["c/one"]).failed
+        self.assertEqual(name, "c/one")
+        self.assertIn("did not end", reason)
+
 
 def one_test(*saw, result="ok 1 a"):
     lines = [f"# saw: {line}" for line in saw]
@@ -366,6 +375,10 @@ class CommandLine(unittest.TestCase):
     def test_failure_elsewhere(self):
         result = self.run_ktap(GOOD, "--fail", "kernel log")
         self.assertEqual(result, (1, "4 passed, 1 failed, 0 skipped"))
+
+    def test_logs_that_are_missing(self):
+        result = self.run_ktap(GOOD, "--cargo", "/none/log", "--unittest", "/none/log")
+        self.assertEqual(result, (1, "4 passed, 2 failed, 0 skipped"))
 
     def test_difference_fails_the_run(self):
         result = self.run_ktap(one_test("x"), other=one_test("y"))

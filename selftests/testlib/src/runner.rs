@@ -22,6 +22,10 @@ use crate::wait;
 /// How long a test may take. The guest is emulated, some thirty times slower than its host.
 const TIMEOUT: Duration = Duration::from_secs(90);
 
+/// By how many times that it may take longer on a busy machine: many that hang are not to take all the time
+/// there is.
+const LONGER: f64 = 3.0;
+
 /// A test.
 #[derive(Clone, Copy, Debug)]
 pub struct Test {
@@ -147,7 +151,7 @@ fn run_one(test: &Test, timeout: Duration) -> Verdict {
     let mut answer = receiver.recv_timeout(timeout);
     if answer.is_err() {
         // It may be the machine that is slow.
-        answer = receiver.recv_timeout(timeout.mul_f64(wait::in_vain() - 1.0));
+        answer = receiver.recv_timeout(timeout.mul_f64((wait::in_vain() - 1.0).min(LONGER)));
     }
     match answer {
         Ok(verdict) => {
