@@ -242,7 +242,7 @@ not_pinned()
 	local version
 
 	version=$(kernel_version)
-	[ "$version" = "$KERNEL_VERSION" ] ||
+	[ "${version:-$KERNEL_VERSION}" = "$KERNEL_VERSION" ] ||
 		echo "this was linux $version: the pinned $KERNEL_VERSION is gone from the archive"
 	version=$(cat "$CACHE/tools/liburing-$LIBURING_VERSION/version" 2>/dev/null || true)
 	[ "${version:-$LIBURING_VERSION}" = "$LIBURING_VERSION" ] ||
@@ -304,7 +304,7 @@ bindgen_version()
 # objects depend on.
 kernel_version()
 {
-	cat "$CACHE/source/current" 2>/dev/null || true
+	cat "$CACHE/source/for-$KERNEL_VERSION" 2>/dev/null || true
 }
 
 kernel_source()

@@ -70,7 +70,10 @@ check_mappings()
 # take NUMBER: is that run ours?
 take()
 {
-	[ -z "${SHARED:-}" ] || mkdir "$SHARED/$1" 2>/dev/null
+	if [ -n "${SHARED:-}" ] && ! mkdir "$SHARED/$1" 2>/dev/null; then
+		[ -d "$SHARED/$1" ] || die "no run can be taken in $SHARED"
+		return 1
+	fi
 }
 
 look_for_races
