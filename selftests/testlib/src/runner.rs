@@ -2,6 +2,7 @@
 
 //! Runs tests and reports in KTAP, version 1.
 
+use std::collections::HashSet;
 use std::env;
 use std::panic;
 use std::process::ExitCode;
@@ -66,6 +67,10 @@ pub fn run(tests: &[Test]) -> ExitCode {
 
 /// The tests that the command line names, or all of them.
 fn chosen(tests: &[Test]) -> Result<Vec<Test>, String> {
+    let different: HashSet<_> = tests.iter().map(|test| test.name).collect();
+    if different.len() != tests.len() {
+        return Err("two tests have the same name".to_owned());
+    }
     let names: Vec<_> = env::args().skip(1).collect();
     if names.is_empty() {
         return Ok(tests.to_vec());

@@ -37,9 +37,10 @@ pub fn stretched(base: Duration) -> Duration {
     patience(base).mul_f64(machine::slowness())
 }
 
-/// Whether something may have taken so long that takes up to `base` on a machine with nothing else to do.
+/// Whether something may have taken so long that takes up to `base` on a machine with nothing else to do. As
+/// long as [`up_to`] waits.
 pub fn may_take(time: Duration, base: Duration) -> bool {
-    time <= patience(base) || time <= patience(base).mul_f64(in_vain())
+    time <= patience(base) || time <= patience(base).mul_f64(1.0 + in_vain())
 }
 
 /// What came of waiting.
@@ -67,11 +68,14 @@ pub fn up_to_from(
     let start = Instant::now();
     let idle = patience(limit);
     let mut limit = idle;
+    let mut second_chance = true;
     loop {
         let came = condition()?;
         let time = start.elapsed();
-        if !came && time > limit {
-            limit = idle.mul_f64(in_vain());
+        if !came && time > limit && second_chance {
+            // What kept the machine busy may be over by now, and what it held up is yet to come.
+            limit = time + idle.mul_f64(in_vain());
+            second_chance = false;
         }
         if came || time > limit {
             return Ok(Waited { came, time });

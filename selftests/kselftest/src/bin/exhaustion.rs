@@ -14,7 +14,6 @@ use devmem::Receiver;
 use devmem::Token;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
-use devmem_testlib::machine;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
@@ -27,21 +26,26 @@ const BUFFERS: usize = 128;
 const QUEUE: u32 = 1;
 const PORT: u16 = 5001;
 const LEN: u64 = 4 << 20;
-/// Longer than a sender waits before it sends again what was lost, on a machine with nothing else to do.
-const SILENCE: Duration = Duration::from_millis(1500);
+/// Between two looks at whether the device has dropped something.
+const LOOK: Duration = Duration::from_millis(100);
 
-/// Receives and compares, but keeps every token, until nothing comes any more.
+/// Receives and compares, but keeps every token, until nothing is left to read and the device has dropped
+/// something since it has no buffer.
 fn hoard<'s>(
     receiver: &mut Receiver<'s>,
     cpu: &devmem::dmabuf::Mapping,
     position: &mut u64,
+    no_buffer: impl Fn() -> io::Result<u64>,
 ) -> io::Result<Vec<Token<'s>>> {
     let mut hoarded = Vec::new();
     let mut scratch = vec![0; 1 << 20];
     loop {
         let received = match receiver.recv() {
             Ok(received) => received,
-            Err(err) if err.kind() == ErrorKind::WouldBlock => return Ok(hoarded),
+            Err(err) if err.kind() == ErrorKind::WouldBlock && no_buffer()? > 0 => {
+                return Ok(hoarded);
+            }
+            Err(err) if err.kind() == ErrorKind::WouldBlock => continue,
             Err(err) => return Err(err),
         };
         assert!(!received.is_eof(), "the stream ended at {position}");
@@ -71,21 +75,13 @@ fn drops_are_counted_and_the_flow_resumes() -> Outcome {
     thread::scope(|scope| -> Outcome {
         let sender = traffic::send_in(scope, &connection.tx, 0, LEN, 1 << 20);
         let timeout = connection.rx.read_timeout()?;
-        connection
-            .rx
-            .set_read_timeout(Some(SILENCE.mul_f64(machine::slowness())))?;
+        connection.rx.set_read_timeout(Some(LOOK))?;
         let mut receiver = Receiver::new(&connection.rx);
         let mut position = 0;
-        let hoarded = hoard(&mut receiver, &map, &mut position)?;
+        let hoarded = hoard(&mut receiver, &map, &mut position, no_buffer)?;
         assert!(
             position > 0 && position < LEN,
             "the flow went on to {position}"
-        );
-        let drops = no_buffer()?;
-        assert!(
-            drops > 0,
-            "no drops at byte {position} with {} tokens held",
-            hoarded.len()
         );
         if let Some(info) = provider::binding(binding.id())? {
             assert!(info.in_use > 0 && info.in_use <= info.buffers, "{info:?}");
@@ -137,12 +133,11 @@ fn the_neighbour_goes_on() -> Outcome {
     thread::scope(|scope| {
         let dry_sender = traffic::send_in(scope, &to_dry.tx, 0, 1 << 20, 1 << 20);
         let timeout = to_dry.rx.read_timeout()?;
-        to_dry
-            .rx
-            .set_read_timeout(Some(SILENCE.mul_f64(machine::slowness())))?;
+        to_dry.rx.set_read_timeout(Some(LOOK))?;
         let mut receiver = Receiver::new(&to_dry.rx);
         let mut position = 0;
-        let hoarded = hoard(&mut receiver, &dry_map, &mut position)?;
+        let no_buffer = || pair.rx.counter("rx1_no_buffer");
+        let hoarded = hoard(&mut receiver, &dry_map, &mut position, no_buffer)?;
         assert!(position < 1 << 20, "the flow went on");
 
         let wet_sender = traffic::send_in(scope, &to_wet.tx, 0, LEN, 1 << 20);

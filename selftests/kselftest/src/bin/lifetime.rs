@@ -8,6 +8,7 @@ use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::io::Write;
+use std::net::Shutdown;
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
@@ -15,7 +16,6 @@ use std::process::Command;
 use std::process::ExitCode;
 use std::process::Stdio;
 use std::thread;
-use std::time::Duration;
 
 use devmem::BindRx;
 use devmem::BindTx;
@@ -427,9 +427,9 @@ fn reader_killed() -> Outcome {
             .tx
             .ns
             .run(|| std::net::TcpStream::connect(address(Ip::V4, PORT)))?;
-        sender.set_write_timeout(Some(wait::stretched(Duration::from_secs(1))))?;
+        let writer = sender.try_clone()?;
         let pump = thread::spawn(move || {
-            // Ends with an error: the connection is reset, or nobody reads any more.
+            // Ends with an error: the connection is reset, or shut down.
             while sender.write_all(traffic::bytes(0, 100_000)).is_ok() {}
         });
         assert_eq!(next()?, "holding");
@@ -448,6 +448,8 @@ fn reader_killed() -> Outcome {
             sender.join().expect("the sender's thread")?;
             Ok(())
         })?;
+        // It may have been reset before.
+        let _ = writer.shutdown(Shutdown::Both);
         pump.join().expect("the pump's thread");
         provider::all_buffers_back(id);
     }

@@ -313,17 +313,27 @@ fn merged_by_gro() -> Outcome {
     // NAPI may poll before all of them are there.
     let gathering = wait::stretched(GATHERING).as_nanos() as u64;
     bench.pair.rx.set_gro_flush_timeout(gathering)?;
-    let before = merged_in_queues(&bench)?;
-    let start = probe.position;
     let len = SEGMENTS * mss;
-    traffic::send(&connection.tx, start, len as u64, len)?;
-    wait_received(&connection.rx, start + len as u64);
-    let merged = merged_in_queues(&bench)? - before;
-    report::diag(format_args!("merged in the receive queue: {merged}"));
-    assert!(
-        merged < SEGMENTS as u64 / 3,
-        "GRO left {merged} segments to the receive queue"
-    );
+    let mut attempts = 1;
+    loop {
+        let before = merged_in_queues(&bench)?;
+        let end = probe.position + len as u64;
+        traffic::send(&connection.tx, probe.position, len as u64, len)?;
+        wait_received(&connection.rx, end);
+        let merged = merged_in_queues(&bench)? - before;
+        report::diag(format_args!("merged in the receive queue: {merged}"));
+        if merged < SEGMENTS as u64 / 3 {
+            break;
+        }
+        // A busy machine may have kept the sender from sending all of it at once.
+        assert!(
+            attempts < 3,
+            "GRO left {merged} segments to the receive queue"
+        );
+        attempts += 1;
+        probe.receive(&Call::new(ALL));
+        probe.give_back();
+    }
     let sizes = |from: usize, to: usize| -> Vec<u32> {
         // Segments between two positions, the first and last maybe in part.
         (0..SEGMENTS)

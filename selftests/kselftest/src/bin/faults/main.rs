@@ -8,7 +8,6 @@
 //! After each: the errno was the right one, everything is as before, and bytes arrive.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use devmem_testlib::odd;
 use devmem_testlib::report;
@@ -24,33 +23,27 @@ mod stream;
 mod teardown;
 mod walk;
 
-/// There are many points.
-const LIMIT: Duration = Duration::from_secs(90);
-
 fn main() -> ExitCode {
-    let code = runner::run_within(
-        LIMIT,
-        tests![
-            bind::bind_rx,
-            bind::bind_tx,
-            bind::unbind,
-            stream::receive,
-            stream::receive_first,
-            stream::give_back,
-            stream::send,
-            stream::close,
-            calls::calls_of_bind_rx,
-            calls::calls_of_open_queues,
-            calls::calls_of_bind_tx,
-            calls::calls_of_receive,
-            calls::calls_of_send,
-            teardown::delete_device,
-            teardown::unbound_without_memory,
-            ops::writable_ops,
-            softirq::traffic,
-            softirq::leaks,
-        ],
-    );
+    let code = runner::run(tests![
+        bind::bind_rx,
+        bind::bind_tx,
+        bind::unbind,
+        stream::receive,
+        stream::receive_first,
+        stream::give_back,
+        stream::send,
+        stream::close,
+        calls::calls_of_bind_rx,
+        calls::calls_of_open_queues,
+        calls::calls_of_bind_tx,
+        calls::calls_of_receive,
+        calls::calls_of_send,
+        teardown::delete_device,
+        teardown::unbound_without_memory,
+        ops::writable_ops,
+        softirq::traffic,
+        softirq::leaks,
+    ]);
     // Its probe would cost whatever is run afterwards some time.
     if let Err(err) = odd::unload() {
         report::diag(format_args!("unloading devmem_test: {err}"));

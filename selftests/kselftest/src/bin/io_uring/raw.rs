@@ -125,6 +125,11 @@ pub fn receive_plain(socket: impl AsFd, message: *mut Message) -> squeue::Entry 
     receive_with(socket, message, 0)
 }
 
+/// A request to wait until there is something to read.
+pub fn poll_in(file: impl AsFd) -> squeue::Entry {
+    opcode::PollAdd::new(Fd(file.as_fd().as_raw_fd()), libc::POLLIN as u32).build()
+}
+
 /// A request to receive data without control messages.
 pub fn receive_data(socket: impl AsFd, len: usize, flags: i32) -> squeue::Entry {
     let data = vec![0u8; len].leak();
