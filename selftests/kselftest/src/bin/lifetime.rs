@@ -16,6 +16,7 @@ use std::process::Command;
 use std::process::ExitCode;
 use std::process::Stdio;
 use std::thread;
+use std::time::Duration;
 
 use devmem::BindRx;
 use devmem::BindTx;
