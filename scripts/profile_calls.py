@@ -45,10 +45,13 @@ class Monitor:
             text += more
         return text.decode(errors="replace")
 
+    def ask(self, text):
+        self.socket.sendall(text.encode() + b"\n")
+        return self.answer()
+
     def command(self, text):
         """Whether QEMU knows this command."""
-        self.socket.sendall(text.encode() + b"\n")
-        return "unknown command" not in self.answer()
+        return "unknown command" not in self.ask(text)
 
 
 def start(monitor):
