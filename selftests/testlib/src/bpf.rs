@@ -16,6 +16,7 @@ const PROG_LOAD: i32 = 5;
 const PROG_ATTACH: i32 = 8;
 const LINK_CREATE: i32 = 28;
 
+const PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_SK_SKB: u32 = 14;
 const PROG_TYPE_SK_MSG: u32 = 16;
@@ -188,6 +189,12 @@ pub fn options_to_payload(ifindex: u32) -> io::Result<OwnedFd> {
     ];
     let program = load(PROG_TYPE_SCHED_CLS, 0, &program)?;
     link(&program, ifindex, ATTACH_TCX_INGRESS, 0)
+}
+
+/// A program that takes all messages for so long.
+pub(crate) fn message_length(len: i32) -> io::Result<OwnedFd> {
+    let program = [insn(MOV, 0, 0, 0, len), insn(EXIT, 0, 0, 0, 0)];
+    load(PROG_TYPE_SOCKET_FILTER, 0, &program)
 }
 
 /// Has a device not know of any checksum that it received whether it is right, until the result is dropped.

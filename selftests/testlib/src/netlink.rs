@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Netlink that is not generic: of netfilter.
+//! Netlink that is not generic: of netfilter and of IPsec.
 
 use std::io;
 use std::io::ErrorKind;
@@ -10,6 +10,8 @@ use std::os::fd::OwnedFd;
 
 /// Netfilter.
 pub(crate) const NETFILTER: i32 = 12;
+/// IPsec.
+pub(crate) const XFRM: i32 = 6;
 
 const NLMSG_ERROR: u16 = 2;
 /// Bytes of a `struct nlmsghdr`.

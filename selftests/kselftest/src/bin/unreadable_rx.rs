@@ -33,6 +33,7 @@ use devmem_testlib::frames::IPV4;
 use devmem_testlib::frames::IPV6;
 use devmem_testlib::frames::Offloaded;
 use devmem_testlib::frames::TCP;
+use devmem_testlib::iptfs;
 use devmem_testlib::keys;
 use devmem_testlib::keys::Signature;
 use devmem_testlib::multicast::Group;
@@ -49,6 +50,7 @@ use devmem_testlib::probe::soon;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::pump::reset_on_close;
+use devmem_testlib::rds;
 use devmem_testlib::report::Stop;
 use devmem_testlib::report::diag;
 use devmem_testlib::report::observe;
@@ -587,6 +589,56 @@ fn raw_socket_over_ipv6() -> Outcome {
     raw_socket(Ip::V6)
 }
 
+/// A tunnel in which packets share others takes none that it cannot read: those that would have shared with it leave.
+fn through_iptfs() -> Outcome {
+    const OTHER: u16 = PORT + 1;
+    const PAYLOAD: [u8; 500] = [0xa7; 500];
+    const HERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+    const THERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 9);
+    /// For both packets to come.
+    const DELAY: Duration = Duration::from_millis(500);
+    /// Where a frame has the protocol.
+    const PROTOCOL: usize = ETHERNET + 9;
+    let bench = Bench::new(QUEUE)?;
+    bench.forward()?;
+    bench.0.pair.steer_nth(2, OTHER, PLAIN_QUEUE)?;
+    bench
+        .0
+        .pair
+        .rx
+        .ns
+        .run(|| iptfs::send_through(BEHIND_V4, HERE, THERE, wait::patience(DELAY)))?;
+    let protocol = (libc::ETH_P_ALL as u16).to_be();
+    let capture = socket(&bench, libc::AF_PACKET, libc::SOCK_RAW, protocol.into())?;
+    let host = Host::beside(&bench.0.pair, Ip::V4)?;
+    let readable = host.segment(SocketAddr::from((BEHIND_V4, OTHER)), false, &PAYLOAD)?;
+    let unreadable = host.segment(SocketAddr::from((BEHIND_V4, PORT)), false, &PAYLOAD)?;
+
+    let split = bench.queue("hds_packets")?;
+    let mut lengths = Vec::new();
+    for frames in [&[&readable][..], &[&readable, &unreadable]] {
+        frames.iter().try_for_each(|frame| host.send(frame))?;
+        let mut buffer = [0; 4096];
+        soon("a packet of the tunnel", || {
+            let flags = MsgFlags::MSG_DONTWAIT;
+            match nix::sys::socket::recv(capture.as_raw_fd(), &mut buffer, flags) {
+                Ok(len) if len > PROTOCOL && buffer[12..ETHERNET] == [8, 0] => {
+                    let found = i32::from(buffer[PROTOCOL]) == libc::IPPROTO_ESP;
+                    lengths.extend(found.then_some(len));
+                    Ok(found)
+                }
+                Ok(_) | Err(Errno::EAGAIN) => Ok(false),
+                Err(err) => Err(err.into()),
+            }
+        });
+    }
+    observe(format_args!("packets of the tunnel: {lengths:?}"));
+    assert!(lengths[0] > readable.len(), "nothing is in it");
+    assert_eq!(lengths[0], lengths[1], "what is in it");
+    assert_eq!(bench.queue("hds_packets")? - split, 1, "in device memory");
+    Ok(())
+}
+
 /// A socket of the kind that captures were made by before there were others gets the headers, too.
 fn old_packet_socket() -> Outcome {
     const SOCK_PACKET: i32 = 10;
@@ -764,6 +816,42 @@ fn parsed_half_in_device_memory() -> Outcome {
     Ok(())
 }
 
+/// A map of congested ports the header of which can be read.
+fn rds_congestion_map() -> Outcome {
+    /// Connections are from the smaller address to the larger one.
+    const LARGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 100);
+    let _modules = rds::Loaded::new()?;
+    let bench = Bench::new(QUEUE)?;
+    let (rx, tx) = (&bench.0.pair.rx, &bench.0.pair.tx);
+    rx.ip(&format!("address add {LARGER}/24 dev {}", rx.ifname))?;
+    let steer = |queue| bench.0.pair.steer_nth(1, rds::PORT, queue);
+    steer(PLAIN_QUEUE)?;
+    let to = SocketAddr::from((LARGER, rds::PORT));
+    let mut socket = tx.ns.run(|| TcpStream::connect(to))?;
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(wait::patience(Duration::from_secs(30))))?;
+    socket.write_all(&rds::map_header())?;
+    soon("the header to be acknowledged", || {
+        Ok(traffic::unacknowledged(&socket)? == 0)
+    });
+
+    steer(QUEUE)?;
+    let split = bench.queue("hds_packets")?;
+    socket.write_all(&[0; rds::MAP])?;
+    // It has something to say, too, and a map of its own.
+    let mut buffer = [0; 4096];
+    loop {
+        match socket.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(_) => (),
+            Err(err) if err.kind() == ErrorKind::ConnectionReset => break,
+            Err(err) => return Err(err.into()),
+        }
+    }
+    assert!(bench.queue("hds_packets")? > split, "none in device memory");
+    Ok(())
+}
+
 /// What the bound queue has put into device memory, and what of that is in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Split {
@@ -893,11 +981,13 @@ fn main() -> ExitCode {
         raw_socket_over_ipv4,
         raw_socket_over_ipv6,
         old_packet_socket,
+        through_iptfs,
         string_searched,
         sampled,
         event_output,
         tls_with_a_small_buffer,
         parsed_half_in_device_memory,
+        rds_congestion_map,
         padded,
         cut_off,
     ])

@@ -32,6 +32,7 @@ use devmem_testlib::child;
 use devmem_testlib::child::Child;
 use devmem_testlib::child::NOBODY;
 use devmem_testlib::fixture::Sending;
+use devmem_testlib::kcm;
 use devmem_testlib::keys;
 use devmem_testlib::keys::Signature;
 use devmem_testlib::pair::Connection;
@@ -420,6 +421,25 @@ fn sent_by_sockmap() -> Outcome {
     bench.completes()
 }
 
+/// A socket of KCM sends messages by TCP, and copies them before.
+fn sent_by_kcm() -> Outcome {
+    const MESSAGE: usize = 100;
+    let bench = Sending::new()?;
+    let _decoy = Decoy::filled(DECOY, PAGE, DECOY_BYTE)?;
+    let socket = kcm::over(&bench.connection.tx, MESSAGE as i32)?;
+    for flags in [0, libc::MSG_ZEROCOPY] {
+        let call = bench.call(&[extent(DECOY, MESSAGE as u64)]);
+        let result = call.flags(flags | libc::MSG_EOR).send(&socket);
+        observe(format_args!("KCM: {}", outcome(&result)));
+        tx::fails(result, Errno::EOPNOTSUPP);
+    }
+    let bytes = traffic::bytes(0, MESSAGE);
+    nix::sys::socket::send(socket.as_raw_fd(), bytes, MsgFlags::MSG_EOR)?;
+    bench.expect(&[extent(0, MESSAGE as u64)])?;
+    assert_eq!(received(&bench.connection.rx)?, MESSAGE as u64, "bytes");
+    Ok(())
+}
+
 /// What the CPU would have to encrypt is refused. Without the policy all is well again.
 fn through_ipsec() -> Outcome {
     let bench = Sending::new()?;
@@ -670,6 +690,7 @@ fn main() -> ExitCode {
         sent_by_mptcp,
         sent_by_tls,
         sent_by_sockmap,
+        sent_by_kcm,
         through_ipsec,
         end_by_another_device,
         capture,
