@@ -45,7 +45,8 @@ static int ops_nl_fill(void *mp_priv, struct sk_buff *rsp,
 	return 0;
 }
 
-static void ops_uninstall(void *mp_priv, struct netdev_rx_queue *rxq)
+static void ops_uninstall(void *mp_priv, struct netdev_rx_queue *rxq,
+			  bool in_use)
 {
 }
 
