@@ -18,20 +18,9 @@ use kernel::{
 };
 
 use crate::{
-    area::Layout,
-    extent::{
-        self,
-        ExtentMap,
-        Place, //
-    },
-    free_list::{
-        self,
-        Batch,
-        FreeList,
-        NiovId, //
-    },
     skb_frag,
     sys::{
+        area::Layout,
         devmem::{
             Data,
             Receive,
@@ -39,6 +28,17 @@ use crate::{
             Transmit, //
         },
         dma_buf::Mapping,
+        extent::{
+            self,
+            ExtentMap,
+            Place, //
+        },
+        free_list::{
+            self,
+            Batch,
+            FreeList,
+            NiovId, //
+        },
         iov_iter::OffsetRanges,
         netmem::{
             NetIovArea,

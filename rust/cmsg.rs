@@ -3,13 +3,13 @@
 //! What a reader is told of a packet, and when it ends.
 //!
 //! Linear bytes are copied, and a control message tells how many. For a frag there is a control
-//! message that tells where in which dma-buf its bytes are, with a [token](crate::token). A packet,
+//! message that tells where in which dma-buf its bytes are, with a [token](crate::sys::token). A packet,
 //! its reader and the reader's tokens are what the caller says they are: nothing here knows of skbs.
 
 #![deny(unsafe_code)]
 
 use crate::{
-    token::{
+    sys::token::{
         References,
         Tokens,
         BATCH, //

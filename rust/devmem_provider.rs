@@ -8,9 +8,9 @@
 //! - [`binding`]: a dma-buf bound to a device, and its page pools,
 //! - [`skb_frag`]: what user space receives, gives back, and sends.
 //!
-//! Beneath these is plain logic that also compiles without a kernel, for its tests: [`area`],
-//! [`cmsg`], [`extent`], [`free_list`], [`token`], [`window`]. All that is unsafe is in [`sys`], which
-//! wraps the C side in [`bindings`]. The compiler sees to that.
+//! Beneath these is plain logic that also compiles without a kernel, for its tests: [`cmsg`],
+//! [`window`], and what [`sys`] rests on. All that is unsafe is in [`sys`], which wraps the C side. The
+//! compiler sees to that.
 //!
 //! C header: [`include/net/devmem.h`](srctree/include/net/devmem.h)
 
@@ -40,22 +40,16 @@ use crate::{
             Message,
             Sock, //
         },
-    },
-    token::Range, //
+        token::Range, //
+    }, //
 };
 
-mod area;
 mod binding;
-#[expect(unsafe_code)]
-mod bindings;
 mod cmsg;
-mod extent;
-mod free_list;
 mod netlink;
 mod skb_frag;
 #[expect(unsafe_code)]
 mod sys;
-mod token;
 mod window;
 
 module! {

@@ -19,16 +19,15 @@ use kernel::{
 };
 
 use crate::{
-    area::{
-        Layout,
-        LayoutError, //
-    },
     binding::{
         RxBinding,
         TxBinding, //
     },
-    extent,
     sys::{
+        area::{
+            Layout,
+            LayoutError, //
+        },
         devmem::{
             Bound,
             Direction,
@@ -39,6 +38,7 @@ use crate::{
             MapError,
             Mapping, //
         },
+        extent,
         genetlink::{
             Attr,
             BindRequest,

@@ -4,7 +4,7 @@
 //! and `sendmsg()` with `SCM_DEVMEM_DMABUF`.
 //!
 //! A reader gets linear bytes copied, as from any socket. For a frag it gets a control message that
-//! tells where in which dma-buf the bytes are, and a [token](crate::token) for it. A writer passes
+//! tells where in which dma-buf the bytes are, and a [token](crate::sys::token) for it. A writer passes
 //! offsets into a dma-buf, which become frags.
 
 #![deny(unsafe_code)]
@@ -27,10 +27,10 @@ use crate::{
             Message,
             Sock, //
         },
-    },
-    token::{
-        self,
-        Range, //
+        token::{
+            self,
+            Range, //
+        },
     },
     window::Window, //
 };
@@ -121,7 +121,7 @@ impl From<cmsg::Stop> for Error {
 /// Takes the tokens in `ranges` back from the user.
 ///
 /// Returns how many frags were given back. Tokens that the socket does not have do not count, and
-/// do no harm, but are looked up; after [`MAX_DONTNEED_FRAGS`](crate::token::MAX_DONTNEED_FRAGS) of
+/// do no harm, but are looked up; after [`MAX_DONTNEED_FRAGS`](crate::sys::token::MAX_DONTNEED_FRAGS) of
 /// them it ends.
 ///
 /// Process context.

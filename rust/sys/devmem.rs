@@ -17,6 +17,11 @@ use kernel::{
 };
 
 use super::{
+    bindings,
+    free_list::{
+        Batch,
+        NiovId, //
+    },
     genetlink::BindRequest,
     iov_iter::OffsetRanges,
     netmem::NetIovArea,
@@ -28,13 +33,6 @@ use super::{
     sock::{
         Message,
         Sock, //
-    },
-};
-use crate::{
-    bindings,
-    free_list::{
-        Batch,
-        NiovId, //
     },
     token::Range, //
 };

@@ -12,10 +12,10 @@ use kernel::{
     scatterlist::SGTable, //
 };
 
-use super::net_device::DmaDevice;
-use crate::{
+use super::{
     area::Segment,
-    bindings, //
+    bindings,
+    net_device::DmaDevice, //
 };
 
 /// Which way the DMA goes.

@@ -18,7 +18,7 @@ use kernel::{
     str::Formatter, //
 };
 
-use crate::bindings;
+use super::bindings;
 
 /// Attributes of the `dmabuf` set that a bind-rx request can have once.
 #[derive(Clone, Copy)]

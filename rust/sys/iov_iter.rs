@@ -9,7 +9,7 @@ use core::{
     ptr::NonNull, //
 };
 
-use crate::bindings;
+use super::bindings;
 
 /// The iovecs of a `sendmsg()` from a dma-buf, which are not pointers but offsets into it.
 ///

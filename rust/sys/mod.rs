@@ -3,11 +3,19 @@
 //! Safe wrappers of what the `kernel` crate lacks: all unsafe code of this module lives here.
 //!
 //! A file wraps one concept of the kernel, under the name that it has there, and offers what a
-//! device memory provider needs of it. Nothing in here knows how net_iovs are kept: that is the
-//! business of [`Provider`](devmem::Provider)s.
+//! device memory provider needs of it. Safe code cannot misuse what is in here, whatever it does: that
+//! is what `misuse/` tries. So the plain logic that this rests on is in here, too: how memory is cut up
+//! ([`area`], [`extent`]), which of it is free ([`free_list`]), what a [`token`] stands for. It has no
+//! unsafe code, and compiles without a kernel, for its tests.
+//!
+//! Imports nothing from outside this directory but the `kernel` crate.
 
+pub(crate) mod area;
+mod bindings;
 pub(crate) mod devmem;
 pub(crate) mod dma_buf;
+pub(crate) mod extent;
+pub(crate) mod free_list;
 pub(crate) mod genetlink;
 pub(crate) mod iov_iter;
 pub(crate) mod net_device;
@@ -17,3 +25,4 @@ pub(crate) mod page_pool;
 pub(crate) mod skbuff;
 pub(crate) mod sock;
 pub(crate) mod spinlock_bh;
+pub(crate) mod token;

@@ -9,8 +9,8 @@ use core::{
     ptr::NonNull, //
 };
 
+use super::bindings;
 use super::genetlink::BindRequest;
-use crate::bindings;
 
 /// A registered `struct net_device` whose instance lock is held, until this is dropped.
 ///

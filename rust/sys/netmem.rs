@@ -19,7 +19,7 @@ use kernel::{
     types::Opaque, //
 };
 
-use crate::{
+use super::{
     bindings,
     free_list::NiovId,
     token::RETURN_BATCH, //

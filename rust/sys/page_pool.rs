@@ -9,13 +9,13 @@ use core::ptr::NonNull;
 
 use kernel::static_assert;
 
-use super::netmem::NetIovArea;
-use crate::{
+use super::{
     bindings,
     free_list::{
         Batch,
         BATCH, //
     },
+    netmem::NetIovArea, //
 };
 
 /// A page pool that is being created for a queue with a memory provider.

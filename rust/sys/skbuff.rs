@@ -22,11 +22,11 @@ use kernel::{
     types::Opaque, //
 };
 
+use super::bindings;
 use super::netmem::{
     DevmemIov,
     TxIov, //
 };
-use crate::bindings;
 
 /// A `struct sk_buff` that nobody changes while it is borrowed.
 ///

@@ -24,12 +24,10 @@ use kernel::{
 };
 
 use super::{
+    bindings,
     netmem::CountedIovs,
     nospec::array_index,
-    skbuff::Frag, //
-};
-use crate::{
-    bindings,
+    skbuff::Frag,
     token::{
         self,
         References,

@@ -9,7 +9,7 @@ use kernel::sync::lock::{
     Lock, //
 };
 
-use crate::bindings;
+use super::bindings;
 
 /// A [`Lock`] that may be taken in process and in softirq context, but not in hard interrupts.
 pub(crate) type SpinLockBh<T> = Lock<T, SpinLockBhBackend>;

@@ -15,7 +15,6 @@ const FILES: [(&str, &[(&str, &str)]); 4] = [
         &[
             ("MAX_LEN: u64 = 1 << 31;", "MAX_LEN: u64 = 1 << 7;"),
             ("MAX_BYTES: u64 = 1 << 50;", "MAX_BYTES: u64 = 1 << 12;"),
-            ("use crate::area::{", "use super::area::{"),
         ],
     ),
     ("free_list.rs", &[]),
@@ -33,7 +32,7 @@ const NARROW: &str = "#[allow(dead_code, non_camel_case_types)]\ntype u64 = u16;
                       #[allow(dead_code, non_camel_case_types)]\ntype u32 = u8;\n";
 
 fn main() {
-    let from = Path::new("../../rust");
+    let from = Path::new("../../rust/sys");
     let to = env::var("OUT_DIR").expect("cargo sets it");
 
     for (name, changes) in FILES {

@@ -14,6 +14,7 @@ use kernel::{
     types::Opaque, //
 };
 
+use super::super::bindings;
 use super::{
     super::{
         genetlink::BindRequest,
@@ -29,7 +30,6 @@ use super::{
     Receive,
     Transmit, //
 };
-use crate::bindings;
 
 /// A binding: what the core keeps for it, and what the provider does.
 ///

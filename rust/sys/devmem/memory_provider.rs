@@ -14,6 +14,8 @@ use kernel::{
 
 use super::{
     super::{
+        bindings,
+        free_list::Batch,
         netmem::netmem_to_net_iov,
         page_pool::{
             refill,
@@ -22,10 +24,6 @@ use super::{
     },
     binding::Binding,
     Receive, //
-};
-use crate::{
-    bindings,
-    free_list::Batch, //
 };
 
 /// The page pool callbacks of bindings with data `T`. Has to be in a `static`.

@@ -14,6 +14,7 @@ use kernel::{
 
 use super::{
     super::{
+        bindings,
         genetlink::BindRequest,
         iov_iter::OffsetRanges,
         skbuff::{
@@ -24,6 +25,7 @@ use super::{
             Message,
             Sock, //
         },
+        token::Range,
     },
     binding::Binding,
     Bound,
@@ -33,10 +35,6 @@ use super::{
     Provider,
     Stats,
     Transmit, //
-};
-use crate::{
-    bindings,
-    token::Range, //
 };
 
 /// What the core asks of provider `P`. Has to be in a `static`.

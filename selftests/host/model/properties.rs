@@ -8,11 +8,11 @@
 #![no_std]
 #![allow(dead_code)]
 
-#[path = "../../../rust/area.rs"]
+#[path = "../../../rust/sys/area.rs"]
 mod area;
-#[path = "../../../rust/extent.rs"]
+#[path = "../../../rust/sys/extent.rs"]
 mod extent;
-#[path = "../../../rust/token.rs"]
+#[path = "../../../rust/sys/token.rs"]
 mod token;
 #[path = "../../../rust/window.rs"]
 mod window;

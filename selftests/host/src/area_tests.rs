@@ -3,8 +3,8 @@
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    area::{Layout, LayoutError, Segment},
     sequences::{bound, each},
+    sys::area::{Layout, LayoutError, Segment},
 };
 
 const PAGE: u64 = 4096;

@@ -12,7 +12,7 @@ use crate::{
     cmsg::{self, Frag, FragInfo, Part, Passed, Place, Reader, Stop},
     sequences::{bound, each},
     slot_array::SlotArray,
-    token::{take_back, Range, References, Take, Tokens, BASE, BATCH},
+    sys::token::{take_back, Range, References, Take, Tokens, BASE, BATCH},
     window::Window,
 };
 

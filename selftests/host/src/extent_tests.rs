@@ -3,9 +3,11 @@
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    area::{LayoutError, Segment},
-    extent::{count, extents, slots, ExtentMap, Place},
     sequences::{bound, each},
+    sys::{
+        area::{LayoutError, Segment},
+        extent::{count, extents, slots, ExtentMap, Place},
+    },
 };
 
 const GIB: u64 = 1 << 30;

@@ -3,8 +3,8 @@
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    free_list::{Batch, FreeList, NiovId, BATCH},
     sequences::{bound, each},
+    sys::free_list::{Batch, FreeList, NiovId, BATCH},
 };
 
 fn list(size: usize) -> FreeList<Vec<u32>> {

@@ -8,16 +8,9 @@
 // Not `cfg(test)`: mutation testing would pass over what is there for tests only.
 #![cfg_attr(not(test), allow(dead_code))]
 
-#[path = "../../../rust/area.rs"]
-mod area;
 #[path = "../../../rust/cmsg.rs"]
 mod cmsg;
-#[path = "../../../rust/extent.rs"]
-mod extent;
-#[path = "../../../rust/free_list.rs"]
-mod free_list;
-#[path = "../../../rust/token.rs"]
-mod token;
+mod sys;
 #[path = "../../../rust/window.rs"]
 mod window;
 

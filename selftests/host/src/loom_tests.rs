@@ -18,9 +18,11 @@ use loom::{
 
 use crate::{
     cmsg::{self, Frag, FragInfo, Part, Passed, Place, Reader, Stop},
-    free_list::{Batch, FreeList, NiovId},
     slot_array::SlotArray,
-    token::{take_back, Range, References, Take, Tokens, BASE},
+    sys::{
+        free_list::{Batch, FreeList, NiovId},
+        token::{take_back, Range, References, Take, Tokens, BASE},
+    },
     window::Window,
 };
 

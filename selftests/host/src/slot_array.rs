@@ -2,7 +2,7 @@
 
 //! `struct net_devmem_tokens`, and what the core does with it in C (`net/core/devmem_core.c`).
 
-use crate::token::{Slots, BASE};
+use crate::sys::token::{Slots, BASE};
 
 const BITS: usize = usize::BITS as usize;
 

@@ -10,7 +10,7 @@ use proptest::{collection::vec, prelude::*};
 use crate::{
     sequences::{bound, each},
     slot_array::SlotArray,
-    token::{take_back, Range, Take, BASE, BATCH, MAX_DONTNEED_FRAGS, RETURN_BATCH},
+    sys::token::{take_back, Range, Take, BASE, BATCH, MAX_DONTNEED_FRAGS, RETURN_BATCH},
 };
 
 /// A token table as it is meant: what each token stands for, if it is used.

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * What bindgen reads for rust/bindings/mod.rs
+ * What bindgen reads for rust/sys/bindings/mod.rs
  */
 
 #include <linux/dma-buf.h>

@@ -2,7 +2,7 @@
 
 //! What bindgen makes of `bindings_helper.h`, on top of the `kernel` crate's bindings.
 //!
-//! Only [`sys`](crate::sys) uses it. Types that are in both come from the `kernel` crate, see
+//! Private to [`sys`](crate::sys). Types that are in both come from the `kernel` crate, see
 //! `Kbuild`; the names below shadow those of the glob.
 
 #![allow(

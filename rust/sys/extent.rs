@@ -14,7 +14,7 @@ use core::ops::{
     Range, //
 };
 
-use crate::area::{
+use super::area::{
     LayoutError,
     Segment, //
 };
