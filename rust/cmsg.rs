@@ -10,7 +10,7 @@
 
 use crate::{
     sys::token::{
-        References,
+        Frags,
         Tokens,
         BATCH, //
     },
@@ -49,14 +49,13 @@ pub(crate) struct FragInfo {
 }
 
 /// A part of a packet: linear bytes, and then frags.
-#[derive(Clone, Copy, Debug)]
 pub(crate) struct Part<'a, F> {
     /// Whether the CPU can read the frags.
     pub(crate) readable: bool,
     /// The linear bytes.
     pub(crate) linear: &'a [u8],
     /// The frags.
-    pub(crate) frags: &'a [F],
+    pub(crate) frags: F,
 }
 
 /// Who gets data and control messages.
@@ -87,29 +86,19 @@ pub(crate) enum Stop {
     EndOfPacket,
 }
 
-/// What was passed of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Passed {
-    /// How many bytes.
-    pub(crate) bytes: usize,
-    /// Whether its frags' references are moved: it does not have them any more.
-    pub(crate) moved: bool,
-}
-
-/// Passes what of a packet is in `window` to `reader`, one part after the other.
+/// Passes what of a packet is in `window` to `reader`, one part after the other. Returns how many bytes.
 ///
 /// What stopped it is told only if not a byte was passed. The reader has been told of the tokens that
-/// stand for something when this returns, and of no others. With `eat`, the window is all of a packet
-/// of one part, which is not needed any more when all is passed: then references may be moved.
+/// stand for something when this returns, and of no others.
 pub(crate) fn pass<'a, F, R, T>(
     parts: impl Iterator<Item = Part<'a, F>>,
     window: Window,
     reader: &mut R,
     tokens: &mut T,
-    eat: bool,
-) -> Result<Passed, R::Error>
+) -> Result<usize, R::Error>
 where
-    F: Frag + 'a,
+    F: Frags,
+    F::Frag: Frag,
     R: Reader,
     T: Tokens<F, Error = R::Error>,
 {
@@ -117,17 +106,13 @@ where
         reader,
         tokens,
         window,
-        eat,
-        passed: Passed {
-            bytes: 0,
-            moved: false,
-        },
+        passed: 0,
     };
     let result = walk.parts(parts);
 
     match walk.passed {
-        passed if passed.bytes != 0 => Ok(passed),
-        passed => result.map(|()| passed),
+        0 => result.map(|()| 0),
+        passed => Ok(passed),
     }
 }
 
@@ -135,14 +120,15 @@ struct Walk<'r, R, T> {
     reader: &'r mut R,
     tokens: &'r mut T,
     window: Window,
-    eat: bool,
-    passed: Passed,
+    /// How many bytes were passed.
+    passed: usize,
 }
 
 impl<R: Reader, T> Walk<'_, R, T> {
     fn parts<'a, F>(&mut self, parts: impl Iterator<Item = Part<'a, F>>) -> Result<(), R::Error>
     where
-        F: Frag + 'a,
+        F: Frags,
+        F::Frag: Frag,
         T: Tokens<F, Error = R::Error>,
     {
         for part in parts {
@@ -162,45 +148,61 @@ impl<R: Reader, T> Walk<'_, R, T> {
         if let Some(part) = self.window.cut(linear.len()) {
             self.reader.copy(&linear[part.offset..][..part.len])?;
             self.reader.put_linear(part.len)?;
-            self.passed.bytes += part.len;
+            self.passed += part.len;
         }
         Ok(())
     }
 
-    fn frags<F>(&mut self, all: &[F]) -> Result<(), R::Error>
+    fn frags<F>(&mut self, frags: F) -> Result<(), R::Error>
     where
-        F: Frag,
+        F: Frags,
+        F::Frag: Frag,
         T: Tokens<F, Error = R::Error>,
     {
-        let mut frags = all;
+        let all = frags.as_slice().len();
+        let mut tokens = [0; BATCH];
+        let mut done = 0;
 
-        while let Some((frag, rest)) = frags.split_first() {
+        while let Some((frag, _)) = frags.as_slice()[done..].split_first() {
             if self.window.is_empty() {
                 break;
             }
             if !self.window.meets(frag.size()) {
                 self.window.cut(frag.size());
-                frags = rest;
+                done += 1;
                 continue;
             }
-            let told = self.batch(frags, all.len())?;
-            frags = &frags[told..];
+            let (told, result) = self.batch::<F>(&frags.as_slice()[done..], &mut tokens);
+            if told == all {
+                self.tokens.commit_all(&tokens[..told], frags);
+                return result;
+            }
+            if told != 0 {
+                let frags = &frags.as_slice()[done..][..told];
+                self.tokens.commit(&tokens[..told], frags);
+            }
+            result?;
+            done += told;
         }
         Ok(())
     }
 
-    /// Tells the reader of the first of `frags`, which are in the window, and commits their tokens.
-    /// Returns how many frags that was. The part has `all` frags.
-    fn batch<F>(&mut self, frags: &[F], all: usize) -> Result<usize, R::Error>
+    /// Tells the reader of the first of `frags`, which are in the window, with tokens that are still to be
+    /// committed. Returns how many frags that was, and why not more.
+    fn batch<F>(
+        &mut self,
+        frags: &[F::Frag],
+        tokens: &mut [u32; BATCH],
+    ) -> (usize, Result<(), R::Error>)
     where
-        F: Frag,
+        F: Frags,
+        F::Frag: Frag,
         T: Tokens<F, Error = R::Error>,
     {
-        let mut tokens = [0; BATCH];
-        let most = self
-            .tokens
-            .peek(&mut tokens[..frags.len().min(BATCH)])?
-            .get();
+        let most = match self.tokens.peek(&mut tokens[..frags.len().min(BATCH)]) {
+            Ok(most) => most.get(),
+            Err(error) => return (0, Err(error)),
+        };
         let mut messages = [R::Message::default(); BATCH];
         let start = self.window;
         let (count, found) = self.describe(frags, &tokens[..most], &mut messages);
@@ -209,27 +211,11 @@ impl<R: Reader, T> Walk<'_, R, T> {
             Err((told, error)) => (told, Err(error)),
         };
 
-        if told != 0 {
-            let references = self.references(told == all);
-            self.tokens
-                .commit(&tokens[..told], &frags[..told], references);
-        }
-        self.passed.bytes += match told == count {
+        self.passed += match told == count {
             true => start.len() - self.window.len(),
             false => bytes(start, &frags[..told]),
         };
-        put?;
-        found?;
-        Ok(told)
-    }
-
-    /// Where the references of a batch come from, which is all of the packet or not.
-    fn references(&mut self, all: bool) -> References {
-        if self.eat && all {
-            self.passed.moved = true;
-            return References::Moved;
-        }
-        References::Taken
+        (told, put.and(found))
     }
 
     /// Makes messages about the first of `frags`, as long as they are in the window. Returns how many,

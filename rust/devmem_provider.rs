@@ -5,7 +5,6 @@
 //! Registers with the core of device memory, which from then on has new bindings served from here:
 //!
 //! - [`netlink`]: bind-rx and bind-tx requests,
-//! - [`binding`]: a dma-buf bound to a device, and its page pools,
 //! - [`skb_frag`]: what user space receives, gives back, and sends.
 //!
 //! Beneath these is plain logic that also compiles without a kernel, for its tests: [`cmsg`],
@@ -22,21 +21,26 @@ use kernel::{
 };
 
 use crate::{
-    binding::{
-        RxBinding,
-        TxBinding, //
-    },
     sys::{
         devmem::{
-            Bound,
             DevmemOps,
             MemoryProviderOps,
             Provider,
-            Registration, //
+            Registration,
+            RxBound,
+            TxBound, //
         },
-        genetlink::BindRequest,
-        skbuff::RxSkBuff,
+        genetlink::{
+            BindRequest,
+            RxBindRequest, //
+        },
+        iov_iter::OffsetRanges,
+        skbuff::{
+            RxSkBuff,
+            TxSkBuff, //
+        },
         sock::{
+            LockedSock,
             Message,
             Sock, //
         },
@@ -44,7 +48,6 @@ use crate::{
     }, //
 };
 
-mod binding;
 mod cmsg;
 mod netlink;
 mod skb_frag;
@@ -67,7 +70,7 @@ module! {
     },
 }
 
-static MEMORY_PROVIDER_OPS: MemoryProviderOps<RxBinding> =
+static MEMORY_PROVIDER_OPS: MemoryProviderOps =
     MemoryProviderOps::new(this_module::<DevmemProvider>());
 
 static DEVMEM_OPS: DevmemOps<DevmemProvider> = DevmemOps::new(
@@ -81,23 +84,20 @@ struct DevmemProvider {
 }
 
 impl Provider for DevmemProvider {
-    type Rx = RxBinding;
-    type Tx = TxBinding;
-
     fn ops() -> &'static DevmemOps<Self> {
         &DEVMEM_OPS
     }
 
-    fn bind_rx(request: &BindRequest<'_>) -> Result<Bound<RxBinding>> {
+    fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>> {
         netlink::bind_rx(request)
     }
 
-    fn bind_tx(request: &BindRequest<'_>) -> Result<Bound<TxBinding>> {
+    fn bind_tx<'a>(request: &'a BindRequest<'_>) -> Result<TxBound<'a>> {
         netlink::bind_tx(request)
     }
 
     fn recvmsg(
-        sk: &Sock<'_>,
+        sk: &LockedSock<'_>,
         skb: &mut RxSkBuff<'_>,
         offset: usize,
         msg: &mut Message<'_>,
@@ -108,6 +108,10 @@ impl Provider for DevmemProvider {
 
     fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> usize {
         skb_frag::dontneed(sk, ranges)
+    }
+
+    fn fill(skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>) -> Result {
+        skb_frag::fill(skb, ranges)
     }
 }
 

@@ -19,31 +19,28 @@ use kernel::{
 };
 
 use crate::{
-    binding::{
-        RxBinding,
-        TxBinding, //
-    },
     sys::{
-        area::{
-            Layout,
-            LayoutError, //
-        },
+        area::LayoutError,
         devmem::{
-            Bound,
             Direction,
-            Draft, //
+            Draft,
+            MemoryError,
+            RxBound,
+            RxMemory,
+            TxBound,
+            TxMemory, //
         },
         dma_buf::{
             DmaBuf,
             MapError,
             Mapping, //
         },
-        extent,
         genetlink::{
             Attr,
             BindRequest,
             DmabufAttr,
             QueueIdAttr,
+            RxBindRequest,
             QUEUE_TYPE_RX, //
         },
         net_device::{
@@ -59,39 +56,36 @@ use crate::{
 ///
 /// Checks everything that can be checked before it touches the device. If a queue cannot be opened,
 /// those that were are closed again.
-pub(crate) fn bind_rx(request: &BindRequest<'_>) -> Result<Bound<RxBinding>> {
+pub(crate) fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>> {
     let niov_shift = niov_shift(request)?;
     let dev = rx_device(request)?;
     let queues = Queues::of(request, &dev)?;
     let dma_dev = dma_device(request, &dev, &queues)?;
     let mapping = mapping(request, dma_dev, Direction::FromDevice)?;
-    let layout = Layout::of(mapping.segments(), niov_shift)
-        .map_err(|error| refuse_layout(request, error, niov_shift))?;
+    let memory = RxMemory::new(mapping, niov_shift)
+        .map_err(|error| refuse_memory(request, error, niov_shift))?;
 
-    let data = RxBinding::new(mapping, layout, niov_shift)?;
-    let bound = Draft::receive::<DevmemProvider>(&dev, dma_dev, data, request)?.publish(request)?;
+    let bound = Draft::receive::<DevmemProvider>(dev, memory, request)?.publish(request)?;
     for rxq in queues.iter() {
-        bound.open_rxq(&dev, rxq, request)?;
+        bound.open_rxq(rxq, request)?;
     }
     Ok(bound)
 }
 
 /// Binds a dma-buf to a device, to be sent from.
-pub(crate) fn bind_tx(request: &BindRequest<'_>) -> Result<Bound<TxBinding>> {
+pub(crate) fn bind_tx<'a>(request: &'a BindRequest<'_>) -> Result<TxBound<'a>> {
     let dev = device(request)?;
-    let tx_dev = tx_device(request, &dev)?;
+    let tx_dev = tx_device(request, dev)?;
     let dma_dev = tx_dev.dma_device().ok_or_else(|| refuse_dma(request))?;
     let mapping = mapping(request, dma_dev, Direction::ToDevice)?;
-    let extents =
-        extent::count(mapping.segments()).map_err(|error| refuse_layout(request, error, 0))?;
+    let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
-    let data = TxBinding::new(mapping, extents)?;
-    Draft::transmit::<DevmemProvider>(&tx_dev, dma_dev, data, request)?.publish(request)
+    Draft::transmit::<DevmemProvider>(tx_dev, memory, request)?.publish(request)
 }
 
 /// log2 of the size of a net_iov, in bytes. The policy sees to it that none is below the page size.
-fn niov_shift(request: &BindRequest<'_>) -> Result<u32> {
-    let Some(attr) = request.attr(DmabufAttr::RxPageSize) else {
+fn niov_shift(request: &RxBindRequest<'_>) -> Result<u32> {
+    let Some(attr) = request.rx_page_size() else {
         return Ok(PAGE_SHIFT as u32);
     };
 
@@ -127,14 +121,14 @@ fn rx_device<'a>(request: &'a BindRequest<'_>) -> Result<LockedNetDevice<'a>> {
     Ok(dev)
 }
 
-fn tx_device<'a>(request: &BindRequest<'_>, dev: &'a LockedNetDevice<'_>) -> Result<TxDevice<'a>> {
+fn tx_device<'a>(request: &BindRequest<'_>, dev: LockedNetDevice<'a>) -> Result<TxDevice<'a>> {
     let attr = request.attr(DmabufAttr::Ifindex);
     let refuse = |why: fmt::Arguments<'_>| request.refuse(EOPNOTSUPP, attr, why);
 
     if !dev.transmits_netmem() {
         return Err(refuse(fmt!("Driver does not support netmem TX")));
     }
-    dev.tx_device()
+    dev.into_tx_device()
         .ok_or_else(|| refuse(fmt!("No DMA-capable device found for netmem TX")))
 }
 
@@ -146,7 +140,7 @@ fn refuse_dma(request: &BindRequest<'_>) -> Error {
 struct Queues(BitmapVec);
 
 impl Queues {
-    fn of(request: &BindRequest<'_>, dev: &LockedNetDevice<'_>) -> Result<Self> {
+    fn of(request: &RxBindRequest<'_>, dev: &LockedNetDevice<'_>) -> Result<Self> {
         let limit = dev.rx_queues();
         let mut queues = BitmapVec::new(limit as usize, GFP_KERNEL)?;
 
@@ -228,20 +222,23 @@ fn mapping(
 
     let buf = DmaBuf::get(attr.u32())
         .map_err(|error| refuse(error, fmt!("file descriptor is not of a dma-buf")))?;
-    if !buf.allows(direction) {
-        return Err(match direction {
+    Mapping::new(buf, dma_dev, direction).map_err(|error| match error {
+        MapError::Direction => match direction {
             Direction::FromDevice => refuse(EINVAL, fmt!("dma-buf is read-only")),
             Direction::ToDevice => refuse(EINVAL, fmt!("dma-buf is write-only")),
-        });
-    }
-    Mapping::new(buf, dma_dev, direction).map_err(|error| match error {
+        },
         MapError::Attach(error) => refuse(error, fmt!("Failed to bind dmabuf to device")),
         MapError::Map(error) => refuse(error, fmt!("Failed to map dmabuf attachment")),
     })
 }
 
-fn refuse_layout(request: &BindRequest<'_>, error: LayoutError, niov_shift: u32) -> Error {
+fn refuse_memory(request: &BindRequest<'_>, error: MemoryError, niov_shift: u32) -> Error {
     let refuse = |why: fmt::Arguments<'_>| request.refuse(EINVAL, None, why);
+    let error = match error {
+        MemoryError::Layout(error) => error,
+        MemoryError::Direction => return EINVAL,
+        MemoryError::NoMemory => return ENOMEM,
+    };
 
     match error {
         LayoutError::Empty => refuse(fmt!("dmabuf has no memory")),

@@ -12,7 +12,6 @@
 use kernel::prelude::*;
 
 use crate::{
-    binding::TxBinding,
     cmsg,
     module_parameters,
     sys::{
@@ -24,6 +23,7 @@ use crate::{
         },
         sock::{
             FragMessage,
+            LockedSock,
             Message,
             Sock, //
         },
@@ -46,11 +46,11 @@ use crate::{
 /// - `ENOMEM`: no memory for tokens.
 /// - `ENOBUFS`: the socket has as many tokens as `max_tokens` allows.
 ///
-/// The frags may be of any binding and provider. Called with the socket locked. Can sleep.
+/// The frags may be of any binding and provider. Can sleep.
 ///
 /// Mirrors `tcp_recvmsg_dmabuf()` in [`net/ipv4/tcp.c`](srctree/net/ipv4/tcp.c).
 pub(crate) fn recvmsg(
-    sk: &Sock<'_>,
+    sk: &LockedSock<'_>,
     skb: &mut RxSkBuff<'_>,
     offset: usize,
     msg: &mut Message<'_>,
@@ -59,16 +59,12 @@ pub(crate) fn recvmsg(
     let parts = skb.parts().map(|part| cmsg::Part {
         readable: part.has_readable_frags(),
         linear: part.linear(),
-        frags: part.frags(),
+        frags: part.take_frags(),
     });
     let mut tokens = sk.reader_tokens(module_parameters::max_tokens.value());
     let window = Window::new(offset, len);
-    let passed = cmsg::pass(parts, window, msg, &mut tokens, skb.may_lose_frags())?;
 
-    if passed.moved {
-        skb.forget_frags();
-    }
-    Ok(passed.bytes)
+    cmsg::pass(parts, window, msg, &mut tokens)
 }
 
 impl cmsg::Frag for Frag {
@@ -131,7 +127,7 @@ pub(crate) fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> us
     token::take_back(ranges, || sk.tokens())
 }
 
-/// Appends up to `len` bytes of a dma-buf to `skb`: those at the first of `ranges`.
+/// Appends bytes of a dma-buf to `skb`, as many as it has room for: those at the first of `ranges`.
 ///
 /// - `EMSGSIZE`: the skb has no room for more frags. What was appended before counts.
 /// - `EFAULT`: a range is not in the dma-buf. The caller takes back what was appended before.
@@ -141,64 +137,15 @@ pub(crate) fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> us
 /// Mirrors `zerocopy_fill_skb_from_devmem()` in
 /// [`net/core/datagram.c`](srctree/net/core/datagram.c).
 #[inline]
-pub(crate) fn fill(
-    skb: &mut TxSkBuff<'_>,
-    ranges: &mut OffsetRanges<'_>,
-    mut len: usize,
-    binding: &TxBinding,
-) -> Result {
-    while len != 0 {
+pub(crate) fn fill(skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>) -> Result {
+    while skb.room() != 0 {
         let Some(range) = ranges.first() else {
             break;
         };
-        let wanted = range.len.min(len);
-        let (appended, result) = append(skb, binding, range.start, wanted);
+        let (appended, result) = skb.append(range.start, range.len);
 
         ranges.advance(appended);
-        len -= appended;
         result?;
     }
     Ok(())
-}
-
-/// Appends `len` bytes from `start` of the dma-buf; tells how many were, and why not all.
-#[inline]
-fn append(skb: &mut TxSkBuff<'_>, binding: &TxBinding, start: u64, len: usize) -> (usize, Result) {
-    let Some((iov, place)) = binding.locate(start) else {
-        return (0, Err(EFAULT));
-    };
-    let part = place.left.min(len);
-
-    match skb.append(iov, place.offset, part) {
-        Ok(()) if part < len => {
-            let (rest, result) = append_after(skb, binding, place.extent, len - part);
-            (part + rest, result)
-        }
-        Ok(()) => (len, Ok(())),
-        Err(error) => (0, Err(error)),
-    }
-}
-
-/// Like [`append`], from the beginning of the next extent.
-#[inline(never)]
-fn append_after(
-    skb: &mut TxSkBuff<'_>,
-    binding: &TxBinding,
-    mut extent: u32,
-    len: usize,
-) -> (usize, Result) {
-    let mut left = len;
-
-    while left != 0 {
-        let Some((iov, place)) = binding.after(extent) else {
-            return (len - left, Err(EFAULT));
-        };
-        let part = place.left.min(left);
-        if let Err(error) = skb.append(iov, place.offset, part) {
-            return (len - left, Err(error));
-        }
-        left -= part;
-        extent = place.extent;
-    }
-    (len, Ok(()))
 }

@@ -4,12 +4,15 @@
 //!
 //! C header: [`include/net/devmem.h`](srctree/include/net/devmem.h)
 //!
-//! A provider implements [`Provider`], and [`Receive`] and [`Transmit`] for what it keeps for each
-//! binding. Its crate root makes the tables that the core calls it through, [`MemoryProviderOps`] and
-//! [`DevmemOps`], and registers them. A binding is made in steps, each a type: the provider's data
-//! become a [`Draft`], which is [published](Draft::publish) and gets its [queues](Bound::open_rxq),
-//! and is then left to the core as the result of [`Provider::bind_rx`] or [`Provider::bind_tx`].
-//! Dropped at any step, it takes back what the steps so far did.
+//! A provider implements [`Provider`]. Its crate root makes the tables that the core calls it through,
+//! [`MemoryProviderOps`] and [`DevmemOps`], and registers them. A binding is made in steps, each a type:
+//! [`RxMemory`] or [`TxMemory`] and a locked device become a [`Draft`], which is
+//! [published](Draft::publish) and gets its [queues](Bound::open_rxq), and is then left to the core as
+//! the result of [`Provider::bind_rx`] or [`Provider::bind_tx`]. Dropped at any step, it takes back what the
+//! steps so far did.
+//!
+//! What page pools ask of a binding is answered in here: net_iovs and free list are the binding's own,
+//! and no provider sees them.
 
 use kernel::{
     error::to_result,
@@ -18,19 +21,17 @@ use kernel::{
 
 use super::{
     bindings,
-    free_list::{
-        Batch,
-        NiovId, //
+    genetlink::{
+        BindRequest,
+        RxBindRequest, //
     },
-    genetlink::BindRequest,
     iov_iter::OffsetRanges,
-    netmem::NetIovArea,
-    page_pool::NewPagePool,
     skbuff::{
         RxSkBuff,
         TxSkBuff, //
     },
     sock::{
+        LockedSock,
         Message,
         Sock, //
     },
@@ -38,6 +39,7 @@ use super::{
 };
 
 mod binding;
+mod memory;
 mod memory_provider;
 mod ops;
 
@@ -46,10 +48,21 @@ pub(crate) use self::{
         Bound,
         Draft, //
     },
+    memory::{
+        MemoryError,
+        RxMemory,
+        TxMemory, //
+    },
     memory_provider::MemoryProviderOps,
     ops::DevmemOps, //
 };
 pub(crate) use super::dma_buf::Direction;
+
+/// A binding of receive queues, as [`Provider::bind_rx`] leaves it.
+pub(crate) type RxBound<'a> = Bound<'a, RxMemory>;
+
+/// A binding to be sent from, as [`Provider::bind_tx`] leaves it.
+pub(crate) type TxBound<'a> = Bound<'a, TxMemory>;
 
 /// How many net_iovs a binding has, and how many of them are not free.
 pub(crate) struct Stats {
@@ -61,69 +74,31 @@ pub(crate) struct Stats {
 
 /// A provider of device memory.
 pub(crate) trait Provider: Sized + 'static {
-    /// What it keeps for a binding of receive queues.
-    type Rx: Receive;
-
-    /// What it keeps for a binding that is sent from.
-    type Tx: Transmit;
-
     /// The table for this provider.
     fn ops() -> &'static DevmemOps<Self>;
 
     /// Serves a bind-rx request. Process context, lock of the netlink socket held.
-    fn bind_rx(request: &BindRequest<'_>) -> Result<Bound<Self::Rx>>;
+    fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>>;
 
     /// Serves a bind-tx request. Process context, lock of the netlink socket held.
-    fn bind_tx(request: &BindRequest<'_>) -> Result<Bound<Self::Tx>>;
+    fn bind_tx<'a>(request: &'a BindRequest<'_>) -> Result<TxBound<'a>>;
 
-    /// See [`skb_frag::recvmsg`](crate::skb_frag::recvmsg).
+    /// Passes up to `len` bytes of `skb`, starting at `offset`, to the reader of `msg`. Returns how many.
+    /// Fails only if there were none. Process context, socket locked.
     fn recvmsg(
-        sk: &Sock<'_>,
+        sk: &LockedSock<'_>,
         skb: &mut RxSkBuff<'_>,
         offset: usize,
         msg: &mut Message<'_>,
         len: usize,
     ) -> Result<usize>;
 
-    /// See [`skb_frag::dontneed`](crate::skb_frag::dontneed).
+    /// Takes the tokens in `ranges` back from the user. Returns how many there were. Process context.
     fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> usize;
-}
 
-/// What a provider keeps for a binding.
-///
-/// Callbacks run while somebody holds a reference to the binding.
-pub(crate) trait Data: Send + Sync + Sized + 'static {
-    /// The net_iovs of the binding.
-    fn area(&self) -> &NetIovArea;
-
-    /// log2 of the size of a buffer, in bytes.
-    fn niov_shift(&self) -> u32;
-
-    /// Tells the state of the buffers. Process context.
-    fn stats(&self) -> Stats;
-
-    /// Undoes the mapping: no device uses it any more, but there may be net_iovs in use. Process
-    /// context, RTNL or the instance lock of the device may be held.
-    fn unmap(&self);
-}
-
-/// Data of a binding of receive queues, the memory provider of their page pools.
-pub(crate) trait Receive: Data {
-    /// Whether the binding can serve a new page pool. Process context, instance lock of the device
-    /// held.
-    fn init_pool(&self, pool: &mut NewPagePool) -> Result;
-
-    /// Moves free net_iovs, if there are any, to a batch that is empty. Softirq or process context.
-    fn alloc(&self, batch: &mut Batch);
-
-    /// Takes net_iovs back from a page pool. Softirq or process context.
-    fn release(&self, ids: impl Iterator<Item = NiovId>);
-}
-
-/// Data of a binding that is sent from.
-pub(crate) trait Transmit: Data {
-    /// See [`skb_frag::fill`](crate::skb_frag::fill).
-    fn fill(&self, skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>, len: usize) -> Result;
+    /// Appends what `ranges` say to `skb`, as long as it has [room](TxSkBuff::room). `EMSGSIZE` if the
+    /// skb is full. Process context, socket locked.
+    fn fill(skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>) -> Result;
 }
 
 /// A provider that is registered, until this is dropped.

@@ -7,15 +7,20 @@
 use core::ptr::NonNull;
 
 use kernel::{
+    device::Device,
     error::from_err_ptr,
     prelude::*,
-    scatterlist::SGTable, //
+    scatterlist::SGTable,
+    sync::aref::ARef, //
 };
 
 use super::{
     area::Segment,
     bindings,
-    net_device::DmaDevice, //
+    net_device::{
+        device_ptr,
+        DmaDevice, //
+    }, //
 };
 
 /// Which way the DMA goes.
@@ -72,7 +77,7 @@ impl DmaBuf {
 
     /// Whether the file descriptors of the dma-buf allow what the device does: to write to it, or to
     /// read it.
-    pub(crate) fn allows(&self, direction: Direction) -> bool {
+    fn allows(&self, direction: Direction) -> bool {
         // SAFETY: By the type invariant the dma-buf is alive, and so is its file, whose mode does
         // not change.
         let mode = unsafe { (*(*self.0.as_ptr()).file).f_mode };
@@ -116,6 +121,8 @@ impl Drop for Attachment {
 
 /// Why a dma-buf could not be mapped.
 pub(crate) enum MapError {
+    /// The file descriptors of the dma-buf do not allow what the device would do.
+    Direction,
     /// The exporter does not let the device attach.
     Attach(Error),
     /// The exporter does not map the memory for the device.
@@ -124,15 +131,16 @@ pub(crate) enum MapError {
 
 /// A dma-buf that is mapped for a device.
 ///
-/// Does not keep the device alive.
-///
 /// # Invariants
 ///
-/// `sgt` is the mapping of `attachment` for `direction`, and nothing else will undo it.
+/// `sgt` is the mapping of `attachment`, which is one of `dev`, for `direction`, and nothing else will undo
+/// it.
 pub(crate) struct Mapping {
     sgt: NonNull<bindings::sg_table>,
     direction: Direction,
     attachment: Attachment,
+    // Dropped after what is attached to it.
+    dev: ARef<Device>,
 }
 
 // SAFETY: A mapping may be undone by any thread.
@@ -145,13 +153,15 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `buf` for `dev` to do DMA in one direction.
     ///
-    /// Can sleep. The caller has to make sure that `dev` stays alive for as long as the mapping:
-    /// see [`Binding`](super::devmem::Binding), which does.
+    /// Keeps `dev` alive. Can sleep.
     pub(crate) fn new(
         buf: DmaBuf,
         dev: DmaDevice<'_>,
         direction: Direction,
     ) -> Result<Self, MapError> {
+        if !buf.allows(direction) {
+            return Err(MapError::Direction);
+        }
         // SAFETY: Both are alive, the dma-buf by its type invariant, the device for its lifetime.
         let ptr = unsafe { bindings::dma_buf_attach(buf.0.as_ptr(), dev.as_ptr()) };
         let ptr = non_null(ptr).map_err(MapError::Attach)?;
@@ -169,7 +179,24 @@ impl Mapping {
             sgt,
             direction,
             attachment,
+            // SAFETY: The device is alive, by its type invariant.
+            dev: unsafe { Device::get_device(dev.as_ptr()) },
         })
+    }
+
+    /// The device.
+    pub(super) fn device(&self) -> ARef<Device> {
+        self.dev.clone()
+    }
+
+    /// Whether it is for `dev`.
+    pub(super) fn is_for(&self, dev: DmaDevice<'_>) -> bool {
+        device_ptr(&self.dev) == dev.as_ptr()
+    }
+
+    /// Which way the DMA goes.
+    pub(super) fn direction(&self) -> Direction {
+        self.direction
     }
 
     /// Size of the dma-buf in bytes.

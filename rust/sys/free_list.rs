@@ -25,25 +25,25 @@ const LEAST_SHARE: usize = 16;
 /// What a page pool may take in one go from any binding that is not tiny.
 const LEAST: usize = 16;
 
-/// The right to use one net_iov of a binding, by its index.
+/// A net_iov of a binding that nobody uses, by its index.
 ///
 /// # Invariants
 ///
 /// There is at most one for each index of a free list, and none while the index is on the list.
-/// Only [`FreeList`] makes new ones; what [`into_raw`](Self::into_raw) took apart may be put
-/// together again once.
+/// Only [`FreeList`] hands out indices; what came back may be made one of these once, by the wrapper that
+/// took it back.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "dropping it loses the net_iov until the binding is freed"]
-pub(crate) struct NiovId(u32);
+pub(crate) struct FreeIov(u32);
 
-impl NiovId {
+impl FreeIov {
     /// The index, with the right to it left to the caller.
-    pub(crate) fn into_raw(self) -> u32 {
+    pub(super) fn into_raw(self) -> u32 {
         self.0
     }
 
-    /// Puts together again what [`into_raw`](Self::into_raw) took apart.
-    pub(crate) fn from_raw(index: u32) -> Self {
+    /// One that came back.
+    pub(super) fn from_raw(index: u32) -> Self {
         Self(index)
     }
 }
@@ -121,12 +121,16 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
     }
 
     /// Takes net_iovs back.
-    pub(crate) fn put(&mut self, ids: impl IntoIterator<Item = NiovId>) {
+    pub(crate) fn put(&mut self, ids: impl IntoIterator<Item = FreeIov>) {
         for id in ids {
-            // INVARIANT: By the invariant of `NiovId` its index was handed out, and is not on the list.
-            // So it is below `fresh`, the stack is not full, and its indices stay distinct.
-            self.slots[self.returned] = id.into_raw();
-            self.returned += 1;
+            // By the invariant of `FreeIov` its index was handed out, and is not on the list. So the stack
+            // is not full; but if somebody gives one back twice all the same, that is not to be a panic
+            // under a lock.
+            if let Some(slot) = self.slots.get_mut(self.returned) {
+                // INVARIANT: Since it was handed out, the index is below `fresh`, and not on the stack.
+                *slot = id.into_raw();
+                self.returned += 1;
+            }
         }
     }
 
@@ -137,6 +141,7 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
 
     /// Number of net_iovs that are handed out.
     pub(crate) fn in_use(&self) -> usize {
-        self.fresh - self.returned
+        // See `put`.
+        self.fresh.saturating_sub(self.returned)
     }
 }

@@ -9,18 +9,20 @@ use core::{
     fmt::Write,
     marker::PhantomData,
     mem::size_of,
+    ops::Deref,
     ptr::NonNull, //
 };
 
 use kernel::{
     fmt,
     prelude::*,
+    static_assert,
     str::Formatter, //
 };
 
 use super::bindings;
 
-/// Attributes of the `dmabuf` set that a bind-rx request can have once.
+/// Attributes of the `dmabuf` set that any bind request can have once.
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub(crate) enum DmabufAttr {
@@ -28,9 +30,10 @@ pub(crate) enum DmabufAttr {
     Ifindex = bindings::NETDEV_A_DMABUF_IFINDEX,
     /// File descriptor of the dma-buf, mandatory.
     Fd = bindings::NETDEV_A_DMABUF_FD,
-    /// Size of receive buffers in bytes.
-    RxPageSize = bindings::NETDEV_A_DMABUF_RX_PAGE_SIZE,
 }
+
+// What bind-tx knows: its array of attributes ends with the last of them.
+static_assert!(bindings::NETDEV_A_DMABUF_IFINDEX <= bindings::NETDEV_A_DMABUF_FD);
 
 /// Attributes of the `queue-id` set, nested in `queues` attributes of the `dmabuf` set.
 #[derive(Clone, Copy)]
@@ -110,12 +113,13 @@ impl<'a> Iterator for Attrs<'a> {
     }
 }
 
-/// A bind-rx request of the `netdev` family that a provider is asked to serve.
+/// A bind-tx or bind-rx request of the `netdev` family that a provider is asked to serve.
 ///
 /// # Invariants
 ///
 /// Both pointers are valid for the lifetime of the request. The lock of the netlink socket is held.
-/// The message conforms to the family's policy for bind-rx and has all mandatory attributes.
+/// The message conforms to the family's policy and has all mandatory attributes. The array of attributes
+/// has a place for each [`DmabufAttr`].
 pub(crate) struct BindRequest<'a> {
     owner: NonNull<bindings::netdev_nl_sock>,
     info: NonNull<bindings::genl_info>,
@@ -125,7 +129,7 @@ pub(crate) struct BindRequest<'a> {
 impl<'a> BindRequest<'a> {
     /// # Safety
     ///
-    /// The pointers have to be valid for `'a` and from the core's call to the bind-rx callback.
+    /// The pointers have to be valid for `'a` and from the core's call to a bind callback.
     pub(super) unsafe fn from_raw(
         owner: NonNull<bindings::netdev_nl_sock>,
         info: NonNull<bindings::genl_info>,
@@ -159,24 +163,20 @@ impl<'a> BindRequest<'a> {
 
     /// An attribute of the request.
     pub(crate) fn attr(&self, attr: DmabufAttr) -> Option<Attr<'a>> {
-        // SAFETY: By the type invariants `info` is valid. The array has a place for each attribute
-        // that the policy knows, which those of `DmabufAttr` are.
-        let ptr = unsafe { *(*self.info.as_ptr()).attrs.add(attr as usize) };
+        // SAFETY: By the type invariants the array has a place for it.
+        unsafe { self.attr_at(attr as usize) }
+    }
+
+    /// # Safety
+    ///
+    /// The array of attributes has to have a place for this one.
+    unsafe fn attr_at(&self, index: usize) -> Option<Attr<'a>> {
+        // SAFETY: By the type invariants `info` is valid, and by the requirements of this function the
+        // array is as long.
+        let ptr = unsafe { *(*self.info.as_ptr()).attrs.add(index) };
 
         // INVARIANT: What is in the array is in the message.
         NonNull::new(ptr).map(|ptr| Attr(ptr, PhantomData))
-    }
-
-    /// The `queues` attributes of the request, one for each queue.
-    pub(crate) fn queues(&self) -> impl Iterator<Item = Attr<'a>> {
-        // SAFETY: By the type invariants `info` is valid, and so is its message.
-        let message = unsafe {
-            let header = (*self.info.as_ptr()).genlhdr;
-            let len = bindings::genlmsg_len(header).max(0) as usize;
-            core::slice::from_raw_parts(bindings::genlmsg_data(header).cast::<u8>(), len)
-        };
-
-        Attrs(message).filter(|attr| attr.kind() == bindings::NETDEV_A_DMABUF_QUEUES)
     }
 
     /// Tells that the request is refused since `nest` lacks an attribute. Returns `EINVAL`.
@@ -212,5 +212,56 @@ impl<'a> BindRequest<'a> {
         let _ = Formatter::new(&mut extack._msg_buf[..room]).write_fmt(why);
         extack._msg = extack._msg_buf.as_ptr();
         error
+    }
+}
+
+/// A bind-rx request, which can have more attributes.
+///
+/// # Invariants
+///
+/// The message conforms to the policy of bind-rx. The array of attributes has a place for each that this
+/// knows.
+pub(crate) struct RxBindRequest<'a>(BindRequest<'a>);
+
+impl<'a> RxBindRequest<'a> {
+    /// # Safety
+    ///
+    /// The pointers have to be valid for `'a` and from the core's call to the bind-rx callback.
+    pub(super) unsafe fn from_raw(
+        owner: NonNull<bindings::netdev_nl_sock>,
+        info: NonNull<bindings::genl_info>,
+    ) -> Self {
+        // INVARIANT: By the requirements of this function.
+        // SAFETY: By the requirements of this function.
+        Self(unsafe { BindRequest::from_raw(owner, info) })
+    }
+
+    /// Size of receive buffers in bytes, if it is in the request.
+    pub(crate) fn rx_page_size(&self) -> Option<Attr<'a>> {
+        // SAFETY: By the type invariants the array has a place for it.
+        unsafe {
+            self.0
+                .attr_at(bindings::NETDEV_A_DMABUF_RX_PAGE_SIZE as usize)
+        }
+    }
+
+    /// The `queues` attributes of the request, one for each queue.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = Attr<'a>> {
+        // SAFETY: By the type invariants `info` is valid, and so is its message.
+        let message = unsafe {
+            let header = (*self.0.info.as_ptr()).genlhdr;
+            let len = bindings::genlmsg_len(header).max(0) as usize;
+            core::slice::from_raw_parts(bindings::genlmsg_data(header).cast::<u8>(), len)
+        };
+
+        Attrs(message).filter(|attr| attr.kind() == bindings::NETDEV_A_DMABUF_QUEUES)
+    }
+}
+
+impl<'a> Deref for RxBindRequest<'a> {
+    type Target = BindRequest<'a>;
+
+    fn deref(&self) -> &BindRequest<'a> {
+        &self.0
     }
 }

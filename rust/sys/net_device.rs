@@ -9,8 +9,12 @@ use core::{
     ptr::NonNull, //
 };
 
-use super::bindings;
-use super::genetlink::BindRequest;
+use kernel::device::Device;
+
+use super::{
+    bindings,
+    genetlink::BindRequest, //
+};
 
 /// A registered `struct net_device` whose instance lock is held, until this is dropped.
 ///
@@ -59,16 +63,16 @@ impl<'a> LockedNetDevice<'a> {
 
     /// The device that does the DMA for frags that are sent through this one, which need not be
     /// physical: it is locked, too. None if there is no such device. Can sleep.
-    pub(crate) fn tx_device(&self) -> Option<TxDevice<'_>> {
+    pub(crate) fn into_tx_device(self) -> Option<TxDevice<'a>> {
         // SAFETY: By the type invariant the device is alive and locked.
         let ptr = unsafe { bindings::netdev_lock_netmem_tx_dev(self.0.as_ptr()) };
         let found = NonNull::new(ptr)?;
 
         // INVARIANT: One that is not the device itself was locked, and then found to be registered.
-        let physical = (found != self.0).then(|| LockedNetDevice(found, PhantomData));
+        let physical = (found != self.0).then(|| Self(found, PhantomData));
         Some(TxDevice {
-            named: self,
             physical,
+            named: self,
         })
     }
 
@@ -109,14 +113,14 @@ impl Drop for LockedNetDevice<'_> {
 
 /// The device that transmits frags which the CPU cannot read.
 pub(crate) struct TxDevice<'a> {
-    named: &'a LockedNetDevice<'a>,
-    /// If it is not the one that was named.
+    /// If it is not the one that was named. Unlocked first.
     physical: Option<LockedNetDevice<'a>>,
+    named: LockedNetDevice<'a>,
 }
 
 impl TxDevice<'_> {
     fn physical(&self) -> &LockedNetDevice<'_> {
-        self.physical.as_ref().unwrap_or(self.named)
+        self.physical.as_ref().unwrap_or(&self.named)
     }
 
     /// The device that does its DMA. None if it does none.
@@ -136,6 +140,11 @@ impl TxDevice<'_> {
             None => core::ptr::null_mut(),
         }
     }
+}
+
+/// The `struct device` that is `dev`, which has no other content.
+pub(super) fn device_ptr(dev: &Device) -> *mut bindings::device {
+    core::ptr::from_ref(dev).cast_mut().cast()
 }
 
 /// A `struct device` that does the DMA for a network device.

@@ -10,9 +10,12 @@ use core::{
 };
 
 use kernel::{
-    alloc::flags::{
-        __GFP_NOWARN,
-        GFP_KERNEL_ACCOUNT, //
+    alloc::{
+        flags::{
+            __GFP_NOWARN,
+            GFP_KERNEL_ACCOUNT, //
+        },
+        AllocError, //
     },
     prelude::*,
     static_assert,
@@ -21,7 +24,7 @@ use kernel::{
 
 use super::{
     bindings,
-    free_list::NiovId,
+    free_list::FreeIov,
     token::RETURN_BATCH, //
 };
 
@@ -66,8 +69,11 @@ unsafe impl Sync for NetIovArea {}
 impl NetIovArea {
     /// Makes net_iovs of device memory for buffers at `addresses`, of which there are `count`.
     ///
-    /// `ENOMEM` if there is no memory for them, which is charged to the current task's memory cgroup.
-    pub(crate) fn new(count: usize, mut addresses: impl Iterator<Item = u64>) -> Result<Self> {
+    /// The memory for them is charged to the current task's memory cgroup.
+    pub(super) fn new(
+        count: usize,
+        mut addresses: impl Iterator<Item = u64>,
+    ) -> Result<Self, AllocError> {
         let area = KBox::new(Opaque::zeroed(), GFP_KERNEL_ACCOUNT)?;
         // How many there are is up to an exporter. That there may be too many is no bug in here.
         let mut niovs = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT | __GFP_NOWARN)?;
@@ -83,7 +89,7 @@ impl NetIovArea {
             niov.desc.dma_addr = addr as usize;
             niovs
                 .push_within_capacity(Opaque::new(niov))
-                .map_err(|_| ENOMEM)
+                .map_err(|_| AllocError)
         })?;
 
         // SAFETY: Nobody else knows of the area yet.
@@ -115,44 +121,25 @@ impl NetIovArea {
         self.niovs.as_ptr().cast_mut().cast()
     }
 
-    /// The net_iov with index `index`, if there is one.
-    fn get(&self, index: u32) -> Option<NonNull<bindings::net_iov>> {
-        NonNull::new(self.niovs.get(index as usize)?.get())
-    }
+    /// The `netmem_ref` of the net_iov with index `index`, if there is one, without a reference.
+    pub(super) fn netmem(&self, index: u32) -> Option<bindings::netmem_ref> {
+        let niov = NonNull::new(self.niovs.get(index as usize)?.get())?;
 
-    /// The net_iov with index `index`, to be sent from.
-    pub(crate) fn transmit(&self, index: u32) -> Option<TxIov<'_>> {
-        // INVARIANT: The net_iovs live as long as the area.
-        self.get(index).map(|niov| TxIov(niov, PhantomData))
+        Some(net_iov_to_netmem(niov))
     }
 
     /// The right to use a net_iov that comes back.
     ///
     /// # Safety
     ///
-    /// `niov` is a member of this area. Whoever had it gives it up, and had it from a
-    /// [`NiovId::into_raw`].
-    pub(super) unsafe fn reclaim(&self, niov: NonNull<bindings::net_iov>) -> NiovId {
+    /// `niov` is a member of this area. Whoever had it gives it up, and had it from a [`FreeIov`].
+    pub(super) unsafe fn reclaim(&self, niov: NonNull<bindings::net_iov>) -> FreeIov {
         // SAFETY: Both are in the same allocation by the requirements of this function.
         let index = unsafe { niov.as_ptr().offset_from(self.niovs.as_ptr().cast()) };
 
+        debug_assert!((0..self.niovs.len() as isize).contains(&index));
         // CAST: Indices of net_iovs fit into a `u32`, see `Layout`.
-        NiovId::from_raw(index as u32)
-    }
-}
-
-/// A net_iov to be sent from.
-///
-/// # Invariants
-///
-/// The pointer is to a net_iov of type `NET_IOV_DMABUF`, which is there for `'a`.
-#[derive(Clone, Copy)]
-pub(crate) struct TxIov<'a>(NonNull<bindings::net_iov>, PhantomData<&'a ()>);
-
-impl TxIov<'_> {
-    /// Its `netmem_ref`, without a reference.
-    pub(super) fn as_netmem(&self) -> bindings::netmem_ref {
-        net_iov_to_netmem(self.0)
+        FreeIov::from_raw(index as u32)
     }
 }
 
@@ -197,13 +184,15 @@ impl DevmemIov<'_> {
         }
     }
 
-    /// Takes another reference, and leaves it to the caller.
-    pub(super) fn take_reference(&self) {
+    /// Takes another reference, and leaves it to the caller. Returns the `netmem_ref`.
+    #[inline]
+    pub(super) fn take_reference(&self) -> bindings::netmem_ref {
         // SAFETY: By the type invariants the net_iov is alive.
         unsafe { bindings::net_iov_pp_ref_inc(self.0.as_ptr()) };
+        self.as_netmem()
     }
 
-    /// Its `netmem_ref`.
+    /// Its `netmem_ref`, without a reference.
     pub(super) fn as_netmem(&self) -> bindings::netmem_ref {
         net_iov_to_netmem(self.0)
     }

@@ -23,7 +23,7 @@ use super::{
 /// # Invariants
 ///
 /// The pointer is to a page pool that nobody uses yet.
-pub(crate) struct NewPagePool(NonNull<bindings::page_pool>);
+pub(super) struct NewPagePool(NonNull<bindings::page_pool>);
 
 impl NewPagePool {
     /// # Safety
@@ -35,13 +35,13 @@ impl NewPagePool {
     }
 
     /// log2 of the size of the pool's buffers, in pages.
-    pub(crate) fn order(&self) -> u32 {
+    pub(super) fn order(&self) -> u32 {
         // SAFETY: By the type invariant the pool is alive, and it is ours for now.
         unsafe { bindings::page_pool_order(self.0.as_ptr()) }
     }
 
     /// Keeps the pool from syncing buffers for device or CPU: dma-bufs have their own ways.
-    pub(crate) fn disable_dma_sync(&mut self) {
+    pub(super) fn disable_dma_sync(&mut self) {
         // SAFETY: By the type invariant the pool is alive, and it is ours for now.
         unsafe { bindings::page_pool_disable_dma_sync(self.0.as_ptr()) }
     }

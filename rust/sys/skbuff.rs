@@ -5,13 +5,17 @@
 //! C header: [`include/linux/skbuff.h`](srctree/include/linux/skbuff.h)
 
 use core::{
+    cell::Cell,
     marker::PhantomData,
     ptr::NonNull, //
 };
 
 use kernel::{
     error::{
-        code::EMSGSIZE,
+        code::{
+            EFAULT,
+            EMSGSIZE, //
+        },
         Result, //
     },
     ffi::{
@@ -22,10 +26,11 @@ use kernel::{
     types::Opaque, //
 };
 
-use super::bindings;
-use super::netmem::{
-    DevmemIov,
-    TxIov, //
+use super::{
+    bindings,
+    devmem::TxMemory,
+    netmem::DevmemIov,
+    token, //
 };
 
 /// A `struct sk_buff` that nobody changes while it is borrowed.
@@ -34,19 +39,19 @@ use super::netmem::{
 ///
 /// The skb is valid, and holds references to its frags and to the skbs of its frag list.
 #[repr(transparent)]
-pub(crate) struct SkBuff(Opaque<bindings::sk_buff>);
+struct SkBuff(Opaque<bindings::sk_buff>);
 
 impl SkBuff {
     /// # Safety
     ///
     /// `ptr` has to be to a valid skb that does not change for `'a`.
-    pub(super) unsafe fn from_raw<'a>(ptr: *const bindings::sk_buff) -> &'a Self {
+    unsafe fn from_raw<'a>(ptr: *const bindings::sk_buff) -> &'a Self {
         // SAFETY: By the requirements of this function; the type is transparent.
         unsafe { &*ptr.cast() }
     }
 
     /// The linear part, in host memory.
-    pub(crate) fn linear(&self) -> &[u8] {
+    fn linear(&self) -> &[u8] {
         // SAFETY: By the type invariants the skb is valid, so there are `skb_headlen()` bytes at
         // its `data`.
         unsafe {
@@ -57,13 +62,13 @@ impl SkBuff {
     }
 
     /// Whether the CPU can read the frags.
-    pub(crate) fn has_readable_frags(&self) -> bool {
+    fn has_readable_frags(&self) -> bool {
         // SAFETY: By the type invariants the skb is valid.
         unsafe { bindings::skb_frags_readable(self.0.get()) }
     }
 
     /// The frags, without those of the frag list.
-    pub(crate) fn frags(&self) -> &[Frag] {
+    fn frags(&self) -> &[Frag] {
         // SAFETY: By the type invariants the skb is valid, so the first `nr_frags` of the array are
         // there. `Frag` is transparent.
         unsafe {
@@ -74,7 +79,7 @@ impl SkBuff {
     }
 
     /// The skb itself, and then those of its frag list.
-    pub(crate) fn parts(&self) -> impl Iterator<Item = &SkBuff> {
+    fn parts(&self) -> impl Iterator<Item = &SkBuff> {
         // SAFETY: By the type invariants the skb is valid.
         let list = unsafe { (*bindings::skb_shinfo(self.0.get())).frag_list };
         let members = core::iter::successors(core::ptr::NonNull::new(list), |skb| {
@@ -106,6 +111,7 @@ unsafe fn skb_next(skb: *const bindings::sk_buff) -> *mut bindings::sk_buff {
 pub(crate) struct RxSkBuff<'a> {
     skb: NonNull<bindings::sk_buff>,
     eat: bool,
+    lost_frags: Cell<bool>,
     _skb: PhantomData<&'a mut ()>,
 }
 
@@ -113,38 +119,107 @@ impl RxSkBuff<'_> {
     /// # Safety
     ///
     /// `skb` has to be to a valid skb that nobody else uses for the lifetime of the result. With `eat`,
-    /// the rest of the type invariants have to hold.
+    /// the rest of the type invariants have to hold. If [`Self::has_lost_frags`] in the end, it has to be
+    /// thrown away.
     pub(super) unsafe fn from_raw(skb: NonNull<bindings::sk_buff>, eat: bool) -> Self {
         // INVARIANT: By the requirements of this function.
         Self {
             skb,
             eat,
+            lost_frags: Cell::new(false),
             _skb: PhantomData,
         }
     }
 
-    /// See [`SkBuff::parts`].
-    pub(crate) fn parts(&self) -> impl Iterator<Item = &SkBuff> {
-        // SAFETY: By the type invariants the skb is valid, and does not change while this is
-        // borrowed.
-        unsafe { SkBuff::from_raw(self.skb.as_ptr()) }.parts()
+    /// The skb itself, and then those of its frag list.
+    pub(crate) fn parts(&mut self) -> impl Iterator<Item = RxPart<'_>> {
+        let this = &*self;
+        // SAFETY: By the type invariants the skb is valid. While this is borrowed it does not change, but
+        // for the number of its frags, when there is no other way to these than `Frags` any more.
+        let skb = unsafe { SkBuff::from_raw(this.skb.as_ptr()) };
+        let eaten = this.eat.then_some(this);
+
+        skb.parts().map(move |skb| RxPart { skb, eaten })
     }
 
-    /// Whether nobody needs the frags any more when all bytes are passed. If so, it has one part.
-    pub(crate) fn may_lose_frags(&self) -> bool {
-        self.eat
+    /// Whether its frags' references are somebody else's, and so it has to be thrown away.
+    pub(super) fn has_lost_frags(&self) -> bool {
+        self.lost_frags.get()
     }
 
-    /// Leaves the references that the frags hold to the tokens, if it [may](Self::may_lose_frags).
-    ///
-    /// Only for when all bytes are passed.
-    pub(crate) fn forget_frags(&mut self) {
-        if !self.eat {
-            return;
-        }
+    /// Leaves the references that the frags hold to the caller.
+    fn lose_frags(&self) {
         // SAFETY: By the type invariants the skb is valid, and ours. It is thrown away, so that it
         // does not matter that its length is more than it has.
         unsafe { (*bindings::skb_shinfo(self.skb.as_ptr())).nr_frags = 0 };
+        self.lost_frags.set(true);
+    }
+}
+
+/// A part of an [`RxSkBuff`].
+///
+/// # Invariants
+///
+/// It is the only way to the frags of this part. If it is of an skb that is `eaten`, it is the only part.
+pub(crate) struct RxPart<'a> {
+    skb: &'a SkBuff,
+    eaten: Option<&'a RxSkBuff<'a>>,
+}
+
+impl<'a> RxPart<'a> {
+    /// The linear part, in host memory.
+    pub(crate) fn linear(&self) -> &'a [u8] {
+        self.skb.linear()
+    }
+
+    /// Whether the CPU can read the frags.
+    pub(crate) fn has_readable_frags(&self) -> bool {
+        self.skb.has_readable_frags()
+    }
+
+    /// The frags, without those of the frag list.
+    pub(crate) fn take_frags(self) -> Frags<'a> {
+        Frags {
+            frags: self.skb.frags(),
+            eaten: self.eaten,
+        }
+    }
+}
+
+/// The frags of a part of an skb: whoever has this is the only one who has them.
+///
+/// # Invariants
+///
+/// `frags` are those of `eaten`, if that is one.
+pub(crate) struct Frags<'a> {
+    frags: &'a [Frag],
+    eaten: Option<&'a RxSkBuff<'a>>,
+}
+
+impl<'a> Frags<'a> {
+    /// The `netmem_ref`s of what is device memory, each with a reference: that of the frag if the skb is
+    /// thrown away, and else another one, which is taken when it is asked for.
+    pub(super) fn into_netmems(self) -> impl Iterator<Item = bindings::netmem_ref> + 'a {
+        let owned = self.eaten.is_some();
+
+        if let Some(skb) = self.eaten {
+            skb.lose_frags();
+        }
+        self.frags
+            .iter()
+            .filter_map(Frag::devmem_iov)
+            .map(move |iov| match owned {
+                true => iov.as_netmem(),
+                false => iov.take_reference(),
+            })
+    }
+}
+
+impl token::Frags for Frags<'_> {
+    type Frag = Frag;
+
+    fn as_slice(&self) -> &[Frag] {
+        self.frags
     }
 }
 
@@ -152,26 +227,32 @@ impl RxSkBuff<'_> {
 ///
 /// # Invariants
 ///
-/// `skb` is a valid skb that is nobody else's for `'a`, and `shinfo` its shared info. All its frags are
-/// net_iovs of `binding`, to which there is a reference for `'a`, and for each frag but the last `added`.
+/// `skb` is a valid skb that is nobody else's for `'a`, and `shinfo` its shared info. `memory` is that of
+/// `binding`. All its frags are net_iovs of `binding`, to which there is a reference for `'a`, and for each
+/// frag but the last `added`.
 pub(crate) struct TxSkBuff<'a> {
     skb: NonNull<bindings::sk_buff>,
     shinfo: NonNull<bindings::skb_shared_info>,
     binding: NonNull<bindings::net_devmem_binding>,
+    memory: &'a TxMemory,
     added: usize,
+    room: usize,
     _skb: PhantomData<&'a mut ()>,
 }
 
-impl TxSkBuff<'_> {
+impl<'a> TxSkBuff<'a> {
     /// None if there is no shared info, which does not happen.
     ///
     /// # Safety
     ///
     /// `skb` has to be to a valid skb that is nobody else's for the lifetime of the result, with no
-    /// frags but net_iovs of `binding`, to which there has to be a reference as long.
+    /// frags but net_iovs of `binding`, to which there has to be a reference as long, and whose memory
+    /// `memory` has to be. Another `room` bytes must not be too much for it, or for an `int`.
     pub(super) unsafe fn from_raw(
         skb: NonNull<bindings::sk_buff>,
         binding: NonNull<bindings::net_devmem_binding>,
+        memory: &'a TxMemory,
+        room: usize,
     ) -> Option<Self> {
         // INVARIANT: By the requirements of this function.
         Some(Self {
@@ -179,18 +260,66 @@ impl TxSkBuff<'_> {
             // SAFETY: By the requirements of this function the skb is valid.
             shinfo: NonNull::new(unsafe { bindings::skb_shinfo(skb.as_ptr()) })?,
             binding,
+            memory,
             added: 0,
+            room,
             _skb: PhantomData,
         })
     }
 
-    /// Appends `len` bytes at `offset` of a net_iov of the binding.
+    /// How many bytes more it may get.
+    pub(crate) fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Appends `len` bytes from `start` of the dma-buf, or as many as there is [room](Self::room) for;
+    /// tells how many were, and why not all.
     ///
     /// What follows the last frag in memory makes that one longer. `EMSGSIZE` if there is no room
-    /// for another frag.
-    pub(crate) fn append(&mut self, iov: TxIov<'_>, offset: u32, len: usize) -> Result {
+    /// for another frag, `EFAULT` if the bytes are not in the dma-buf.
+    #[inline]
+    pub(crate) fn append(&mut self, start: u64, len: usize) -> (usize, Result) {
+        let Some((netmem, place)) = self.memory.locate(start) else {
+            return (0, Err(EFAULT));
+        };
+        let len = len.min(self.room);
+        let part = place.left.min(len);
+
+        let (appended, result) = match self.append_part(netmem, place.offset, part) {
+            Ok(()) if part < len => {
+                let (rest, result) = self.append_after(place.extent, len - part);
+                (part + rest, result)
+            }
+            Ok(()) => (len, Ok(())),
+            Err(error) => (0, Err(error)),
+        };
+        // INVARIANT: That was no more than there is room for.
+        self.room = self.room.saturating_sub(appended);
+        (appended, result)
+    }
+
+    /// Like [`Self::append`], from the beginning of the next extent.
+    #[inline(never)]
+    fn append_after(&mut self, mut extent: u32, len: usize) -> (usize, Result) {
+        let mut left = len;
+
+        while left != 0 {
+            let Some((netmem, place)) = self.memory.after(extent) else {
+                return (len - left, Err(EFAULT));
+            };
+            let part = place.left.min(left);
+            if let Err(error) = self.append_part(netmem, place.offset, part) {
+                return (len - left, Err(error));
+            }
+            left -= part;
+            extent = place.extent;
+        }
+        (len, Ok(()))
+    }
+
+    /// Appends a part of an extent, no longer than that and than there is room for.
+    fn append_part(&mut self, netmem: bindings::netmem_ref, offset: u32, len: usize) -> Result {
         let skb = self.skb.as_ptr();
-        let netmem = iov.as_netmem();
         // SAFETY: By the type invariants that is the skb's, and the first `nr_frags` of the array are
         // there. `Frag` is transparent.
         let frags: &[Frag] = unsafe {
@@ -266,6 +395,7 @@ impl Frag {
     }
 
     /// The buffer, if it is device memory.
+    #[inline]
     pub(crate) fn devmem_iov(&self) -> Option<DevmemIov<'_>> {
         // SAFETY: By the type invariants there is a reference to the memory for as long as the
         // borrow.

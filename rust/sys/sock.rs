@@ -27,10 +27,12 @@ use super::{
     bindings,
     netmem::CountedIovs,
     nospec::array_index,
-    skbuff::Frag,
+    skbuff::{
+        Frag,
+        Frags, //
+    },
     token::{
         self,
-        References,
         Slots, //
     },
 };
@@ -72,6 +74,25 @@ impl Sock<'_> {
             slots: array.map(|array| unsafe { slots(array) }),
             _not_send: NotThreadSafe,
         }
+    }
+}
+
+/// A TCP socket that is locked in a system call on it.
+///
+/// # Invariants
+///
+/// The current thread holds the lock of the socket for `'a`.
+pub(crate) struct LockedSock<'a>(Sock<'a>);
+
+impl LockedSock<'_> {
+    /// # Safety
+    ///
+    /// `ptr` has to be to a TCP socket that stays locked by the current thread for the lifetime of the
+    /// result.
+    pub(super) unsafe fn from_raw(ptr: NonNull<bindings::sock>) -> Self {
+        // INVARIANT: By the requirements of this function.
+        // SAFETY: By the requirements of this function; a socket that is locked stays alive.
+        Self(unsafe { Sock::from_raw(ptr) })
     }
 
     /// The tokens of the socket, for a `recvmsg()`: no more than `limit` in all, unless that is 0.
@@ -190,14 +211,14 @@ impl Drop for Tokens<'_> {
 
 /// The tokens of a socket that somebody reads from.
 pub(crate) struct ReaderTokens<'a> {
-    sk: &'a Sock<'a>,
+    sk: &'a LockedSock<'a>,
     limit: u32,
 }
 
 impl ReaderTokens<'_> {
     /// As many tokens as there are and may be, if there are any.
     fn peek_free(&self, tokens: &mut [u32]) -> Result<Option<NonZero<usize>>> {
-        let table = self.sk.tokens();
+        let table = self.sk.0.tokens();
         let Some(slots) = &table.slots else {
             return Ok(None);
         };
@@ -212,9 +233,26 @@ impl ReaderTokens<'_> {
         let most = tokens.len().min(room);
         Ok(NonZero::new(slots.peek(&mut tokens[..most])))
     }
+
+    /// Lets tokens stand for `netmems`, which come with references, and are asked for with the lock held.
+    /// A reference without a token is lost.
+    fn commit_netmems<I>(&mut self, tokens: &[u32], netmems: impl FnOnce() -> I)
+    where
+        I: Iterator<Item = bindings::netmem_ref>,
+    {
+        let mut table = self.sk.0.tokens();
+        let Some(slots) = &mut table.slots else {
+            return;
+        };
+
+        for (&token, netmem) in tokens.iter().zip(netmems()) {
+            let committed = slots.commit(token, netmem);
+            debug_assert!(committed, "a token that was not free");
+        }
+    }
 }
 
-impl token::Tokens<Frag> for ReaderTokens<'_> {
+impl<'a> token::Tokens<Frags<'a>> for ReaderTokens<'_> {
     type Error = Error;
 
     /// `ENOBUFS` if the socket has as many as it may, `ENOMEM` if there is no memory. Can sleep.
@@ -223,24 +261,19 @@ impl token::Tokens<Frag> for ReaderTokens<'_> {
             return Ok(count);
         }
 
-        // SAFETY: The socket is alive, and locked in a `recvmsg()`.
-        to_result(unsafe { bindings::net_devmem_grow_tokens(self.sk.0.as_ptr()) })?;
+        // SAFETY: By the type invariant the socket is locked.
+        to_result(unsafe { bindings::net_devmem_grow_tokens(self.sk.0 .0.as_ptr()) })?;
         self.peek_free(tokens)?.ok_or(ENOMEM)
     }
 
-    fn commit(&mut self, tokens: &[u32], frags: &[Frag], references: References) {
-        let mut table = self.sk.tokens();
-        let Some(slots) = &mut table.slots else {
-            return;
-        };
+    fn commit(&mut self, tokens: &[u32], frags: &[Frag]) {
+        let iovs = frags.iter().filter_map(Frag::devmem_iov);
 
-        for (&token, iov) in tokens.iter().zip(frags.iter().filter_map(Frag::devmem_iov)) {
-            if references == References::Taken {
-                iov.take_reference();
-            }
-            let committed = slots.commit(token, iov.as_netmem());
-            debug_assert!(committed, "a token that was not free");
-        }
+        self.commit_netmems(tokens, || iovs.map(|iov| iov.take_reference()));
+    }
+
+    fn commit_all(&mut self, tokens: &[u32], frags: Frags<'_>) {
+        self.commit_netmems(tokens, || frags.into_netmems());
     }
 }
 

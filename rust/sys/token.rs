@@ -80,6 +80,7 @@ impl Slots<'_> {
     /// Lets a token, if it is free, stand for `netmem`, that of a net_iov, with a reference.
     ///
     /// Returns whether it is.
+    #[inline]
     pub(crate) fn commit(&mut self, token: u32, netmem: usize) -> bool {
         let slot = (token & !BASE) as usize;
         let word = slot / BITS;
@@ -132,17 +133,17 @@ impl Slots<'_> {
     }
 }
 
-/// Where the references of tokens come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum References {
-    /// A reference is taken for each token. The packet keeps its own.
-    Taken,
-    /// The packet's own: it forgets its frags.
-    Moved,
+/// The frags of a packet, or of a part of it, which nobody else has.
+pub(crate) trait Frags {
+    /// One of them.
+    type Frag;
+
+    /// All of them, in their order.
+    fn as_slice(&self) -> &[Self::Frag];
 }
 
 /// The tokens of a socket, for frags `F`, to who reads from it.
-pub(crate) trait Tokens<F> {
+pub(crate) trait Tokens<F: Frags> {
     /// Why there is no token to be had.
     type Error;
 
@@ -153,8 +154,13 @@ pub(crate) trait Tokens<F> {
     /// [committed](Self::commit). A user who returns one all the same returns nothing.
     fn peek(&mut self, tokens: &mut [u32]) -> Result<NonZero<usize>, Self::Error>;
 
-    /// Lets tokens that [`peek`](Self::peek) told stand for frags, one for each.
-    fn commit(&mut self, tokens: &[u32], frags: &[F], references: References);
+    /// Lets tokens that [`peek`](Self::peek) told stand for frags, one for each. The packet has its own
+    /// references.
+    fn commit(&mut self, tokens: &[u32], frags: &[F::Frag]);
+
+    /// The same for all frags of a part of a packet. If the packet does not need them any more, its
+    /// references move.
+    fn commit_all(&mut self, tokens: &[u32], frags: F);
 }
 
 /// The tokens of a socket, locked, from which they are taken back.

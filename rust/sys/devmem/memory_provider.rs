@@ -2,13 +2,11 @@
 
 //! The callbacks of page pools.
 
-use core::{
-    marker::PhantomData,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 
 use kernel::{
     error::from_result,
+    page::PAGE_SHIFT,
     prelude::*, //
 };
 
@@ -22,33 +20,30 @@ use super::{
             NewPagePool, //
         },
     },
-    binding::Binding,
-    Receive, //
+    binding::RxBinding,
+    memory::Memory, //
 };
 
-/// The page pool callbacks of bindings with data `T`. Has to be in a `static`.
+/// The page pool callbacks of bindings. Has to be in a `static`.
 #[repr(transparent)]
-pub(crate) struct MemoryProviderOps<T>(bindings::memory_provider_ops, PhantomData<fn(T)>);
+pub(crate) struct MemoryProviderOps(bindings::memory_provider_ops);
 
 // SAFETY: The table is not changed.
-unsafe impl<T> Sync for MemoryProviderOps<T> {}
+unsafe impl Sync for MemoryProviderOps {}
 
-impl<T: Receive> MemoryProviderOps<T> {
+impl MemoryProviderOps {
     /// The table, for a provider in module `owner`.
     pub(crate) const fn new(owner: &ThisModule) -> Self {
-        Self(
-            bindings::memory_provider_ops {
-                owner: owner.as_ptr(),
-                alloc_netmems: Some(Self::alloc_netmems),
-                release_netmem: Some(Self::release_netmem),
-                release_netmems: Some(Self::release_netmems),
-                init: Some(Self::init),
-                destroy: Some(Self::destroy),
-                nl_fill: Some(bindings::net_devmem_mp_nl_fill),
-                uninstall: Some(bindings::net_devmem_mp_uninstall),
-            },
-            PhantomData,
-        )
+        Self(bindings::memory_provider_ops {
+            owner: owner.as_ptr(),
+            alloc_netmems: Some(Self::alloc_netmems),
+            release_netmem: Some(Self::release_netmem),
+            release_netmems: Some(Self::release_netmems),
+            init: Some(Self::init),
+            destroy: Some(Self::destroy),
+            nl_fill: Some(bindings::net_devmem_mp_nl_fill),
+            uninstall: Some(bindings::net_devmem_mp_uninstall),
+        })
     }
 
     pub(super) const fn as_ptr(&'static self) -> *const bindings::memory_provider_ops {
@@ -57,7 +52,7 @@ impl<T: Receive> MemoryProviderOps<T> {
 
     /// # Safety
     ///
-    /// `pool` has to be a valid page pool whose provider is a binding with data `T`.
+    /// `pool` has to be a valid page pool whose provider is a receive binding.
     unsafe fn binding(pool: NonNull<bindings::page_pool>) -> *mut bindings::net_devmem_binding {
         // SAFETY: By the requirements of this function the pool is valid. The core installs us
         // with the binding as private data.
@@ -66,7 +61,7 @@ impl<T: Receive> MemoryProviderOps<T> {
 
     /// # Safety
     ///
-    /// `pool` has to be a page pool that is being created, and whose provider is a binding with data `T`.
+    /// `pool` has to be a page pool that is being created, and whose provider is a receive binding.
     unsafe extern "C" fn init(pool: *mut bindings::page_pool) -> c_int {
         from_result(|| {
             let pool = NonNull::new(pool).ok_or(EINVAL)?;
@@ -76,8 +71,12 @@ impl<T: Receive> MemoryProviderOps<T> {
             let mut new_pool = unsafe { NewPagePool::from_raw(pool) };
             // SAFETY: The owner's reference is there: only bindings that are not unbound are
             // installed on queues, for which pools are created.
-            unsafe { Binding::<T>::data(base) }.init_pool(&mut new_pool)?;
+            let memory = &unsafe { RxBinding::from_base(base) }.memory;
 
+            new_pool.disable_dma_sync();
+            if new_pool.order() + PAGE_SHIFT as u32 != memory.niov_shift() {
+                return Err(E2BIG);
+            }
             // SAFETY: As above.
             if !unsafe { bindings::net_devmem_binding_get(base) } {
                 return Err(ENODEV);
@@ -108,12 +107,12 @@ impl<T: Receive> MemoryProviderOps<T> {
             return 0;
         };
         // SAFETY: The pool has a reference to the binding since `init`.
-        let data = unsafe { Binding::<T>::data(Self::binding(pool)) };
+        let memory = &unsafe { RxBinding::from_base(Self::binding(pool)) }.memory;
         let mut batch = Batch::new();
 
-        data.alloc(&mut batch);
+        memory.take(&mut batch);
         // SAFETY: By the requirements of this function, and the area is that of the binding.
-        unsafe { refill(pool, data.area(), &mut batch) }
+        unsafe { refill(pool, memory.area(), &mut batch) }
     }
 
     /// # Safety
@@ -127,7 +126,7 @@ impl<T: Receive> MemoryProviderOps<T> {
             return false;
         };
         // SAFETY: The pool has a reference to the binding since `init`.
-        let data = unsafe { Binding::<T>::data(Self::binding(pool)) };
+        let memory = &unsafe { RxBinding::from_base(Self::binding(pool)) }.memory;
 
         // SAFETY: The net_iov is alive with the binding. That a page pool lets go of a net_iov
         // which somebody else still uses would be a bug there; the net_iov is better lost than
@@ -141,7 +140,7 @@ impl<T: Receive> MemoryProviderOps<T> {
 
         // SAFETY: By the requirements of this function the pool had it from `alloc_netmems`, and
         // gives it up.
-        data.release(core::iter::once(unsafe { data.area().reclaim(niov) }));
+        memory.put(core::iter::once(unsafe { memory.area().reclaim(niov) }));
         // There is no page to put.
         false
     }
@@ -159,16 +158,16 @@ impl<T: Receive> MemoryProviderOps<T> {
             return;
         };
         // SAFETY: The pool has a reference to the binding since `init`.
-        let data = unsafe { Binding::<T>::data(Self::binding(pool)) };
+        let memory = &unsafe { RxBinding::from_base(Self::binding(pool)) }.memory;
         // SAFETY: By the requirements of this function.
         let netmems = unsafe { core::slice::from_raw_parts(netmems, count as usize) };
         let ids = netmems.iter().filter_map(|&netmem| {
             let niov = netmem_to_net_iov(netmem)?;
             // SAFETY: By the requirements of this function the pool had it from `alloc_netmems`,
             // and gives it up.
-            Some(unsafe { data.area().reclaim(niov) })
+            Some(unsafe { memory.area().reclaim(niov) })
         });
 
-        data.release(ids);
+        memory.put(ids);
     }
 }

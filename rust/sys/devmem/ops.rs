@@ -15,26 +15,28 @@ use kernel::{
 use super::{
     super::{
         bindings,
-        genetlink::BindRequest,
+        genetlink::{
+            BindRequest,
+            RxBindRequest, //
+        },
         iov_iter::OffsetRanges,
         skbuff::{
             RxSkBuff,
             TxSkBuff, //
         },
         sock::{
+            LockedSock,
             Message,
             Sock, //
         },
         token::Range,
     },
-    binding::Binding,
-    Bound,
-    Data,
-    Direction,
-    MemoryProviderOps,
-    Provider,
-    Stats,
-    Transmit, //
+    binding::{
+        RxBinding,
+        TxBinding, //
+    },
+    memory::Memory,
+    Bound, Direction, MemoryProviderOps, Provider, Stats,
 };
 
 /// What the core asks of provider `P`. Has to be in a `static`.
@@ -49,7 +51,7 @@ impl<P: Provider> DevmemOps<P> {
     pub(crate) const fn new(
         name: &'static CStr,
         owner: &ThisModule,
-        mp_ops: &'static MemoryProviderOps<P::Rx>,
+        mp_ops: &'static MemoryProviderOps,
     ) -> Self {
         Self(
             bindings::net_devmem_ops {
@@ -81,8 +83,13 @@ impl<P: Provider> DevmemOps<P> {
         owner: *mut bindings::netdev_nl_sock,
         info: *mut bindings::genl_info,
     ) -> *mut bindings::net_devmem_binding {
+        let (Some(owner), Some(info)) = (NonNull::new(owner), NonNull::new(info)) else {
+            return EINVAL.to_ptr();
+        };
         // SAFETY: By the requirements of this function.
-        unsafe { bind(owner, info, P::bind_rx) }
+        let request = unsafe { RxBindRequest::from_raw(owner, info) };
+
+        P::bind_rx(&request).map_or_else(|error| error.to_ptr(), Bound::into_base)
     }
 
     /// # Safety
@@ -92,8 +99,13 @@ impl<P: Provider> DevmemOps<P> {
         owner: *mut bindings::netdev_nl_sock,
         info: *mut bindings::genl_info,
     ) -> *mut bindings::net_devmem_binding {
+        let (Some(owner), Some(info)) = (NonNull::new(owner), NonNull::new(info)) else {
+            return EINVAL.to_ptr();
+        };
         // SAFETY: By the requirements of this function.
-        unsafe { bind(owner, info, P::bind_tx) }
+        let request = unsafe { BindRequest::from_raw(owner, info) };
+
+        P::bind_tx(&request).map_or_else(|error| error.to_ptr(), Bound::into_base)
     }
 
     /// # Safety
@@ -117,7 +129,7 @@ impl<P: Provider> DevmemOps<P> {
         // what is in its receive queue.
         let (sk, mut skb, mut msg) = unsafe {
             (
-                Sock::from_raw(sk),
+                LockedSock::from_raw(sk),
                 RxSkBuff::from_raw(skb, eat),
                 Message::from_raw(msg),
             )
@@ -125,7 +137,13 @@ impl<P: Provider> DevmemOps<P> {
 
         from_result(|| {
             let len = usize::try_from(len)?;
-            let passed = P::recvmsg(&sk, &mut skb, offset as usize, &mut msg, len)?;
+            let passed = P::recvmsg(&sk, &mut skb, offset as usize, &mut msg, len);
+
+            // An skb without its frags has to go, as it does when all of it is passed.
+            let passed = match skb.has_lost_frags() {
+                true => len,
+                false => passed?.min(len),
+            };
             Ok(passed.try_into()?)
         })
     }
@@ -171,16 +189,18 @@ impl<P: Provider> DevmemOps<P> {
         else {
             return EINVAL.to_errno();
         };
-        // SAFETY: By the requirements of this function. Transmit bindings have data `P::Tx`.
-        let data = unsafe { Binding::<P::Tx>::data(base) };
+        // SAFETY: By the requirements of this function.
+        let memory = &unsafe { TxBinding::from_base(base) }.memory;
 
         from_result(|| {
-            // SAFETY: By the requirements of this function.
-            let mut skb = unsafe { TxSkBuff::from_raw(skb, binding) }.ok_or(EINVAL)?;
+            let room = usize::try_from(len)?;
+            // SAFETY: By the requirements of this function; the memory is that of the binding.
+            let skb = unsafe { TxSkBuff::from_raw(skb, binding, memory, room) };
+            let mut skb = skb.ok_or(EINVAL)?;
             // SAFETY: By the requirements of this function.
             let mut ranges = unsafe { OffsetRanges::from_raw(from) }.ok_or(EFAULT)?;
 
-            data.fill(&mut skb, &mut ranges, usize::try_from(len)?)?;
+            P::fill(&mut skb, &mut ranges)?;
             Ok(0)
         })
     }
@@ -192,12 +212,12 @@ impl<P: Provider> DevmemOps<P> {
         base: *mut bindings::net_devmem_binding,
         stats: *mut bindings::net_devmem_stats,
     ) {
-        // SAFETY: By the requirements of this function, and since the type of the data goes with
+        // SAFETY: By the requirements of this function, and since the type of the memory goes with
         // the direction.
         let Stats { buffers, in_use } = unsafe {
             match Direction::from_raw((*base).direction) {
-                Direction::FromDevice => Binding::<P::Rx>::data(base).stats(),
-                Direction::ToDevice => Binding::<P::Tx>::data(base).stats(),
+                Direction::FromDevice => RxBinding::from_base(base).memory.stats(),
+                Direction::ToDevice => TxBinding::from_base(base).memory.stats(),
             }
         };
 
@@ -209,12 +229,12 @@ impl<P: Provider> DevmemOps<P> {
     ///
     /// `base` has to be a binding of `P` that was published, and is not freed meanwhile.
     unsafe extern "C" fn unmap(base: *mut bindings::net_devmem_binding) {
-        // SAFETY: By the requirements of this function, and since the type of the data goes with
+        // SAFETY: By the requirements of this function, and since the type of the memory goes with
         // the direction.
         unsafe {
             match Direction::from_raw((*base).direction) {
-                Direction::FromDevice => Binding::<P::Rx>::data(base).unmap(),
-                Direction::ToDevice => Binding::<P::Tx>::data(base).unmap(),
+                Direction::FromDevice => RxBinding::from_base(base).memory.unmap(),
+                Direction::ToDevice => TxBinding::from_base(base).memory.unmap(),
             }
         }
     }
@@ -224,35 +244,12 @@ impl<P: Provider> DevmemOps<P> {
     /// `base` has to be a binding of `P` that was published, and to which there are no references.
     unsafe extern "C" fn free(base: *mut bindings::net_devmem_binding) {
         // SAFETY: `Draft::publish` left the box to the core, which by the requirements of this
-        // function is done with it. The type of the data goes with the direction.
+        // function is done with it. The type of the memory goes with the direction.
         unsafe {
             match Direction::from_raw((*base).direction) {
-                Direction::FromDevice => Binding::<P::Rx>::free(base),
-                Direction::ToDevice => Binding::<P::Tx>::free(base),
+                Direction::FromDevice => RxBinding::free(base),
+                Direction::ToDevice => TxBinding::free(base),
             }
         }
-    }
-}
-
-/// Has `serve` make a binding, and leaves it to the core.
-///
-/// # Safety
-///
-/// Both pointers have to be valid, the lock of the netlink socket held, and the request checked
-/// against policy and for mandatory attributes.
-unsafe fn bind<T: Data>(
-    owner: *mut bindings::netdev_nl_sock,
-    info: *mut bindings::genl_info,
-    serve: impl FnOnce(&BindRequest<'_>) -> Result<Bound<T>>,
-) -> *mut bindings::net_devmem_binding {
-    let (Some(owner), Some(info)) = (NonNull::new(owner), NonNull::new(info)) else {
-        return EINVAL.to_ptr();
-    };
-    // SAFETY: By the requirements of this function.
-    let request = unsafe { BindRequest::from_raw(owner, info) };
-
-    match serve(&request) {
-        Ok(bound) => bound.into_base(),
-        Err(error) => error.to_ptr(),
     }
 }

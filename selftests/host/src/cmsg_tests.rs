@@ -9,10 +9,10 @@ use std::{
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    cmsg::{self, Frag, FragInfo, Part, Passed, Place, Reader, Stop},
+    cmsg::{self, Frag, FragInfo, Part, Place, Reader, Stop},
     sequences::{bound, each},
     slot_array::SlotArray,
-    sys::token::{take_back, Range, References, Take, Tokens, BASE, BATCH},
+    sys::token::{take_back, Frags, Range, Take, Tokens, BASE, BATCH},
     window::Window,
 };
 
@@ -71,12 +71,45 @@ struct Owned {
     frags: Vec<TestFrag>,
 }
 
+/// The frags of a part of a packet, which is thrown away or not.
+struct TestFrags<'a> {
+    frags: &'a [TestFrag],
+    eat: bool,
+}
+
+impl Frags for TestFrags<'_> {
+    type Frag = TestFrag;
+
+    fn as_slice(&self) -> &[TestFrag] {
+        self.frags
+    }
+}
+
+/// Where the reference of a token comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum References {
+    /// It is another one than the packet's.
+    Taken,
+    /// It was the packet's.
+    Moved,
+}
+
+/// What was passed of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Passed {
+    bytes: usize,
+    moved: bool,
+}
+
 impl Owned {
-    fn borrow(&self) -> Part<'_, TestFrag> {
+    fn borrow(&self, eat: bool) -> Part<'_, TestFrags<'_>> {
         Part {
             readable: self.readable,
             linear: &self.linear,
-            frags: &self.frags,
+            frags: TestFrags {
+                frags: &self.frags,
+                eat,
+            },
         }
     }
 
@@ -251,20 +284,8 @@ impl TestTokens {
     }
 }
 
-impl Tokens<TestFrag> for TestTokens {
-    type Error = Error;
-
-    fn peek(&mut self, tokens: &mut [u32]) -> Result<NonZero<usize>, Error> {
-        let room = tokens.len().min(self.most);
-
-        assert!(tokens.len() <= BATCH);
-        self.sections += 1;
-        let count = self.array.locked().peek(&mut tokens[..room]);
-        self.peeked = tokens[..count].to_vec();
-        NonZero::new(count).ok_or(Error::Tokens)
-    }
-
-    fn commit(&mut self, tokens: &[u32], frags: &[TestFrag], references: References) {
+impl TestTokens {
+    fn commit_as(&mut self, tokens: &[u32], frags: &[TestFrag], references: References) {
         self.sections += 1;
         assert_eq!(tokens.len(), frags.len(), "one for each");
         assert!(self.peeked.starts_with(tokens), "not what was told");
@@ -279,6 +300,32 @@ impl Tokens<TestFrag> for TestTokens {
     }
 }
 
+impl<'a> Tokens<TestFrags<'a>> for TestTokens {
+    type Error = Error;
+
+    fn peek(&mut self, tokens: &mut [u32]) -> Result<NonZero<usize>, Error> {
+        let room = tokens.len().min(self.most);
+
+        assert!(tokens.len() <= BATCH);
+        self.sections += 1;
+        let count = self.array.locked().peek(&mut tokens[..room]);
+        self.peeked = tokens[..count].to_vec();
+        NonZero::new(count).ok_or(Error::Tokens)
+    }
+
+    fn commit(&mut self, tokens: &[u32], frags: &[TestFrag]) {
+        self.commit_as(tokens, frags, References::Taken);
+    }
+
+    fn commit_all(&mut self, tokens: &[u32], frags: TestFrags<'a>) {
+        let references = match frags.eat {
+            true => References::Moved,
+            false => References::Taken,
+        };
+        self.commit_as(tokens, frags.frags, references);
+    }
+}
+
 /// Reads from a packet that has all its references.
 fn pass(
     packet: &[Owned],
@@ -290,13 +337,14 @@ fn pass(
     for frag in packet.iter().flat_map(|part| &part.frags) {
         frag.gone.set(false);
     }
-    cmsg::pass(
-        packet.iter().map(Owned::borrow),
-        Window::new(offset, len),
-        reader,
-        tokens,
-        eat,
-    )
+    let parts = packet.iter().map(|part| part.borrow(eat));
+    let bytes = cmsg::pass(parts, Window::new(offset, len), reader, tokens)?;
+
+    let mut committed = tokens.committed.iter();
+    Ok(Passed {
+        bytes,
+        moved: committed.any(|&(_, _, references)| references == References::Moved),
+    })
 }
 
 /// The same, if nothing is moved: how many bytes.

@@ -4,7 +4,10 @@ use proptest::{collection::vec, prelude::*};
 
 use crate::{
     sequences::{bound, each},
-    sys::free_list::{Batch, FreeList, NiovId, BATCH},
+    sys::{
+        free_list::{Batch, FreeIov, FreeList, BATCH},
+        wrapper,
+    },
 };
 
 fn list(size: usize) -> FreeList<Vec<u32>> {
@@ -12,12 +15,12 @@ fn list(size: usize) -> FreeList<Vec<u32>> {
     FreeList::full(vec![u32::MAX; size])
 }
 
-fn take(list: &mut FreeList<Vec<u32>>, most: usize) -> Vec<NiovId> {
+fn take(list: &mut FreeList<Vec<u32>>, most: usize) -> Vec<FreeIov> {
     let mut batch = Batch::new();
     list.take(&mut batch, most);
     // Page pools use the last first.
     let indices = batch.take_raw().iter().rev();
-    indices.map(|&index| NiovId::from_raw(index)).collect()
+    indices.map(|&index| wrapper::came_back(index)).collect()
 }
 
 #[test]
@@ -25,7 +28,7 @@ fn hands_out_in_order() {
     let mut list = list(1024);
     let ids: Vec<u32> = take(&mut list, BATCH)
         .into_iter()
-        .map(NiovId::into_raw)
+        .map(wrapper::index)
         .collect();
 
     assert_eq!(ids, (0..BATCH as u32).collect::<Vec<_>>());
@@ -102,7 +105,7 @@ fn check_steps(size: usize, steps: &[Step]) {
                 let expected: Vec<u32> = free.drain(free.len() - count..).rev().collect();
                 let got: Vec<u32> = take(&mut list, most)
                     .into_iter()
-                    .map(NiovId::into_raw)
+                    .map(wrapper::index)
                     .collect();
                 assert_eq!(got, expected, "{steps:?}");
                 held.extend(got);
@@ -113,7 +116,7 @@ fn check_steps(size: usize, steps: &[Step]) {
             Step::PutLast => held.pop(),
         };
         if let Some(index) = returned {
-            list.put([NiovId::from_raw(index)]);
+            list.put([wrapper::came_back(index)]);
             free.push(index);
         }
         assert_eq!(list.in_use(), held.len(), "{steps:?}");
@@ -154,7 +157,7 @@ proptest! {
     #[test]
     fn never_twice_never_lost(size in 1usize..300, ops in vec(op(), 1..400)) {
         let mut list = list(size);
-        let mut held: Vec<NiovId> = Vec::new();
+        let mut held: Vec<FreeIov> = Vec::new();
 
         for op in ops {
             match op {
@@ -187,7 +190,7 @@ proptest! {
                 break;
             }
             for id in got {
-                prop_assert!(!std::mem::replace(&mut seen[id.into_raw() as usize], true));
+                prop_assert!(!std::mem::replace(&mut seen[wrapper::index(id) as usize], true));
             }
         }
         prop_assert!(seen.into_iter().all(|seen| seen));

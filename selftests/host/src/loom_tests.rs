@@ -5,7 +5,7 @@
 //! What threads share is behind locks here as it is there, and references are counted as page pools
 //! count them.
 
-use std::num::NonZero;
+use std::{cell::Cell, num::NonZero};
 
 use loom::{
     model::Builder,
@@ -17,11 +17,12 @@ use loom::{
 };
 
 use crate::{
-    cmsg::{self, Frag, FragInfo, Part, Passed, Place, Reader, Stop},
+    cmsg::{self, Frag, FragInfo, Part, Place, Reader, Stop},
     slot_array::SlotArray,
     sys::{
-        free_list::{Batch, FreeList, NiovId},
-        token::{take_back, Range, References, Take, Tokens, BASE},
+        free_list::{Batch, FreeList},
+        token::{take_back, Frags, Range, Take, Tokens, BASE},
+        wrapper,
     },
     window::Window,
 };
@@ -88,20 +89,26 @@ impl Socket {
     /// `recvmsg()` of an skb whose frags are `buffers`, until the reader's memory ends after
     /// `room` control messages. Returns how many there were.
     fn recvmsg(&self, buffers: std::ops::Range<usize>, room: usize) -> usize {
-        self.pass(buffers, room, false).bytes
+        self.pass(buffers, room, None)
     }
 
     /// The same of an skb that is thrown away if all of it is passed.
     fn recvmsg_and_eat(&self, buffers: std::ops::Range<usize>, room: usize) -> usize {
-        let passed = self.pass(buffers.clone(), room, true);
+        let moved = Cell::new(false);
+        let bytes = self.pass(buffers.clone(), room, Some(&moved));
 
-        if passed.bytes == buffers.len() && !passed.moved {
+        if bytes == buffers.len() && !moved.get() {
             buffers.for_each(|buffer| self.buffers.put(buffer));
         }
-        passed.bytes
+        bytes
     }
 
-    fn pass(&self, buffers: std::ops::Range<usize>, room: usize, eat: bool) -> Passed {
+    fn pass(
+        &self,
+        buffers: std::ops::Range<usize>,
+        room: usize,
+        moved: Option<&Cell<bool>>,
+    ) -> usize {
         let frags: Vec<_> = buffers
             .map(|buffer| TestFrag {
                 buffers: &self.buffers,
@@ -111,15 +118,25 @@ impl Socket {
         let part = Part {
             readable: false,
             linear: &[],
-            frags: &frags,
+            frags: TestFrags {
+                frags: &frags,
+                moved,
+            },
         };
         let mut reader = User { socket: self, room };
         let window = Window::new(0, frags.len());
 
-        cmsg::pass([part].into_iter(), window, &mut reader, &mut { self }, eat).unwrap_or(Passed {
-            bytes: 0,
-            moved: false,
-        })
+        cmsg::pass([part].into_iter(), window, &mut reader, &mut { self }).unwrap_or(0)
+    }
+
+    fn commit_with(&self, tokens: &[u32], frags: &[TestFrag<'_>], get: impl Fn(&TestFrag<'_>)) {
+        let mut locked = self.lock();
+
+        for (&token, frag) in tokens.iter().zip(frags) {
+            get(frag);
+            let free = locked.tokens.locked().commit(token, netmem_of(frag.buffer));
+            assert!(free, "somebody else has the token");
+        }
     }
 
     /// Takes back what user space has, or says it has: so many tokens from that of a slot on.
@@ -129,7 +146,7 @@ impl Socket {
     }
 }
 
-impl<'a> Tokens<TestFrag<'a>> for &'a Socket {
+impl<'a> Tokens<TestFrags<'a>> for &'a Socket {
     type Error = ();
 
     fn peek(&mut self, tokens: &mut [u32]) -> Result<NonZero<usize>, ()> {
@@ -146,15 +163,17 @@ impl<'a> Tokens<TestFrag<'a>> for &'a Socket {
         free(tokens).ok_or(())
     }
 
-    fn commit(&mut self, tokens: &[u32], frags: &[TestFrag<'a>], references: References) {
-        let mut locked = self.lock();
+    fn commit(&mut self, tokens: &[u32], frags: &[TestFrag<'a>]) {
+        self.commit_with(tokens, frags, |frag| self.buffers.get(frag.buffer));
+    }
 
-        for (&token, frag) in tokens.iter().zip(frags) {
-            if references == References::Taken {
-                self.buffers.get(frag.buffer);
+    fn commit_all(&mut self, tokens: &[u32], frags: TestFrags<'a>) {
+        match frags.moved {
+            Some(moved) => {
+                moved.set(true);
+                self.commit_with(tokens, frags.frags, |_| ());
             }
-            let free = locked.tokens.locked().commit(token, netmem_of(frag.buffer));
-            assert!(free, "somebody else has the token");
+            None => self.commit(tokens, frags.frags),
         }
     }
 }
@@ -189,6 +208,20 @@ impl Take for Locked<'_> {
 
         returned.0.extend(counted);
         netmem.is_some()
+    }
+}
+
+/// The frags of an skb, and who is told that they have lost their references, if they may.
+struct TestFrags<'a> {
+    frags: &'a [TestFrag<'a>],
+    moved: Option<&'a Cell<bool>>,
+}
+
+impl<'a> Frags for TestFrags<'a> {
+    type Frag = TestFrag<'a>;
+
+    fn as_slice(&self) -> &[TestFrag<'a>] {
+        self.frags
     }
 }
 
@@ -431,7 +464,11 @@ fn no_net_iov_is_in_two_pools() {
                 let owner = &binding.owners[index as usize];
                 assert_eq!(owner.swap(name, Relaxed), 0, "somebody has it");
                 assert_eq!(owner.swap(0, Relaxed), name, "somebody took it");
-                binding.free.lock().unwrap().put([NiovId::from_raw(index)]);
+                binding
+                    .free
+                    .lock()
+                    .unwrap()
+                    .put([wrapper::came_back(index)]);
             }
         }
     }

@@ -264,7 +264,7 @@ fn free_list_as_long_as_an_index_goes() {
             }
         }
         for index in 0..size {
-            list.put([free_list::NiovId::from_raw(index as u8)]);
+            list.put([free_list::FreeIov::from_raw(index as u8)]);
         }
         assert_eq!((list.capacity(), list.in_use()), (size, 0));
     }

@@ -10,3 +10,19 @@ pub(crate) mod extent;
 pub(crate) mod free_list;
 #[path = "../../../rust/sys/token.rs"]
 pub(crate) mod token;
+
+/// What of it only the wrappers may do: these are they, to the tests.
+#[cfg(test)]
+pub(crate) mod wrapper {
+    use super::free_list::FreeIov;
+
+    /// The index of a net_iov that goes to a page pool.
+    pub(crate) fn index(iov: FreeIov) -> u32 {
+        iov.into_raw()
+    }
+
+    /// A net_iov that was handed out, and comes back.
+    pub(crate) fn came_back(index: u32) -> FreeIov {
+        FreeIov::from_raw(index)
+    }
+}
