@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is not a binding yet is gone before its device is unlocked, and its request served.
+
+use kernel::prelude::*;
+
+use crate::{
+    sys::{
+        devmem::{
+            Draft,
+            RxBound,
+            RxMemory, //
+        },
+        genetlink::RxBindRequest,
+        net_device::LockedNetDevice, //
+    },
+    DevmemProvider, //
+};
+
+fn unlock(
+    dev: LockedNetDevice<'_>,
+    memory: impl PinInit<RxMemory, Error>,
+    request: &RxBindRequest<'_>,
+) -> Result {
+    let draft = Draft::receive::<DevmemProvider>(dev, memory, request)?;
+
+    drop(dev); //~ E0382
+    drop(draft);
+    Ok(())
+}
+
+fn keep(bound: RxBound<'_>) {
+    fn for_ever(_: RxBound<'static>) {}
+
+    for_ever(bound); //~ E0521
+}
+
+fn serve_twice(
+    dev: LockedNetDevice<'_>,
+    memory: impl PinInit<RxMemory, Error>,
+    request: &RxBindRequest<'_>,
+) -> Result {
+    let draft = Draft::receive::<DevmemProvider>(dev, memory, request)?;
+
+    drop(draft.publish(request)?);
+    drop(draft.publish(request)?); //~ E0382
+    Ok(())
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Nothing but the wrappers has unsafe code.
+
+fn read(ptr: *const u32) -> u32 {
+    unsafe { *ptr } //~ unsafe_code
+}
