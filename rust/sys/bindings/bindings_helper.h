@@ -30,3 +30,18 @@ const unsigned int RUST_CONST_HELPER_MSG_CMSG_COMPAT = MSG_CMSG_COMPAT;
 const unsigned int RUST_CONST_HELPER_NET_DEVMEM_TOKEN_BASE = NET_DEVMEM_TOKEN_BASE;
 const size_t RUST_CONST_HELPER_DMABUF_CMSG_LEN = CMSG_LEN(sizeof(struct dmabuf_cmsg));
 const size_t RUST_CONST_HELPER_DMABUF_CMSG_SPACE = CMSG_SPACE(sizeof(struct dmabuf_cmsg));
+
+/* Sizes of what rust/sys has the members of, and the kernel crate describes. */
+const size_t RUST_CONST_HELPER_SIZEOF_DMA_BUF = sizeof(struct dma_buf);
+const size_t RUST_CONST_HELPER_SIZEOF_FILE = sizeof(struct file);
+const size_t RUST_CONST_HELPER_SIZEOF_GENL_INFO = sizeof(struct genl_info);
+const size_t RUST_CONST_HELPER_SIZEOF_IOV_ITER = sizeof(struct iov_iter);
+const size_t RUST_CONST_HELPER_SIZEOF_MSGHDR = sizeof(struct msghdr);
+const size_t RUST_CONST_HELPER_SIZEOF_NETLINK_EXT_ACK = sizeof(struct netlink_ext_ack);
+const size_t RUST_CONST_HELPER_SIZEOF_NETMEM_DESC = sizeof(struct netmem_desc);
+const size_t RUST_CONST_HELPER_SIZEOF_NLATTR = sizeof(struct nlattr);
+const size_t RUST_CONST_HELPER_SIZEOF_PERCPU_REF = sizeof(struct percpu_ref);
+const size_t RUST_CONST_HELPER_SIZEOF_SK_BUFF = sizeof(struct sk_buff);
+const size_t RUST_CONST_HELPER_SIZEOF_SKB_FRAG = sizeof(skb_frag_t);
+const size_t RUST_CONST_HELPER_SIZEOF_SKB_SHARED_INFO = sizeof(struct skb_shared_info);
+const size_t RUST_CONST_HELPER_SIZEOF_SPINLOCK = sizeof(spinlock_t);
