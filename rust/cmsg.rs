@@ -160,29 +160,29 @@ impl<R: Reader, T> Walk<'_, R, T> {
         T: Tokens<F, Error = R::Error>,
     {
         let all = frags.as_slice().len();
-        let mut tokens = [0; BATCH];
-        let mut done = 0;
+        let mut rest = frags.as_slice();
 
-        while let Some((frag, _)) = frags.as_slice()[done..].split_first() {
+        while let Some((frag, after)) = rest.split_first() {
             if self.window.is_empty() {
                 break;
             }
             if !self.window.meets(frag.size()) {
                 self.window.cut(frag.size());
-                done += 1;
+                rest = after;
                 continue;
             }
-            let (told, result) = self.batch::<F>(&frags.as_slice()[done..], &mut tokens);
+            let mut tokens = [0; BATCH];
+            let (told, result) = self.batch::<F>(rest, &mut tokens);
             if told == all {
                 self.tokens.commit_all(&tokens[..told], frags);
                 return result;
             }
-            if told != 0 {
-                let frags = &frags.as_slice()[done..][..told];
-                self.tokens.commit(&tokens[..told], frags);
+            let (told, after) = rest.split_at(told);
+            if !told.is_empty() {
+                self.tokens.commit(&tokens[..told.len()], told);
             }
             result?;
-            done += told;
+            rest = after;
         }
         Ok(())
     }

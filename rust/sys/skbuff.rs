@@ -197,6 +197,11 @@ pub(crate) struct Frags<'a> {
 }
 
 impl<'a> Frags<'a> {
+    /// Whether the skb is thrown away, so that their references can be moved.
+    pub(super) fn are_eaten(&self) -> bool {
+        self.eaten.is_some()
+    }
+
     /// The `netmem_ref`s of what is device memory, each with a reference: that of the frag if the skb is
     /// thrown away, and else another one, which is taken when it is asked for.
     pub(super) fn into_netmems(self) -> impl Iterator<Item = bindings::netmem_ref> + 'a {

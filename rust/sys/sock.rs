@@ -33,6 +33,7 @@ use super::{
     },
     token::{
         self,
+        Frags as _,
         Slots, //
     },
 };
@@ -273,6 +274,10 @@ impl<'a> token::Tokens<Frags<'a>> for ReaderTokens<'_> {
     }
 
     fn commit_all(&mut self, tokens: &[u32], frags: Frags<'_>) {
+        // A loop for each of the two cases.
+        if !frags.are_eaten() {
+            return self.commit(tokens, frags.as_slice());
+        }
         self.commit_netmems(tokens, || frags.into_netmems());
     }
 }

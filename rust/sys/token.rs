@@ -60,21 +60,24 @@ impl Slots<'_> {
     /// Tells the lowest tokens that are free: up to as many as there is room for in `tokens`. Returns
     /// how many.
     pub(crate) fn peek(&self, tokens: &mut [u32]) -> usize {
-        let words = (*self.hint as usize..)
-            .zip(self.groups.iter().skip(*self.hint as usize))
-            .flat_map(|(group, &bits)| Bits(bits).map(move |bit| group * BITS + bit));
-        let free = words.flat_map(|word| {
-            let bits = self.free.get(word).copied().unwrap_or(0);
-            Bits(bits).map(move |bit| word * BITS + bit)
-        });
-        let mut count = 0;
+        let most = tokens.len();
+        let mut tokens = tokens.iter_mut();
+        let groups = self.groups.iter().enumerate();
 
-        for (token, slot) in tokens.iter_mut().zip(free) {
-            // CAST: An index of a slot, of which there are less than `BASE`.
-            *token = BASE | slot as u32;
-            count += 1;
+        for (group, &words) in groups.skip(*self.hint as usize) {
+            for word in Bits(words).map(|bit| group * BITS + bit) {
+                let bits = self.free.get(word).copied().unwrap_or(0);
+
+                for (bit, token) in Bits(bits).zip(&mut tokens) {
+                    // CAST: An index of a slot, of which there are less than `BASE`.
+                    *token = BASE | (word * BITS + bit) as u32;
+                }
+                if tokens.len() == 0 {
+                    return most;
+                }
+            }
         }
-        count
+        most - tokens.len()
     }
 
     /// Lets a token, if it is free, stand for `netmem`, that of a net_iov, with a reference.
