@@ -14,7 +14,6 @@ use std::time::Duration;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::odd::OddDmaBuf;
-use devmem_testlib::provider;
 
 use crate::clock::Unit;
 use crate::layout::BUFFER;
@@ -23,6 +22,7 @@ use crate::layout::Layout;
 use crate::layout::freeing_cost;
 use crate::layout::idle_device;
 use crate::layout::subjects;
+use crate::layout::unfreed;
 use crate::layout::wait_until_freed;
 use crate::options::Options;
 use crate::record::Samples;
@@ -144,7 +144,7 @@ fn measure(
     dmabuf: &OddDmaBuf,
 ) -> io::Result<Cost> {
     let clock = &options.clock;
-    let before = provider::attachments()?;
+    let before = unfreed()?;
     let bind = |queue| Bound::new(pair, subject, [queue], dmabuf, clock);
 
     let (bound, cost) = bind(0)?;
@@ -164,7 +164,7 @@ fn measure(
 
 /// Bytes that a binding keeps.
 fn memory(layout: Layout, bind: impl FnMut(u32) -> io::Result<(Bound, u64)>) -> io::Result<f64> {
-    let before = provider::attachments()?;
+    let before = unfreed()?;
     let at_once = if layout.bytes() > SMALL { 1 } else { AT_ONCE };
     let free = free_memory()?;
     let bindings = (0..at_once).map(bind).collect::<io::Result<Vec<_>>>()?;

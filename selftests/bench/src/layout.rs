@@ -170,11 +170,17 @@ impl Bound {
     }
 }
 
-/// Waits until no more devices are attached to dma-bufs than before. Detaching is about the last thing
-/// that freeing a binding does, some time after it was unbound.
-pub fn wait_until_freed(attachments: u64) -> io::Result<()> {
+/// How many bindings have not been freed: those that the kernel lists, and devices that are attached to dma-bufs, of
+/// a kernel without that list. The mapping goes first, often as soon as a binding is unbound.
+pub fn unfreed() -> io::Result<u64> {
+    let listed = provider::bindings()?.map_or(0, |list| list.len() as u64);
+    Ok(provider::attachments()?.max(listed))
+}
+
+/// Waits until there are no more bindings than before.
+pub fn wait_until_freed(others: u64) -> io::Result<()> {
     let start = Instant::now();
-    while provider::attachments()? > attachments {
+    while unfreed()? > others {
         if start.elapsed() > GONE {
             return Err(io::Error::other("a binding is not freed"));
         }
@@ -185,14 +191,14 @@ pub fn wait_until_freed(attachments: u64) -> io::Result<()> {
 
 /// Like [`wait_until_freed`], and tells what this CPU did meanwhile: it is kept from being idle, and what
 /// takes it away is counted. On more than one CPU that is not all, so it is the time until then there.
-pub fn freeing_cost(attachments: u64, clock: &Clock) -> io::Result<u64> {
+pub fn freeing_cost(others: u64, clock: &Clock) -> io::Result<u64> {
     /// Turns between two looks.
     const TURNS: u32 = 10_000;
     /// A turn takes less than this, whatever takes the CPU away takes more.
     const GAP: u64 = 300;
 
     if clock.unit() == Unit::Nanoseconds {
-        let (freed, cost) = clock.measure(|| wait_until_freed(attachments));
+        let (freed, cost) = clock.measure(|| wait_until_freed(others));
         return freed.map(|()| cost);
     }
     let mut looks = Vec::new();
@@ -204,9 +210,9 @@ pub fn freeing_cost(attachments: u64, clock: &Clock) -> io::Result<u64> {
             cost += Some(now - last).filter(|&gap| gap > GAP).unwrap_or(0);
             last = now;
         }
-        let (attached, look) = clock.measure(provider::attachments);
+        let (left, look) = clock.measure(unfreed);
         looks.push(look);
-        if attached? <= attachments {
+        if left? <= others {
             // What took longer for a look than it takes did something else.
             let least = looks.iter().min().copied().unwrap_or(0);
             return Ok(cost + looks.iter().map(|look| look - least).sum::<u64>());

@@ -8,7 +8,6 @@ use std::os::fd::AsRawFd;
 
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
-use devmem_testlib::provider;
 
 use crate::clock::Unit;
 use crate::layout::Bound;
@@ -16,6 +15,7 @@ use crate::layout::Layout;
 use crate::layout::idle_device;
 use crate::layout::subjects;
 use crate::layout::test_device;
+use crate::layout::unfreed;
 use crate::layout::wait_until_freed;
 use crate::options::Options;
 use crate::record;
@@ -281,7 +281,7 @@ fn is_affordable(subject: Provider, case: &Case) -> bool {
 /// Measures.
 pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
     let pair = idle_device()?;
-    let before = provider::attachments()?;
+    let before = unfreed()?;
 
     for layout in Layout::all(options.quick) {
         let dmabuf = layout.make()?;
