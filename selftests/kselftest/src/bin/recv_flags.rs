@@ -3,8 +3,11 @@
 //! Flags of recvmsg() and socket options that change what it does.
 
 use std::io;
+use std::io::IoSliceMut;
 use std::net::Shutdown;
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -12,12 +15,16 @@ use std::time::Instant;
 
 use devmem_testlib::Outcome;
 use devmem_testlib::fixture::Receiving;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::pair::address;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::soon;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::tests;
+use nix::sys::socket::MsgFlags;
+use nix::sys::socket::recvmsg;
 
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
@@ -363,12 +370,43 @@ fn bytes_left() -> Outcome {
 }
 
 /// Time stamps, beside the pieces.
+fn want_time_stamps(socket: &impl AsFd) -> io::Result<()> {
+    let flags = libc::SOF_TIMESTAMPING_RX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
+    sockopt::set(
+        socket,
+        libc::SOL_SOCKET,
+        libc::SO_TIMESTAMPING,
+        flags as i32,
+    )
+}
+
+/// Do packets get time stamps? The kernel leaves that to a work item when the first socket
+/// asks for them.
+fn packets_are_stamped(bench: &Receiving) -> io::Result<bool> {
+    let address = address(Ip::V4, Receiving::PORT);
+    let (rx, tx) = (&bench.pair.rx.ns, &bench.pair.tx.ns);
+    let receiver = rx.run(|| UdpSocket::bind(address))?;
+    want_time_stamps(&receiver)?;
+    tx.run(|| UdpSocket::bind("0.0.0.0:0"))?
+        .send_to(b"stamp", address)?;
+    let mut control = nix::cmsg_space!([libc::timespec; 3]);
+    let mut data = [0; 5];
+    let mut iov = [IoSliceMut::new(&mut data)];
+    let message = recvmsg::<()>(
+        receiver.as_raw_fd(),
+        &mut iov,
+        Some(&mut control),
+        MsgFlags::empty(),
+    )?;
+    let stamped = message.cmsgs()?.next().is_some();
+    Ok(stamped)
+}
+
 fn time_stamps() -> Outcome {
     let bench = Receiving::new()?;
     let mut probe = bench.probe();
-    let flags = libc::SOF_TIMESTAMPING_RX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
-    let rx = &bench.connection.rx;
-    sockopt::set(rx, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, flags as i32)?;
+    want_time_stamps(&bench.connection.rx)?;
+    soon("packets to be stamped", || packets_are_stamped(&bench));
     bench.send(&[500, 700])?;
     for len in [100, 1100] {
         let got = probe.receive(&Call::new(len));
