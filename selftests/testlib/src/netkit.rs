@@ -13,18 +13,14 @@ use devmem::netlink::Attrs;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::AddressFamily;
-use nix::sys::socket::MsgFlags;
-use nix::sys::socket::NetlinkAddr;
 use nix::sys::socket::SockFlag;
-use nix::sys::socket::SockProtocol;
 use nix::sys::socket::SockType;
 use nix::sys::socket::SockaddrIn;
 use nix::sys::socket::connect;
-use nix::sys::socket::recv;
-use nix::sys::socket::send;
 use nix::sys::socket::socket;
 
 use crate::ifctl::Interface;
+use crate::netlink;
 use crate::pair::End;
 use crate::report::diag;
 
@@ -34,8 +30,7 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
 const RTM_NEWLINK: u16 = 16;
-/// `NLM_F_REQUEST | NLM_F_ACK | NLM_F_EXCL | NLM_F_CREATE`
-const NEW: u16 = 0x605;
+const NEW: u16 = netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::EXCLUSIVE;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
@@ -128,7 +123,6 @@ fn lease(physical: &End, rxq: u32, ifindex: u32) -> io::Result<()> {
 ///
 /// The program `ip` may be too old to know of such devices.
 fn make() -> io::Result<u32> {
-    const HEADER: usize = 16;
     const IFINFOMSG: [u8; 16] = [0; 16];
     let data = Attrs::new().u32(IFLA_NETKIT_PAIRING, NETKIT_DEVICE_SINGLE);
     let info = Attrs::new()
@@ -139,31 +133,7 @@ fn make() -> io::Result<u32> {
         .u32(IFLA_NUM_RX_QUEUES, 2)
         .nested(IFLA_LINKINFO, &info);
 
-    let len = HEADER + IFINFOMSG.len() + attrs.as_bytes().len();
-    let mut request = (len as u32).to_ne_bytes().to_vec();
-    request.extend(RTM_NEWLINK.to_ne_bytes());
-    request.extend(NEW.to_ne_bytes());
-    // The number of the request, and of who makes it.
-    request.extend([0; 8]);
-    request.extend(IFINFOMSG);
-    request.extend(attrs.as_bytes());
-
-    let route = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    connect(route.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    send(route.as_raw_fd(), &request, MsgFlags::empty())?;
-    let mut answer = [0; 512];
-    let len = recv(route.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    match answer[..len].get(HEADER..HEADER + 4) {
-        Some(&[0, 0, 0, 0]) => Ok(if_nametoindex(NAME)?),
-        Some(&[a, b, c, d]) => {
-            let errno = i32::from_ne_bytes([a, b, c, d]).wrapping_neg();
-            Err(io::Error::from_raw_os_error(errno))
-        }
-        _ => Err(io::Error::other("a truncated acknowledgement")),
-    }
+    let request = netlink::message(RTM_NEWLINK, NEW, &IFINFOMSG, attrs.as_bytes());
+    netlink::Socket::open(netlink::ROUTE)?.request(&request)?;
+    Ok(if_nametoindex(NAME)?)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Netlink that is not generic: of netfilter and of IPsec.
+//! Netlink that is not generic: of devices, of netfilter and of IPsec.
 
 use std::io;
 use std::io::ErrorKind;
@@ -8,6 +8,8 @@ use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
+/// Devices, addresses and routes.
+pub(crate) const ROUTE: i32 = 0;
 /// Netfilter.
 pub(crate) const NETFILTER: i32 = 12;
 /// IPsec.
@@ -21,6 +23,8 @@ pub(crate) const HEADER: usize = 16;
 pub(crate) const REQUEST: u16 = 1;
 /// Of a message: it is to be answered.
 pub(crate) const ACK: u16 = 4;
+/// Of a message: what it is about must not be there yet.
+pub(crate) const EXCLUSIVE: u16 = 0x200;
 /// Of a message: what it is about is to be made.
 pub(crate) const CREATE: u16 = 0x400;
 /// Of a message: what is made belongs behind all others.
