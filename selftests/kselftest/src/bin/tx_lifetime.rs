@@ -424,7 +424,7 @@ fn first_send_after_the_interface_was_down() -> Outcome {
     Ok(())
 }
 
-/// Deletes the sender's device while frags are in a queue of it, or wait to be sent again.
+/// Moves the sender's device to another namespace while data is in flight, and back.
 /// It stays the same device, and its bindings stay. What is not acknowledged is sent when it is back.
 fn device_moved_with_data_in_flight() -> Outcome {
     let bench = Sending::new()?;
@@ -449,6 +449,7 @@ fn device_moved_with_data_in_flight() -> Outcome {
     Ok(())
 }
 
+/// Deletes the sender's device while frags are in a queue of it, or wait to be sent again.
 fn device_deleted(in_queue: bool) -> Outcome {
     let bench = Sending::new()?;
     if in_queue {
