@@ -90,7 +90,7 @@ fmt: ## format the Rust code
 	@scripts/fmt
 
 PHONY += lint
-lint: ## rustfmt, clippy, W=1, checkpatch, shellcheck, SPDX lines, call sites, claims; fails on any finding
+lint: ## rustfmt, clippy, W=1, checkpatch, shellcheck, SPDX lines, call sites, claims, driver guide; fails on any finding
 	@scripts/lint
 
 PHONY += rust-analyzer
