@@ -219,10 +219,12 @@ impl CountedIovs {
     ///
     /// The caller gives up a `pp_ref_count` reference to `netmem`.
     pub(super) unsafe fn push(&mut self, netmem: bindings::netmem_ref) {
-        if let Some(slot) = self.netmems.get_mut(self.len) {
+        let len = self.len;
+
+        if let Some(slot) = self.netmems.get_mut(len) {
             *slot = netmem;
             // INVARIANT: By the requirements of this function.
-            self.len += 1;
+            self.len = len + 1;
         }
     }
 }
