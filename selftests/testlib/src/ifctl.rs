@@ -34,9 +34,12 @@ const ETHTOOL_RX_COPYBREAK: u32 = 1;
 const ETHTOOL_TUNABLE_U32: u32 = 3;
 const ETHTOOL_SRXCLSRLINS: u32 = 0x32;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_SRXFHINDIR: u32 = 0x39;
 const ETH_SS_STATS: u32 = 1;
 const ETH_GSTRING_LEN: usize = 32;
 const RX_CLS_LOC_ANY: u32 = u32::MAX;
+/// How many entries netdevsim's RSS table has.
+const RSS_TABLE_SIZE: usize = 128;
 
 /// `struct in6_ifreq`.
 #[repr(C)]
@@ -256,6 +259,15 @@ impl Interface {
         let mut tunable = [command, id, ETHTOOL_TUNABLE_U32, 4, value];
         self.ethtool(&mut tunable)?;
         Ok(tunable[4])
+    }
+
+    /// Has a queue receive all flows that nothing else steers.
+    pub(crate) fn receive_by_queue(&self, queue: u32) -> io::Result<()> {
+        // struct ethtool_rxfh_indir: the command, the size of the table, and the table.
+        let mut table = [queue; 2 + RSS_TABLE_SIZE];
+        table[0] = ETHTOOL_SRXFHINDIR;
+        table[1] = RSS_TABLE_SIZE as u32;
+        self.ethtool(&mut table)
     }
 
     /// Has a queue receive all flows to a port.
