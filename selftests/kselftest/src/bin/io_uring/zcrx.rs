@@ -3,6 +3,7 @@
 //! io_uring's own zero-copy receive: a NIC queue that writes to this process's memory.
 
 use std::cell::UnsafeCell;
+use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::io;
 use std::num::NonZeroUsize;
@@ -78,8 +79,11 @@ pub struct Zcrx {
     refill: Pages,
     area_token: u64,
     rqes: usize,
+    head_at: usize,
     tail_at: usize,
     tail: u32,
+    // What there was no room for.
+    back: VecDeque<io_uring_zcrx_rqe>,
 }
 
 impl Zcrx {
@@ -126,8 +130,10 @@ impl Zcrx {
             refill,
             area_token: area_reg.rq_area_token,
             rqes: reg.offsets.rqes as usize,
+            head_at: reg.offsets.head as usize,
             tail_at: reg.offsets.tail as usize,
             tail: 0,
+            back: VecDeque::new(),
         })
     }
 
@@ -170,15 +176,32 @@ impl Zcrx {
         }
     }
 
-    /// Gives a buffer back.
+    /// Gives a buffer back, now or when the kernel has taken others.
+    ///
+    /// It takes them when it needs some: with more buffers than entries they may be too many.
     fn give(&mut self, offset: u64, len: usize) {
-        let index = (self.tail % REFILLS) as usize;
-        let at = self.rqes + index * size_of::<io_uring_zcrx_rqe>();
-        let entry = io_uring_zcrx_rqe {
+        self.back.push_back(io_uring_zcrx_rqe {
             off: (offset & !AREA_MASK) | self.area_token,
             len: len as u32,
             ..Default::default()
-        };
+        });
+        while self.has_room() {
+            let Some(entry) = self.back.pop_front() else {
+                break;
+            };
+            self.push(entry);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        // SAFETY: It lies in the refill ring, and only the kernel writes it.
+        let head = unsafe { AtomicU32::from_ptr(self.refill.at(self.head_at)) };
+        self.tail.wrapping_sub(head.load(Ordering::Acquire)) < REFILLS
+    }
+
+    fn push(&mut self, entry: io_uring_zcrx_rqe) {
+        let index = (self.tail % REFILLS) as usize;
+        let at = self.rqes + index * size_of::<io_uring_zcrx_rqe>();
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: Both lie in the refill ring; the kernel reads the entry after the tail has moved on.
         unsafe {
