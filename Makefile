@@ -14,8 +14,9 @@ MODE ?=
 SERIES ?=
 ROUNDS ?=
 FROM ?=
+SET ?=
 WITH ?=
-export KDIR MO KSRC FILE TESTS GUEST DURATION SEED MODE SERIES ROUNDS FROM WITH
+export KDIR MO KSRC FILE TESTS GUEST DURATION SEED MODE SERIES ROUNDS FROM SET WITH
 
 PHONY := all
 all: ## build the module, against the cached guest kernel or KDIR=<built kernel tree>
@@ -78,11 +79,11 @@ modules_install: all ## install the module where KDIR's modules live (INSTALL_MO
 	@scripts/module modules_install
 
 PHONY += patch
-patch: ## apply the kernel series to a tree of your own, KSRC=<kernel source>
+patch: ## apply the kernel series to a tree of your own, KSRC=<kernel source>, or a set of it, SET=<name>
 	@scripts/patch
 
 PHONY += bisect
-bisect: ## build the kernel at each patch of the series, FROM=1 on
+bisect: ## build the kernel at each patch of the series, FROM=1 or FROM=seam/0002 on
 	@scripts/bisect
 
 PHONY += fmt

@@ -390,6 +390,33 @@ test_module_dir()
 	echo "$(module_dir "$1")-test"
 }
 
+# series_patches DIR: the patches in DIR in their order, which are in folders, a set each. Cover
+# letters are none.
+series_patches()
+{
+	find "$1" -name '[0-9]*.patch' ! -name '0000-*' | LC_ALL=C sort
+}
+
+# series_set NAME: the folder of a set.
+series_set()
+{
+	local dir
+
+	for dir in "$ROOT"/patches/[0-9][0-9]-"$1"; do
+		[ -d "$dir" ] || break
+		echo "$dir"
+		return
+	done
+	die "no set $1; there are: $(find "$ROOT/patches" -mindepth 1 -maxdepth 1 -printf '%f\n' |
+		sort | cut -d- -f2- | tr '\n' ' ')"
+}
+
+# set_needs DIR: the names of the sets that a set's cover letter says it depends on.
+set_needs()
+{
+	sed -n 's/^Depends-on: //p' "$1/0000-cover-letter.patch" | sed '/^none$/d'
+}
+
 # touched PATCH...: every file that the patches create, change, rename or delete.
 touched()
 {

@@ -143,6 +143,40 @@ class Series(unittest.TestCase):
         self.assertIn("0002-p.patch does not apply", done.stderr)
         self.assertEqual(read(self.src / "tree"), want)
 
+    def content(self):
+        return (self.src / "content").read_text()
+
+    def test_sets_in_folders(self):
+        want = self.make_patches(CHANGE_DEV, ADD, CHANGE_DEV_AGAIN)
+        first, second = self.patches / "01-first", self.patches / "02-second"
+        first.mkdir()
+        second.mkdir()
+        (self.patches / "0001-p.patch").rename(first / "0001-p.patch")
+        (self.patches / "0002-p.patch").rename(second / "0001-p.patch")
+        (self.patches / "0003-p.patch").rename(second / "0002-p.patch")
+        # A letter that applies to nothing.
+        (first / "0000-cover-letter.patch").write_text("Subject: [PATCH 0/1] all\n")
+        self.assert_at(want)
+
+    def test_the_same_content_is_left_alone(self):
+        want = self.make_patches(CHANGE_DEV, CHANGE_DEV_AGAIN, CHANGE_SOCK, ADD)
+        self.assert_at(want)
+        stamps, content, series = self.stamps(), self.content(), (self.src / "series").read_text()
+        self.assertEqual(self.make_patches({**ADD, **CHANGE_SOCK}, CHANGE_DEV_AGAIN), want)
+        self.assert_at(want)
+        self.assertEqual(self.stamps(), stamps)
+        self.assertEqual(self.content(), content)
+        self.assertNotEqual((self.src / "series").read_text(), series)
+        self.assert_at(self.make_patches(CHANGE_DEV, ADD))
+        self.assertNotEqual(self.content(), content)
+
+    def test_a_tree_of_older_scripts(self):
+        self.assert_at(self.make_patches(CHANGE_DEV, ADD))
+        stamps, content = self.stamps(), self.content()
+        (self.src / "content").unlink()
+        self.assertEqual(self.apply().returncode, 0)
+        self.assertEqual((self.content(), self.stamps()), (content, stamps))
+
     def test_cache_inside_a_repository(self):
         subprocess.run(["git", "init", "-q", self.dir], check=True)
         self.assert_at(self.make_patches(CHANGE_DEV, ADD))
