@@ -241,6 +241,27 @@ class Documents(Tree):
         self.assertEqual(done.returncode, 1)
 
 
+class Patches(Tree):
+    """What is wrong with what patches say."""
+
+    def says(self, text):
+        self.write("patches/01-a/0001-b.patch", f"Why.\n\n{text}\n\nSigned-off-by: me\n---\n")
+        done = self.check()
+        self.assertEqual(done.returncode, 1 if "patches/" in done.stdout else 0)
+        return [line for line in done.stdout.splitlines() if line.startswith("patches/")]
+
+    def test_tests_that_there_are(self):
+        self.assertEqual(self.says("Tested by flags/peek, debug:slow/walk\nand host/area_tests::many."), [])
+        self.assertEqual(self.says("No test."), [])
+
+    def test_a_test_that_there_is_not(self):
+        told = self.says("Tested by flags/peek\nand flags/poke.")
+        self.assertEqual(told, ["patches/01-a/0001-b.patch: no test flags/poke"])
+
+    def test_no_test(self):
+        self.assertEqual(self.says("Tested by hand."), ["patches/01-a/0001-b.patch: names no test"])
+
+
 class Runs(Tree):
     """What was not tested in a run."""
 
