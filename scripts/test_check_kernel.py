@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHECK = ROOT / "scripts/check-kernel"
 
 CONFIG = "CONFIG_MODULES=y\nCONFIG_RUST=y\nCONFIG_NET_DEVMEM=y\n"
-SYMVERS = "0x0\tnet_mp_niov_set_page_pool\tvmlinux\tEXPORT_SYMBOL_GPL\tNETDEV_INTERNAL\n"
+SYMVERS = "0x0\tnet_mp_niov_clear_page_pool\tvmlinux\tEXPORT_SYMBOL_GPL\tNETDEV_INTERNAL\n"
 
 
 def series():

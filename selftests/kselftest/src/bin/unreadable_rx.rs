@@ -20,6 +20,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use devmem::DmaBuf;
 use devmem::netlink::attributes;
 use devmem_testlib::Outcome;
 use devmem_testlib::bpf;
@@ -39,6 +40,7 @@ use devmem_testlib::keys::Signature;
 use devmem_testlib::multicast::Group;
 use devmem_testlib::nfqueue::Nfqueue;
 use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::End;
 use devmem_testlib::pair::Feature;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
@@ -71,6 +73,7 @@ use nix::sys::socket::sockopt;
 
 const QUEUE: u32 = Receiving::QUEUE;
 const PLAIN_QUEUE: u32 = Receiving::PLAIN_QUEUE;
+const PAGE: usize = 4096;
 /// The port that the tests steer; the connection that comes with the memory has another.
 const PORT: u16 = Receiving::PORT + 1;
 /// Room for everything that a test sends.
@@ -883,34 +886,105 @@ fn send_cut_off(bench: &Bench, peer: &Peer, position: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Where what comes in is redirected to, for somebody to shape it.
+struct Ifb<'b>(&'b End);
+
+impl<'b> Ifb<'b> {
+    const NAME: &'static str = "i0";
+
+    /// Has all of IPv4 redirected that comes in at this end.
+    fn of(end: &'b End) -> io::Result<Self> {
+        let (ifb, device) = (Self::NAME, &end.ifname);
+        end.ip(&format!("link add {ifb} type ifb"))?;
+        end.ip(&format!("link set {ifb} up"))?;
+        end.tc(&format!("qdisc add dev {device} ingress"))?;
+        end.tc(&format!(
+            "filter add dev {device} parent ffff: protocol ip u32 match u32 0 0 \
+             action mirred egress redirect dev {ifb}"
+        ))?;
+        Ok(Self(end))
+    }
+
+    /// Packets so far.
+    fn packets(&self) -> io::Result<u64> {
+        let devices = self
+            .0
+            .ns
+            .run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
+        let count = devices
+            .lines()
+            .filter_map(|line| line.trim_start().split_once(':'))
+            .find(|(name, _)| *name == Self::NAME)
+            .and_then(|(_, counts)| counts.split_whitespace().nth(1)?.parse().ok());
+        Ok(count.expect("an ifb has counters"))
+    }
+}
+
 /// Who shapes what comes in has it redirected to an ifb, which reads nothing of it.
 fn through_an_ifb() -> Outcome {
-    const IFB: &str = "i0";
     const LEN: u32 = 1000;
     let bench = Bench::new(QUEUE)?;
-    let rx = &bench.0.pair.rx;
-    rx.ip(&format!("link add {IFB} type ifb"))?;
-    rx.ip(&format!("link set {IFB} up"))?;
     let (peer, socket) = bench.peer()?;
     let mut probe = bench.0.probe_of(&socket);
-    let device = &rx.ifname;
-    rx.tc(&format!("qdisc add dev {device} ingress"))?;
-    rx.tc(&format!(
-        "filter add dev {device} parent ffff: protocol ip u32 match u32 0 0 \
-         action mirred egress redirect dev {IFB}"
-    ))?;
+    let ifb = Ifb::of(&bench.0.pair.rx)?;
     peer.send_and_wait(segment(0, LEN as usize), u64::from(LEN))?;
     probe.receive(&Call::new(ALL)).assert_frags(&[LEN]);
     probe.give_back();
-    let devices = rx
-        .ns
-        .run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
-    let taken = devices
-        .lines()
-        .filter_map(|line| line.trim_start().split_once(':'))
-        .find(|(name, _)| *name == IFB)
-        .and_then(|(_, counts)| counts.split_whitespace().nth(1)?.parse::<u64>().ok());
-    assert!(taken > Some(0), "packets through the ifb: {taken:?}");
+    let taken = ifb.packets()?;
+    assert!(taken > 0, "packets through the ifb: {taken}");
+    Ok(())
+}
+
+/// A shaper may cut a large packet into segments, which have its memory together: the device gets that again
+/// when the last of them is read, and not before.
+fn cut_by_a_shaper() -> Outcome {
+    const BUFFERS: usize = 256;
+    /// More than the page pool takes from its provider at once: then it comes to what was given back.
+    const PACKETS: usize = 200;
+    /// A packet for the device, in one buffer, and several segments.
+    const LEN: usize = 4000;
+    const MSS: usize = 1448;
+    let bench = Receiving::into_memory(DmaBuf::udmabuf(BUFFERS * PAGE)?)?;
+    let rx = &bench.pair.rx;
+    let ifb = Ifb::of(rx)?;
+    rx.tc(&format!(
+        "qdisc add dev {} root tbf rate 1gbit burst 3000 limit 1000000",
+        Ifb::NAME
+    ))?;
+    setsockopt(&bench.connection.rx, sockopt::RcvBufForce, &(8 << 20))?;
+    let before = ifb.packets()?;
+    for _ in 0..PACKETS {
+        bench.send(&[LEN])?;
+    }
+    let taken = ifb.packets()? - before;
+    assert!(
+        taken > (PACKETS * LEN / MSS) as u64,
+        "the shaper has cut nothing: {taken} packets"
+    );
+    let mut reader = Reader::new(&bench.connection.rx, &bench.map, bench.binding.id());
+    reader.read_until(bench.sent())?;
+    reader.assert_all_device_memory();
+    Ok(())
+}
+
+/// A socket that is asked for flow labels keeps the last packet for its headers, and not its payload.
+fn kept_for_its_headers() -> Outcome {
+    const LEN: u64 = 1000;
+    let Bench(bench) = Bench::new(QUEUE)?;
+    let connection = bench.pair.connect(&bench.pair.listen(Ip::V6, PORT)?)?;
+    devmem_testlib::sockopt::set(
+        &connection.rx,
+        libc::IPPROTO_IPV6,
+        libc::IPV6_FLOWINFO,
+        1_i32,
+    )?;
+    let id = bench.binding.id();
+    traffic::send(&connection.tx, 0, LEN, LEN as usize)?;
+    let mut reader = Reader::new(&connection.rx, &bench.map, id);
+    reader.read_until(LEN)?;
+    reader.assert_all_device_memory();
+    drop(bench.binding);
+    provider::all_buffers_back(id);
     Ok(())
 }
 
@@ -974,6 +1048,8 @@ fn main() -> ExitCode {
         mptcp_checksums,
         mptcp,
         through_an_ifb,
+        cut_by_a_shaper,
+        kept_for_its_headers,
         md5_over_ipv4,
         md5_over_ipv6,
         ao_over_ipv4,

@@ -378,6 +378,25 @@ pub fn shared_with_a_container() -> Outcome {
     Ok(())
 }
 
+/// Who shares by a netkit shares with nobody when that is gone: not with another one at its address, either.
+pub fn shared_by_a_netkit_that_is_gone() -> Outcome {
+    const TRIES: usize = 8;
+    let stage = Stage::new()?;
+    let ns = &stage.pair.tx.ns;
+    let netkit = Netkit::new(&stage.pair.tx, 1)?;
+    let request = BindTx::new(netkit.ifindex).shared();
+    let shared = ns.run(|| Ok(request.bind(&stage.memory)?))?;
+    drop(netkit);
+    for _ in 0..TRIES {
+        let another = Netkit::new(&stage.pair.tx, 1)?;
+        let socket = ns.run(|| another.connect())?;
+        enable_zerocopy(&socket)?;
+        let answer = outcome(&Call::new(shared.id(), &[PART]).send(&socket));
+        assert_eq!(answer, "ENODEV");
+    }
+    Ok(())
+}
+
 /// A binding is whose request it was, and not whose netlink socket.
 pub fn bound_by_a_socket_passed_on() -> Outcome {
     let stage = Stage::new()?;

@@ -86,6 +86,7 @@ fn main() -> ExitCode {
         foreign::refusals_are_traced,
         foreign::shared_bindings,
         foreign::shared_with_a_container,
+        foreign::shared_by_a_netkit_that_is_gone,
         foreign::bound_by_a_socket_passed_on,
         foreign::sockets_passed_on,
         foreign::by_io_uring,
