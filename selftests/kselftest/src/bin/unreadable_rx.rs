@@ -938,9 +938,9 @@ fn through_an_ifb() -> Outcome {
 /// A shaper may cut a large packet into segments, which have its memory together: the device gets that again
 /// when the last of them is read, and not before.
 fn cut_by_a_shaper() -> Outcome {
-    const BUFFERS: usize = 256;
-    /// More than the page pool takes from its provider at once: then it comes to what was given back.
-    const PACKETS: usize = 200;
+    const BUFFERS: usize = 1024;
+    /// More than the device has posted and the page pool has in store: then they come to what was given back.
+    const PACKETS: usize = 600;
     /// A packet for the device, in one buffer, and several segments.
     const LEN: usize = 4000;
     const MSS: usize = 1448;
@@ -951,7 +951,7 @@ fn cut_by_a_shaper() -> Outcome {
         "qdisc add dev {} root tbf rate 1gbit burst 3000 limit 1000000",
         Ifb::NAME
     ))?;
-    setsockopt(&bench.connection.rx, sockopt::RcvBufForce, &(8 << 20))?;
+    setsockopt(&bench.connection.rx, sockopt::RcvBufForce, &(16 << 20))?;
     let before = ifb.packets()?;
     for _ in 0..PACKETS {
         bench.send(&[LEN])?;

@@ -380,7 +380,7 @@ pub fn shared_with_a_container() -> Outcome {
 
 /// Who shares by a netkit shares with nobody when that is gone: not with another one at its address, either.
 pub fn shared_by_a_netkit_that_is_gone() -> Outcome {
-    const TRIES: usize = 8;
+    const TRIES: usize = 20;
     let stage = Stage::new()?;
     let ns = &stage.pair.tx.ns;
     let netkit = Netkit::new(&stage.pair.tx, 1)?;
