@@ -201,15 +201,17 @@ impl<'a> BindRequest<'a> {
             return error;
         };
 
+        // What does not fit is cut off, one byte is left for the NUL. Whose `fmt()` this calls may refuse
+        // the request, too: the extended ack is not borrowed yet.
+        let mut text = [0; bindings::NETLINK_MAX_FMTMSG_LEN as usize];
+        let room = text.len() - 1;
+        let _ = Formatter::new(&mut text[..room]).write_fmt(why);
+
         // SAFETY: By the type invariants the extended ack is valid, and ours to write.
         let extack = unsafe { &mut *extack.as_ptr() };
         extack.bad_attr = attr.map_or(core::ptr::null(), |attr| attr.0.as_ptr());
         extack.policy = core::ptr::null();
-
-        // What does not fit is cut off, one byte is left for the NUL.
-        extack._msg_buf.fill(0);
-        let room = extack._msg_buf.len() - 1;
-        let _ = Formatter::new(&mut extack._msg_buf[..room]).write_fmt(why);
+        extack._msg_buf = text;
         extack._msg = extack._msg_buf.as_ptr();
         error
     }
