@@ -31,8 +31,8 @@ use crate::{
             TxBound, //
         },
         genetlink::{
-            BindRequest,
-            RxBindRequest, //
+            RxBindRequest,
+            TxBindRequest, //
         },
         iov_iter::OffsetRanges,
         skbuff::{
@@ -92,7 +92,7 @@ impl Provider for DevmemProvider {
         netlink::bind_rx(request)
     }
 
-    fn bind_tx<'a>(request: &'a BindRequest<'_>) -> Result<TxBound<'a>> {
+    fn bind_tx<'a>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'a>> {
         netlink::bind_tx(request)
     }
 

@@ -41,6 +41,7 @@ use crate::{
             DmabufAttr,
             QueueIdAttr,
             RxBindRequest,
+            TxBindRequest,
             QUEUE_TYPE_RX, //
         },
         net_device::{
@@ -73,7 +74,7 @@ pub(crate) fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>>
 }
 
 /// Binds a dma-buf to a device, to be sent from.
-pub(crate) fn bind_tx<'a>(request: &'a BindRequest<'_>) -> Result<TxBound<'a>> {
+pub(crate) fn bind_tx<'a>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'a>> {
     let dev = device(request)?;
     let tx_dev = tx_device(request, dev)?;
     let dma_dev = tx_dev.dma_device().ok_or_else(|| refuse_dma(request))?;

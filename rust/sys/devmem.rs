@@ -22,8 +22,8 @@ use kernel::{
 use super::{
     bindings,
     genetlink::{
-        BindRequest,
-        RxBindRequest, //
+        RxBindRequest,
+        TxBindRequest, //
     },
     iov_iter::OffsetRanges,
     skbuff::{
@@ -81,7 +81,7 @@ pub(crate) trait Provider: Sized + 'static {
     fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>>;
 
     /// Serves a bind-tx request. Process context, lock of the netlink socket held.
-    fn bind_tx<'a>(request: &'a BindRequest<'_>) -> Result<TxBound<'a>>;
+    fn bind_tx<'a>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'a>>;
 
     /// Passes up to `len` bytes of `skb`, starting at `offset`, to the reader of `msg`. Returns how many.
     /// Fails only if there were none. Process context, socket locked.

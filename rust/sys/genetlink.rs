@@ -32,8 +32,11 @@ pub(crate) enum DmabufAttr {
     Fd = bindings::NETDEV_A_DMABUF_FD,
 }
 
-// What bind-tx knows: its array of attributes ends with the last of them.
-static_assert!(bindings::NETDEV_A_DMABUF_IFINDEX <= bindings::NETDEV_A_DMABUF_FD);
+// The array of attributes of bind-rx ends with the size of buffers, that of bind-tx later. Both have a
+// place for these.
+static_assert!(bindings::NETDEV_A_DMABUF_IFINDEX <= bindings::NETDEV_A_DMABUF_RX_PAGE_SIZE);
+static_assert!(bindings::NETDEV_A_DMABUF_FD <= bindings::NETDEV_A_DMABUF_RX_PAGE_SIZE);
+static_assert!(bindings::NETDEV_A_DMABUF_RX_PAGE_SIZE <= bindings::NETDEV_A_DMABUF_SHARED);
 
 /// Attributes of the `queue-id` set, nested in `queues` attributes of the `dmabuf` set.
 #[derive(Clone, Copy)]
@@ -261,6 +264,35 @@ impl<'a> RxBindRequest<'a> {
 }
 
 impl<'a> Deref for RxBindRequest<'a> {
+    type Target = BindRequest<'a>;
+
+    fn deref(&self) -> &BindRequest<'a> {
+        &self.0
+    }
+}
+
+/// A bind-tx request. It can have an attribute that the core looks at when the binding is made.
+///
+/// # Invariants
+///
+/// The message conforms to the policy of bind-tx. The array of attributes has a place for each of those.
+pub(crate) struct TxBindRequest<'a>(BindRequest<'a>);
+
+impl<'a> TxBindRequest<'a> {
+    /// # Safety
+    ///
+    /// The pointers have to be valid for `'a` and from the core's call to the bind-tx callback.
+    pub(super) unsafe fn from_raw(
+        owner: NonNull<bindings::netdev_nl_sock>,
+        info: NonNull<bindings::genl_info>,
+    ) -> Self {
+        // INVARIANT: By the requirements of this function.
+        // SAFETY: By the requirements of this function.
+        Self(unsafe { BindRequest::from_raw(owner, info) })
+    }
+}
+
+impl<'a> Deref for TxBindRequest<'a> {
     type Target = BindRequest<'a>;
 
     fn deref(&self) -> &BindRequest<'a> {

@@ -19,7 +19,8 @@ use super::{
         bindings,
         genetlink::{
             BindRequest,
-            RxBindRequest, //
+            RxBindRequest,
+            TxBindRequest, //
         },
         net_device::{
             device_ptr,
@@ -145,8 +146,8 @@ impl<'a> Draft<'a, RxMemory> {
         let raw = dev.as_ptr();
 
         // SAFETY: The device is locked, and there is no other. The memory is as the type
-        // invariants of `Binding` have them. That a queue's DMA is done by the device that the memory is
-        // mapped for is seen to when it is opened.
+        // invariants of `Binding` have them. It is a bind-rx request. That a queue's DMA is done by the
+        // device that the memory is mapped for is seen to when it is opened.
         unsafe { Self::new::<P>(dev, raw, core::ptr::null_mut(), memory, request) }
     }
 }
@@ -158,11 +159,11 @@ impl<'a> Draft<'a, TxMemory> {
     pub(crate) fn transmit<P: Provider>(
         dev: TxDevice<'a>,
         memory: impl PinInit<TxMemory, Error>,
-        request: &BindRequest<'_>,
+        request: &TxBindRequest<'_>,
     ) -> Result<Self> {
         let (raw, vdev) = (dev.as_ptr(), dev.virtual_device().cast());
         // SAFETY: The devices are locked. The memory is as the type invariants of `Binding` have
-        // them.
+        // them. It is a bind-tx request.
         let draft = unsafe { Self::new::<P>(dev, raw, vdev, memory, request)? };
 
         if !draft.binding.0.memory.is_mapped_for(draft.dev.dma_device()) {
@@ -176,8 +177,8 @@ impl<'a, M: Memory> Draft<'a, M> {
     /// # Safety
     ///
     /// `raw` has to be the device for which `dev` has a lock. `M` has to be as the type
-    /// invariants of [`Binding`] tell for `P` and [`M::DIRECTION`](Memory::DIRECTION). `P` has to be in
-    /// one of its bind callbacks.
+    /// invariants of [`Binding`] tell for `P` and [`M::DIRECTION`](Memory::DIRECTION), and `request` one for
+    /// that direction: the core looks at its attributes.
     unsafe fn new<P: Provider>(
         dev: M::Device<'a>,
         raw: *mut bindings::net_device,

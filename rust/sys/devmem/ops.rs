@@ -16,8 +16,8 @@ use super::{
     super::{
         bindings,
         genetlink::{
-            BindRequest,
-            RxBindRequest, //
+            RxBindRequest,
+            TxBindRequest, //
         },
         iov_iter::OffsetRanges,
         skbuff::{
@@ -103,7 +103,7 @@ impl<P: Provider> DevmemOps<P> {
             return EINVAL.to_ptr();
         };
         // SAFETY: By the requirements of this function.
-        let request = unsafe { BindRequest::from_raw(owner, info) };
+        let request = unsafe { TxBindRequest::from_raw(owner, info) };
 
         P::bind_tx(&request).map_or_else(|error| error.to_ptr(), Bound::into_base)
     }
