@@ -77,7 +77,8 @@ pub(crate) trait Provider: Sized + 'static {
     /// The table for this provider.
     fn ops() -> &'static DevmemOps<Self>;
 
-    /// Serves a bind-rx request. Process context, lock of the netlink socket held.
+    /// Serves a bind-rx request. A binding that is on no queue is refused (`EINVAL`). Process context, lock
+    /// of the netlink socket held.
     fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>>;
 
     /// Serves a bind-tx request. Process context, lock of the netlink socket held.

@@ -3,6 +3,7 @@
 //! A binding, from its making until the core frees it.
 
 use core::{
+    cell::Cell,
     mem::ManuallyDrop,
     ptr::NonNull, //
 };
@@ -17,6 +18,7 @@ use kernel::{
 use super::{
     super::{
         bindings,
+        dma_buf::Direction,
         genetlink::{
             BindRequest,
             RxBindRequest,
@@ -242,6 +244,7 @@ impl<'a, M: Memory> Draft<'a, M> {
             // INVARIANT: It was published.
             // SAFETY: A box is never null.
             binding: Published(unsafe { NonNull::new_unchecked(ptr) }),
+            has_queue: Cell::new(false),
             dev,
         })
     }
@@ -253,18 +256,29 @@ impl<'a, M: Memory> Draft<'a, M> {
 pub(crate) struct Bound<'a, M: Memory> {
     // Comes first, to be dropped under the lock.
     binding: Published<M>,
+    /// Whether a queue was opened.
+    has_queue: Cell<bool>,
     dev: M::Device<'a>,
 }
 
 impl<M: Memory> Bound<'_, M> {
-    /// Leaves the binding to the core.
-    pub(super) fn into_base(self) -> *mut bindings::net_devmem_binding {
+    /// Leaves the binding to the core. `EINVAL` for one that is received into, but is on no queue: by its
+    /// queues it hears that its device goes, and it would keep a pointer to that.
+    pub(super) fn into_base(self) -> Result<*mut bindings::net_devmem_binding> {
         // In this order, so that the binding is dropped under the lock.
-        let Self { dev, binding } = self;
+        let Self {
+            dev,
+            has_queue,
+            binding,
+        } = self;
+
+        if M::DIRECTION == Direction::FromDevice && !has_queue.get() {
+            return Err(EINVAL);
+        }
         let base = ManuallyDrop::new(binding).base();
 
         drop(dev);
-        base
+        Ok(base)
     }
 }
 
@@ -282,6 +296,8 @@ impl Bound<'_, RxMemory> {
         // SAFETY: By the type invariants the binding is published, and its device locked.
         to_result(unsafe {
             bindings::net_devmem_binding_open_rxq(self.binding.base(), rxq, request.extack())
-        })
+        })?;
+        self.has_queue.set(true);
+        Ok(())
     }
 }

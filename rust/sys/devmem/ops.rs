@@ -89,7 +89,9 @@ impl<P: Provider> DevmemOps<P> {
         // SAFETY: By the requirements of this function.
         let request = unsafe { RxBindRequest::from_raw(owner, info) };
 
-        P::bind_rx(&request).map_or_else(|error| error.to_ptr(), Bound::into_base)
+        P::bind_rx(&request)
+            .and_then(Bound::into_base)
+            .unwrap_or_else(|error| error.to_ptr())
     }
 
     /// # Safety
@@ -105,7 +107,9 @@ impl<P: Provider> DevmemOps<P> {
         // SAFETY: By the requirements of this function.
         let request = unsafe { TxBindRequest::from_raw(owner, info) };
 
-        P::bind_tx(&request).map_or_else(|error| error.to_ptr(), Bound::into_base)
+        P::bind_tx(&request)
+            .and_then(Bound::into_base)
+            .unwrap_or_else(|error| error.to_ptr())
     }
 
     /// # Safety
