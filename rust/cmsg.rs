@@ -8,8 +8,8 @@
 
 #![deny(unsafe_code)]
 
-use crate::{
-    sys::token::{
+use crate::sys::{
+    token::{
         Frags,
         Tokens,
         BATCH, //

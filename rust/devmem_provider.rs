@@ -7,8 +7,8 @@
 //! - [`netlink`]: bind-rx and bind-tx requests,
 //! - [`skb_frag`]: what user space receives, gives back, and sends.
 //!
-//! Beneath these is plain logic that also compiles without a kernel, for its tests: [`cmsg`],
-//! [`window`], and what [`sys`] rests on. All that is unsafe is in [`sys`], which wraps the C side. The
+//! Beneath these is plain logic that also compiles without a kernel, for its tests: [`cmsg`], and
+//! what [`sys`] rests on. All that is unsafe is in [`sys`], which wraps the C side. The
 //! compiler sees to that.
 //!
 //! C header: [`include/net/devmem.h`](srctree/include/net/devmem.h)
@@ -53,7 +53,6 @@ mod netlink;
 mod skb_frag;
 #[expect(unsafe_code)]
 mod sys;
-mod window;
 
 module! {
     type: DevmemProvider,

@@ -31,8 +31,8 @@ use crate::{
             self,
             Range, //
         },
-    },
-    window::Window, //
+        window::Window, //
+    }, //
 };
 
 /// Passes up to `len` bytes of `skb`, starting at `offset`, to the reader of `msg`.

@@ -5,8 +5,9 @@
 //! A file wraps one concept of the kernel, under the name that it has there, and offers what a
 //! device memory provider needs of it. Safe code cannot misuse what is in here, whatever it does: that
 //! is what `misuse/` tries. So the plain logic that this rests on is in here, too: how memory is cut up
-//! ([`area`], [`extent`]), which of it is free ([`free_list`]), what a [`token`] stands for. It has no
-//! unsafe code, and compiles without a kernel, for its tests.
+//! ([`area`], [`extent`]), which of it is free ([`free_list`]), what a [`token`] stands for, which part of
+//! a packet a reader wants ([`window`]). It has no unsafe code, and compiles without a kernel, for its
+//! tests.
 //!
 //! Imports nothing from outside this directory but the `kernel` crate.
 
@@ -26,3 +27,4 @@ pub(crate) mod skbuff;
 pub(crate) mod sock;
 pub(crate) mod spinlock_bh;
 pub(crate) mod token;
+pub(crate) mod window;

@@ -14,7 +14,7 @@ mod area;
 mod extent;
 #[path = "../../../rust/sys/token.rs"]
 mod token;
-#[path = "../../../rust/window.rs"]
+#[path = "../../../rust/sys/window.rs"]
 mod window;
 
 use core::cell::Cell;

@@ -13,7 +13,7 @@ use crate::{
     sequences::{bound, each},
     slot_array::SlotArray,
     sys::token::{take_back, Frags, Range, Take, Tokens, BASE, BATCH},
-    window::Window,
+    sys::window::Window,
 };
 
 /// A frag in a buffer of its own.

@@ -11,8 +11,6 @@
 #[path = "../../../rust/cmsg.rs"]
 mod cmsg;
 mod sys;
-#[path = "../../../rust/window.rs"]
-mod window;
 
 #[cfg(test)]
 mod area_tests;

@@ -19,12 +19,12 @@ use loom::{
 use crate::{
     cmsg::{self, Frag, FragInfo, Part, Place, Reader, Stop},
     slot_array::SlotArray,
+    sys::window::Window,
     sys::{
         free_list::{Batch, FreeList},
         token::{take_back, Frags, Range, Take, Tokens, BASE},
         wrapper,
     },
-    window::Window,
 };
 
 /// All interleavings in which threads are preempted up to three times, or `LOOM_MAX_PREEMPTIONS`

@@ -10,6 +10,8 @@ pub(crate) mod extent;
 pub(crate) mod free_list;
 #[path = "../../../rust/sys/token.rs"]
 pub(crate) mod token;
+#[path = "../../../rust/sys/window.rs"]
+pub(crate) mod window;
 
 /// What of it only the wrappers may do: these are they, to the tests.
 #[cfg(test)]

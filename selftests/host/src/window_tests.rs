@@ -4,7 +4,7 @@ use proptest::{collection::vec, prelude::*};
 
 use crate::{
     sequences::{bound, each},
-    window::{Part, Window},
+    sys::window::{Part, Window},
 };
 
 #[test]
