@@ -15,37 +15,32 @@
 
 #![deny(unsafe_code)]
 
-use kernel::{
-    module::this_module,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
-use crate::{
-    sys::{
-        devmem::{
-            DevmemOps,
-            MemoryProviderOps,
-            Provider,
-            Registration,
-            RxBound,
-            TxBound, //
-        },
-        genetlink::{
-            RxBindRequest,
-            TxBindRequest, //
-        },
-        iov_iter::OffsetRanges,
-        skbuff::{
-            RxSkBuff,
-            TxSkBuff, //
-        },
-        sock::{
-            LockedSock,
-            Message,
-            Sock, //
-        },
-        token::Range, //
-    }, //
+use crate::sys::{
+    devmem::{
+        DevmemProvider,
+        MemoryProvider,
+        Registration,
+        RxBound,
+        TxBound, //
+    },
+    dma_buf::Mapping,
+    genetlink::{
+        RxBindRequest,
+        TxBindRequest, //
+    },
+    iov_iter::OffsetRanges,
+    skbuff::{
+        RxSkBuff,
+        TxSkBuff, //
+    },
+    sock::{
+        LockedSock,
+        Message,
+        Sock, //
+    },
+    token::Range, //
 };
 
 mod cmsg;
@@ -55,7 +50,7 @@ mod skb_frag;
 mod sys;
 
 module! {
-    type: DevmemProvider,
+    type: DmabufProvider,
     name: "devmem_provider",
     authors: ["devmem_provider developers"],
     description: "Device memory provider for device-memory TCP",
@@ -69,30 +64,25 @@ module! {
     },
 }
 
-static MEMORY_PROVIDER_OPS: MemoryProviderOps =
-    MemoryProviderOps::new(this_module::<DevmemProvider>());
-
-static DEVMEM_OPS: DevmemOps<DevmemProvider> = DevmemOps::new(
-    c"devmem_provider",
-    this_module::<DevmemProvider>(),
-    &MEMORY_PROVIDER_OPS,
-);
-
-struct DevmemProvider {
+/// The provider: memory is that of a dma-buf, and page pools get it as they ask.
+struct DmabufProvider {
     _registration: Registration<Self>,
 }
 
-impl Provider for DevmemProvider {
-    fn ops() -> &'static DevmemOps<Self> {
-        &DEVMEM_OPS
-    }
+impl MemoryProvider for DmabufProvider {
+    type Source = Mapping;
+}
+
+#[vtable]
+impl DevmemProvider for DmabufProvider {
+    const NAME: &'static CStr = c"devmem_provider";
 
     fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>> {
-        netlink::bind_rx(request)
+        netlink::bind_rx::<Self>(request)
     }
 
     fn bind_tx<'a>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'a>> {
-        netlink::bind_tx(request)
+        netlink::bind_tx::<Self>(request)
     }
 
     fn recvmsg(
@@ -114,7 +104,7 @@ impl Provider for DevmemProvider {
     }
 }
 
-impl kernel::Module for DevmemProvider {
+impl kernel::Module for DmabufProvider {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         Ok(Self {
             _registration: Registration::new()?,

@@ -18,46 +18,49 @@ use kernel::{
     prelude::*, //
 };
 
-use crate::{
-    sys::{
-        area::LayoutError,
-        devmem::{
-            Direction,
-            Draft,
-            MemoryError,
-            RxBound,
-            RxMemory,
-            TxBound,
-            TxMemory, //
-        },
-        dma_buf::{
-            DmaBuf,
-            MapError,
-            Mapping, //
-        },
-        genetlink::{
-            Attr,
-            BindRequest,
-            DmabufAttr,
-            QueueIdAttr,
-            RxBindRequest,
-            TxBindRequest,
-            QUEUE_TYPE_RX, //
-        },
-        net_device::{
-            DmaDevice,
-            LockedNetDevice,
-            TxDevice, //
-        },
+use crate::sys::{
+    area::LayoutError,
+    devmem::{
+        DevmemProvider,
+        Draft,
+        RxBound,
+        TxBound, //
     },
-    DevmemProvider, //
+    dma_buf::{
+        DmaBuf,
+        MapError,
+        Mapping, //
+    },
+    genetlink::{
+        Attr,
+        BindRequest,
+        DmabufAttr,
+        QueueIdAttr,
+        RxBindRequest,
+        TxBindRequest,
+        QUEUE_TYPE_RX, //
+    },
+    memory::{
+        MemoryError,
+        RxMemory,
+        TxMemory, //
+    },
+    net_device::{
+        DmaDevice,
+        LockedNetDevice,
+        TxDevice, //
+    },
+    source::Direction, //
 };
 
-/// Binds a dma-buf to receive queues.
+/// Binds a dma-buf to receive queues, for provider `P`.
 ///
 /// Checks everything that can be checked before it touches the device. If a queue cannot be opened,
 /// those that were are closed again.
-pub(crate) fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>> {
+pub(crate) fn bind_rx<'a, P>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>>
+where
+    P: DevmemProvider<Source = Mapping>,
+{
     let niov_shift = niov_shift(request)?;
     let dev = rx_device(request)?;
     let queues = Queues::of(request, &dev)?;
@@ -66,22 +69,25 @@ pub(crate) fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>>
     let memory = RxMemory::new(mapping, niov_shift)
         .map_err(|error| refuse_memory(request, error, niov_shift))?;
 
-    let bound = Draft::receive::<DevmemProvider>(dev, memory, request)?.publish(request)?;
+    let bound = Draft::receive::<P>(dev, memory, request)?.publish(request)?;
     for rxq in queues.iter() {
         bound.open_rxq(rxq, request)?;
     }
     Ok(bound)
 }
 
-/// Binds a dma-buf to a device, to be sent from.
-pub(crate) fn bind_tx<'a>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'a>> {
+/// Binds a dma-buf to a device, to be sent from, for provider `P`.
+pub(crate) fn bind_tx<'a, P>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'a>>
+where
+    P: DevmemProvider<Source = Mapping>,
+{
     let dev = device(request)?;
     let tx_dev = tx_device(request, dev)?;
     let dma_dev = tx_dev.dma_device().ok_or_else(|| refuse_dma(request))?;
     let mapping = mapping(request, dma_dev, Direction::ToDevice)?;
     let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
-    Draft::transmit::<DevmemProvider>(tx_dev, memory, request)?.publish(request)
+    Draft::transmit::<P>(tx_dev, memory, request)?.publish(request)
 }
 
 /// log2 of the size of a net_iov, in bytes. The policy sees to it that none is below the page size.
@@ -237,8 +243,7 @@ fn refuse_memory(request: &BindRequest<'_>, error: MemoryError, niov_shift: u32)
     let refuse = |why: fmt::Arguments<'_>| request.refuse(EINVAL, None, why);
     let error = match error {
         MemoryError::Layout(error) => error,
-        MemoryError::Direction => return EINVAL,
-        MemoryError::NoMemory => return ENOMEM,
+        other => return other.into(),
     };
 
     match error {

@@ -17,38 +17,12 @@ use kernel::{
 use super::{
     area::Segment,
     bindings,
-    net_device::{
-        device_ptr,
-        DmaDevice, //
+    net_device::DmaDevice,
+    source::{
+        Direction,
+        Source, //
     }, //
 };
-
-/// Which way the DMA goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
-    /// The device writes.
-    FromDevice,
-    /// The device reads.
-    ToDevice,
-}
-
-impl Direction {
-    pub(super) fn as_raw(self) -> bindings::dma_data_direction {
-        match self {
-            Self::FromDevice => bindings::dma_data_direction::DMA_FROM_DEVICE,
-            Self::ToDevice => bindings::dma_data_direction::DMA_TO_DEVICE,
-        }
-    }
-
-    /// The direction of a binding, which is one of the two.
-    pub(super) fn from_raw(direction: bindings::dma_data_direction) -> Self {
-        if direction == bindings::dma_data_direction::DMA_TO_DEVICE {
-            Self::ToDevice
-        } else {
-            Self::FromDevice
-        }
-    }
-}
 
 /// A reference to a `struct dma_buf`.
 ///
@@ -183,29 +157,14 @@ impl Mapping {
             dev: unsafe { Device::get_device(dev.as_ptr()) },
         })
     }
+}
 
-    /// The device.
-    pub(super) fn device(&self) -> ARef<Device> {
-        self.dev.clone()
-    }
+// SAFETY: By the type invariants the dma-buf is mapped for the device in that direction, and exporters
+// may not change the table while it is.
+unsafe impl Source for Mapping {
+    type Backing = ();
 
-    /// Whether it is for `dev`.
-    pub(super) fn is_for(&self, dev: DmaDevice<'_>) -> bool {
-        device_ptr(&self.dev) == dev.as_ptr()
-    }
-
-    /// Which way the DMA goes.
-    pub(super) fn direction(&self) -> Direction {
-        self.direction
-    }
-
-    /// Size of the dma-buf in bytes.
-    pub(crate) fn size(&self) -> u64 {
-        self.attachment.buf.size()
-    }
-
-    /// The DMA segments of the dma-buf, in its order.
-    pub(crate) fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+    fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         // SAFETY: By the type invariants the table is valid for as long as `self`, and exporters
         // may not change it while it is mapped.
         let table = unsafe { SGTable::from_raw(self.sgt.as_ptr()) };
@@ -215,6 +174,21 @@ impl Mapping {
             len: entry.dma_len(),
         })
     }
+
+    fn size(&self) -> u64 {
+        self.attachment.buf.size()
+    }
+
+    fn device(&self) -> &Device {
+        &self.dev
+    }
+
+    fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Who wants to read the memory has the dma-buf.
+    fn backing(&self) {}
 }
 
 impl Drop for Mapping {

@@ -18,13 +18,17 @@ pub(crate) mod dma_buf;
 mod extent;
 mod free_list;
 pub(crate) mod genetlink;
+#[allow(dead_code, reason = "not every provider has memory that the CPU reads")]
+pub(crate) mod host_pages;
 pub(crate) mod iov_iter;
+pub(crate) mod memory;
 pub(crate) mod net_device;
 pub(crate) mod netmem;
 mod nospec;
 pub(crate) mod page_pool;
 pub(crate) mod skbuff;
 pub(crate) mod sock;
+pub(crate) mod source;
 pub(crate) mod spinlock_bh;
 pub(crate) mod token;
 pub(crate) mod window;

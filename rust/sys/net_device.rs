@@ -9,7 +9,10 @@ use core::{
     ptr::NonNull, //
 };
 
-use kernel::device::Device;
+use kernel::device::{
+    Bound,
+    Device, //
+};
 
 use super::{
     bindings,
@@ -155,8 +158,14 @@ pub(super) fn device_ptr(dev: &Device) -> *mut bindings::device {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DmaDevice<'a>(NonNull<bindings::device>, PhantomData<&'a ()>);
 
-impl DmaDevice<'_> {
+impl<'a> DmaDevice<'a> {
     pub(super) fn as_ptr(&self) -> *mut bindings::device {
         self.0.as_ptr()
+    }
+
+    /// What the `kernel` crate knows it as.
+    pub(super) fn as_bound(&self) -> &'a Device<Bound> {
+        // SAFETY: By the type invariants it is alive and bound for as long.
+        unsafe { Device::from_raw(self.as_ptr()) }
     }
 }

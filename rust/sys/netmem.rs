@@ -128,6 +128,14 @@ impl NetIovArea {
         Some(net_iov_to_netmem(niov))
     }
 
+    /// The DMA address of the net_iov with index `index`, if there is one.
+    pub(super) fn address(&self, index: usize) -> Option<u64> {
+        let niov = self.niovs.get(index)?.get();
+
+        // SAFETY: By the type invariants the net_iov is alive. Nobody changes its address.
+        Some(unsafe { (*niov).desc.dma_addr } as u64)
+    }
+
     /// The right to use a net_iov that comes back.
     ///
     /// # Safety
@@ -165,6 +173,24 @@ impl DevmemIov<'_> {
         let kind = unsafe { (*niov.as_ptr()).type_ };
         // INVARIANT: The type is checked, and the caller sees to the reference.
         (kind == bindings::net_iov_type_NET_IOV_DMABUF).then_some(Self(niov, PhantomData))
+    }
+
+    /// The binding.
+    pub(super) fn binding(&self) -> NonNull<bindings::net_devmem_binding> {
+        // SAFETY: By the type invariants there is a reference to the net_iov, which keeps its area
+        // and its binding alive. Neither changes while the binding is in use, or is null.
+        unsafe { NonNull::new_unchecked((*(*self.0.as_ptr()).owner).binding) }
+    }
+
+    /// Which of the net_iovs of its area it is.
+    pub(super) fn index(&self) -> usize {
+        // SAFETY: By the type invariants the net_iov is alive, and so is its area, of which it is a part.
+        // CAST: It is not before the first.
+        unsafe {
+            self.0
+                .offset_from(NonNull::new_unchecked((*(*self.0.as_ptr()).owner).niovs))
+                as usize
+        }
     }
 
     /// Id of the binding, and where the buffer begins in its dma-buf, in bytes.

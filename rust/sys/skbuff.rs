@@ -28,7 +28,7 @@ use kernel::{
 
 use super::{
     bindings,
-    devmem::TxMemory,
+    memory::TxExtents,
     netmem::DevmemIov,
     token, //
 };
@@ -232,14 +232,14 @@ impl token::Frags for Frags<'_> {
 ///
 /// # Invariants
 ///
-/// `skb` is a valid skb that is nobody else's for `'a`, and `shinfo` its shared info. `memory` is that of
+/// `skb` is a valid skb that is nobody else's for `'a`, and `shinfo` its shared info. `extents` are those of
 /// `binding`. All its frags are net_iovs of `binding`, to which there is a reference for `'a`, and for each
 /// frag but the last `added`.
 pub(crate) struct TxSkBuff<'a> {
     skb: NonNull<bindings::sk_buff>,
     shinfo: NonNull<bindings::skb_shared_info>,
     binding: NonNull<bindings::net_devmem_binding>,
-    memory: &'a TxMemory,
+    extents: &'a TxExtents,
     added: usize,
     room: usize,
     _skb: PhantomData<&'a mut ()>,
@@ -251,12 +251,12 @@ impl<'a> TxSkBuff<'a> {
     /// # Safety
     ///
     /// `skb` has to be to a valid skb that is nobody else's for the lifetime of the result, with no
-    /// frags but net_iovs of `binding`, to which there has to be a reference as long, and whose memory
-    /// `memory` has to be. Another `room` bytes must not be too much for it, or for an `int`.
+    /// frags but net_iovs of `binding`, to which there has to be a reference as long, and whose extents
+    /// `extents` have to be. Another `room` bytes must not be too much for it, or for an `int`.
     pub(super) unsafe fn from_raw(
         skb: NonNull<bindings::sk_buff>,
         binding: NonNull<bindings::net_devmem_binding>,
-        memory: &'a TxMemory,
+        extents: &'a TxExtents,
         room: usize,
     ) -> Option<Self> {
         // INVARIANT: By the requirements of this function.
@@ -265,7 +265,7 @@ impl<'a> TxSkBuff<'a> {
             // SAFETY: By the requirements of this function the skb is valid.
             shinfo: NonNull::new(unsafe { bindings::skb_shinfo(skb.as_ptr()) })?,
             binding,
-            memory,
+            extents,
             added: 0,
             room,
             _skb: PhantomData,
@@ -284,7 +284,7 @@ impl<'a> TxSkBuff<'a> {
     /// for another frag, `EFAULT` if the bytes are not in the dma-buf.
     #[inline]
     pub(crate) fn append(&mut self, start: u64, len: usize) -> (usize, Result) {
-        let Some((netmem, place)) = self.memory.locate(start) else {
+        let Some((netmem, place)) = self.extents.locate(start) else {
             return (0, Err(EFAULT));
         };
         let len = len.min(self.room);
@@ -309,7 +309,7 @@ impl<'a> TxSkBuff<'a> {
         let mut left = len;
 
         while left != 0 {
-            let Some((netmem, place)) = self.memory.after(extent) else {
+            let Some((netmem, place)) = self.extents.after(extent) else {
                 return (len - left, Err(EFAULT));
             };
             let part = place.left.min(left);

@@ -334,16 +334,23 @@ impl Message<'_> {
 
     /// Copies bytes to the user's buffers. `EFAULT` if that is not possible. Can sleep.
     pub(crate) fn copy(&mut self, data: &[u8]) -> Result {
-        // SAFETY: By the type invariant the message is valid, and ours.
+        // SAFETY: A slice is readable.
+        unsafe { self.copy_raw(data.as_ptr(), data.len()) }
+    }
+
+    /// The same for bytes that may change meanwhile.
+    ///
+    /// # Safety
+    ///
+    /// There have to be `len` bytes at `data`, and they have to stay readable.
+    pub(super) unsafe fn copy_raw(&mut self, data: *const u8, len: usize) -> Result {
+        // SAFETY: By the type invariant the message is valid, and ours. There are the bytes, by the
+        // requirements of this function.
         let copied = unsafe {
-            bindings::copy_to_iter(
-                data.as_ptr().cast(),
-                data.len(),
-                &raw mut (*self.0.as_ptr()).msg_iter,
-            )
+            bindings::copy_to_iter(data.cast(), len, &raw mut (*self.0.as_ptr()).msg_iter)
         };
 
-        if copied == data.len() {
+        if copied == len {
             Ok(())
         } else {
             Err(EFAULT)

@@ -7,18 +7,17 @@ use kernel::prelude::*;
 
 use crate::{
     sys::{
-        devmem::{
-            Draft,
-            TxMemory, //
-        },
+        devmem::Draft,
+        dma_buf::Mapping,
         genetlink::{
             BindRequest,
             DmabufAttr,
             RxBindRequest, //
         },
+        memory::TxMemory,
         net_device::TxDevice, //
     },
-    DevmemProvider, //
+    DmabufProvider, //
 };
 
 fn rx_page_size(request: &BindRequest<'_>) {
@@ -33,6 +32,10 @@ fn queues(request: &BindRequest<'_>) {
     request.queues(); //~ E0599
 }
 
-fn shared(dev: TxDevice<'_>, memory: impl PinInit<TxMemory, Error>, request: &RxBindRequest<'_>) {
-    let _ = Draft::transmit::<DevmemProvider>(dev, memory, request); //~ E0308
+fn shared(
+    dev: TxDevice<'_>,
+    memory: impl PinInit<TxMemory<Mapping>, Error>,
+    request: &RxBindRequest<'_>,
+) {
+    let _ = Draft::transmit::<DmabufProvider>(dev, memory, request); //~ E0308
 }

@@ -9,25 +9,26 @@ use crate::{
     sys::{
         devmem::{
             Draft,
-            RxBound,
-            RxMemory, //
+            RxBound, //
         },
+        dma_buf::Mapping,
         genetlink::RxBindRequest,
+        memory::RxMemory,
         net_device::{
             DmaDevice,
             LockedNetDevice, //
         },
     },
-    DevmemProvider, //
+    DmabufProvider, //
 };
 
 fn mapped_for_another(
     dev: LockedNetDevice<'_>,
     dma_dev: DmaDevice<'_>,
-    memory: impl PinInit<RxMemory, Error>,
+    memory: impl PinInit<RxMemory<Mapping>, Error>,
     request: &RxBindRequest<'_>,
 ) {
-    let _ = Draft::receive::<DevmemProvider>(dev, memory, request, dma_dev); //~ E0061
+    let _ = Draft::receive::<DmabufProvider>(dev, memory, request, dma_dev); //~ E0061
 }
 
 fn queue_of_another(bound: &RxBound<'_>, dev: &LockedNetDevice<'_>, request: &RxBindRequest<'_>) {

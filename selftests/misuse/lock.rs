@@ -8,21 +8,22 @@ use crate::{
     sys::{
         devmem::{
             Draft,
-            RxBound,
-            RxMemory, //
+            RxBound, //
         },
+        dma_buf::Mapping,
         genetlink::RxBindRequest,
+        memory::RxMemory,
         net_device::LockedNetDevice, //
     },
-    DevmemProvider, //
+    DmabufProvider, //
 };
 
 fn unlock(
     dev: LockedNetDevice<'_>,
-    memory: impl PinInit<RxMemory, Error>,
+    memory: impl PinInit<RxMemory<Mapping>, Error>,
     request: &RxBindRequest<'_>,
 ) -> Result {
-    let draft = Draft::receive::<DevmemProvider>(dev, memory, request)?;
+    let draft = Draft::receive::<DmabufProvider>(dev, memory, request)?;
 
     drop(dev); //~ E0382
     drop(draft);
@@ -37,10 +38,10 @@ fn keep(bound: RxBound<'_>) {
 
 fn serve_twice(
     dev: LockedNetDevice<'_>,
-    memory: impl PinInit<RxMemory, Error>,
+    memory: impl PinInit<RxMemory<Mapping>, Error>,
     request: &RxBindRequest<'_>,
 ) -> Result {
-    let draft = Draft::receive::<DevmemProvider>(dev, memory, request)?;
+    let draft = Draft::receive::<DmabufProvider>(dev, memory, request)?;
 
     drop(draft.publish(request)?);
     drop(draft.publish(request)?); //~ E0382

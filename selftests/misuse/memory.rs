@@ -5,11 +5,14 @@
 use kernel::prelude::*;
 
 use crate::sys::{
-    devmem::{
+    dma_buf::Mapping,
+    host_pages::HostPages,
+    memory::{
+        RxBuffers,
         RxMemory,
+        TxExtents,
         TxMemory, //
     },
-    dma_buf::Mapping,
     netmem::NetIovArea,
     skbuff::TxSkBuff, //
 };
@@ -18,16 +21,28 @@ fn any_address() {
     let _ = NetIovArea::new(1, core::iter::once(0x1000)); //~ E0624
 }
 
-fn hand_out(memory: &RxMemory) {
-    memory.put(core::iter::empty()); //~ E0624
+fn hand_out(buffers: &RxBuffers) {
+    buffers.refill(core::ptr::NonNull::dangling(), |_| ()); //~ E0624
 }
 
-fn look_into(memory: &TxMemory) {
-    memory.locate(0); //~ E0624
+fn free_list_of(memory: &RxMemory<Mapping>) -> &RxBuffers {
+    &memory.buffers //~ E0616
 }
 
-fn another_area(memory: &mut TxMemory, area: NetIovArea) {
-    memory.area = area; //~ E0616
+fn look_into(extents: &TxExtents) {
+    extents.locate(0); //~ E0624
+}
+
+fn extents_of(memory: &TxMemory<Mapping>) -> &TxExtents {
+    &memory.extents //~ E0616
+}
+
+fn another_area(extents: &mut TxExtents, area: NetIovArea) {
+    extents.area = area; //~ E0616
+}
+
+fn read_what_is_not_there(memory: &RxMemory<HostPages>) {
+    memory.look_at(0, 0, 1 << 20, |_| ()); //~ E0624
 }
 
 fn more_than_there_is_room_for(skb: &mut TxSkBuff<'_>) {

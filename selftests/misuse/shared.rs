@@ -6,15 +6,13 @@ use kernel::prelude::*;
 
 use crate::{
     sys::{
-        devmem::{
-            Draft,
-            RxMemory, //
-        },
+        devmem::Draft,
         dma_buf::Mapping,
         genetlink::RxBindRequest,
+        memory::RxMemory,
         net_device::LockedNetDevice, //
     },
-    DevmemProvider, //
+    DmabufProvider, //
 };
 
 fn two_memories(mapping: Mapping) {
@@ -25,11 +23,11 @@ fn two_memories(mapping: Mapping) {
 fn two_bindings(
     one: LockedNetDevice<'_>,
     other: LockedNetDevice<'_>,
-    memory: impl PinInit<RxMemory, Error>,
+    memory: impl PinInit<RxMemory<Mapping>, Error>,
     request: &RxBindRequest<'_>,
 ) {
-    let _ = Draft::receive::<DevmemProvider>(one, memory, request);
-    let _ = Draft::receive::<DevmemProvider>(other, memory, request); //~ E0382
+    let _ = Draft::receive::<DmabufProvider>(one, memory, request);
+    let _ = Draft::receive::<DmabufProvider>(other, memory, request); //~ E0382
 }
 
 fn unmap(mapping: Mapping) {

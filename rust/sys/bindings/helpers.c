@@ -6,6 +6,7 @@
  * kernel crate's bindings keep opaque, and nothing else.
  */
 
+#include <linux/dma-mapping.h>
 #include <linux/netdevice.h>
 #include <linux/percpu-refcount.h>
 #include <linux/skbuff.h>
@@ -34,6 +35,20 @@ void rust_helper_spin_unlock_bh(spinlock_t *lock)
 int rust_helper_spin_trylock_bh(spinlock_t *lock)
 {
 	return spin_trylock_bh(lock);
+}
+
+void rust_helper_dma_sync_single_for_cpu(struct device *dev, dma_addr_t addr,
+					 size_t size,
+					 enum dma_data_direction dir)
+{
+	dma_sync_single_for_cpu(dev, addr, size, dir);
+}
+
+void rust_helper_dma_sync_single_for_device(struct device *dev,
+					    dma_addr_t addr, size_t size,
+					    enum dma_data_direction dir)
+{
+	dma_sync_single_for_device(dev, addr, size, dir);
 }
 
 bool rust_helper_net_devmem_binding_get(struct net_devmem_binding *binding)

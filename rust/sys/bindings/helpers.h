@@ -5,9 +5,11 @@
 #ifndef _DEVMEM_PROVIDER_HELPERS_H
 #define _DEVMEM_PROVIDER_HELPERS_H
 
+#include <linux/dma-direction.h>
 #include <linux/types.h>
 #include <net/page_pool/types.h>
 
+struct device;
 struct genl_info;
 struct genlmsghdr;
 struct iov_iter;
@@ -26,6 +28,13 @@ struct xarray;
 void rust_helper_spin_lock_bh(spinlock_t *lock);
 void rust_helper_spin_unlock_bh(spinlock_t *lock);
 int rust_helper_spin_trylock_bh(spinlock_t *lock);
+
+void rust_helper_dma_sync_single_for_cpu(struct device *dev, dma_addr_t addr,
+					 size_t size,
+					 enum dma_data_direction dir);
+void rust_helper_dma_sync_single_for_device(struct device *dev,
+					    dma_addr_t addr, size_t size,
+					    enum dma_data_direction dir);
 
 bool rust_helper_net_devmem_binding_get(struct net_devmem_binding *binding);
 void rust_helper_percpu_ref_get_many(struct percpu_ref *ref, unsigned long nr);

@@ -2,10 +2,14 @@
 
 //! The callbacks of page pools.
 
-use core::ptr::NonNull;
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
 
 use kernel::{
     error::from_result,
+    module::this_module,
     page::PAGE_SHIFT,
     prelude::*, //
 };
@@ -13,42 +17,33 @@ use kernel::{
 use super::{
     super::{
         bindings,
-        free_list::Batch,
+        memory::RxBuffers,
         netmem::netmem_to_net_iov,
-        page_pool::{
-            refill,
-            NewPagePool, //
-        },
+        page_pool::NewPagePool, //
     },
     binding::RxBinding,
-    memory::Memory, //
+    provider::DevmemProvider, //
 };
 
-/// The page pool callbacks of bindings. Has to be in a `static`.
-#[repr(transparent)]
-pub(crate) struct MemoryProviderOps(bindings::memory_provider_ops);
+/// The page pool callbacks of provider `P`.
+pub(super) const fn vtable<P: DevmemProvider>() -> &'static bindings::memory_provider_ops {
+    &MemoryProviderVTable::<P>::VTABLE
+}
 
-// SAFETY: The table is not changed.
-unsafe impl Sync for MemoryProviderOps {}
+/// What page pools ask of bindings of provider `P`.
+struct MemoryProviderVTable<P>(PhantomData<P>);
 
-impl MemoryProviderOps {
-    /// The table, for a provider in module `owner`.
-    pub(crate) const fn new(owner: &ThisModule) -> Self {
-        Self(bindings::memory_provider_ops {
-            owner: owner.as_ptr(),
-            alloc_netmems: Some(Self::alloc_netmems),
-            release_netmem: Some(Self::release_netmem),
-            release_netmems: Some(Self::release_netmems),
-            init: Some(Self::init),
-            destroy: Some(Self::destroy),
-            nl_fill: Some(bindings::net_devmem_mp_nl_fill),
-            uninstall: Some(bindings::net_devmem_mp_uninstall),
-        })
-    }
-
-    pub(super) const fn as_ptr(&'static self) -> *const bindings::memory_provider_ops {
-        &raw const self.0
-    }
+impl<P: DevmemProvider> MemoryProviderVTable<P> {
+    const VTABLE: bindings::memory_provider_ops = bindings::memory_provider_ops {
+        owner: this_module::<P::OwnerModule>().as_ptr(),
+        alloc_netmems: Some(Self::alloc_netmems),
+        release_netmem: Some(Self::release_netmem),
+        release_netmems: Some(Self::release_netmems),
+        init: Some(Self::init),
+        destroy: Some(Self::destroy),
+        nl_fill: Some(bindings::net_devmem_mp_nl_fill),
+        uninstall: Some(bindings::net_devmem_mp_uninstall),
+    };
 
     /// # Safety
     ///
@@ -57,6 +52,14 @@ impl MemoryProviderOps {
         // SAFETY: By the requirements of this function the pool is valid. The core installs us
         // with the binding as private data.
         unsafe { bindings::page_pool_mp_priv(pool.as_ptr()).cast() }
+    }
+
+    /// # Safety
+    ///
+    /// `base` has to be a receive binding of `P` that lives for `'a`.
+    unsafe fn buffers<'a>(base: *mut bindings::net_devmem_binding) -> &'a RxBuffers {
+        // SAFETY: By the requirements of this function.
+        &unsafe { RxBinding::<P>::from_base(base) }.memory.buffers
     }
 
     /// # Safety
@@ -71,10 +74,10 @@ impl MemoryProviderOps {
             let mut new_pool = unsafe { NewPagePool::from_raw(pool) };
             // SAFETY: The owner's reference is there: only bindings that are not unbound are
             // installed on queues, for which pools are created.
-            let memory = &unsafe { RxBinding::from_base(base) }.memory;
+            let buffers = unsafe { Self::buffers(base) };
 
             new_pool.disable_dma_sync();
-            if new_pool.order() + PAGE_SHIFT as u32 != memory.niov_shift() {
+            if new_pool.order() + PAGE_SHIFT as u32 != buffers.niov_shift() {
                 return Err(E2BIG);
             }
             // SAFETY: As above.
@@ -107,12 +110,10 @@ impl MemoryProviderOps {
             return 0;
         };
         // SAFETY: The pool has a reference to the binding since `init`.
-        let memory = &unsafe { RxBinding::from_base(Self::binding(pool)) }.memory;
-        let mut batch = Batch::new();
+        let buffers = unsafe { Self::buffers(Self::binding(pool)) };
 
-        memory.take(&mut batch);
-        // SAFETY: By the requirements of this function, and the area is that of the binding.
-        unsafe { refill(pool, memory.area(), &mut batch) }
+        // SAFETY: By the requirements of this function, and the buffers are those of the binding.
+        unsafe { buffers.refill(pool, P::alloc_netmems) }
     }
 
     /// # Safety
@@ -126,7 +127,7 @@ impl MemoryProviderOps {
             return false;
         };
         // SAFETY: The pool has a reference to the binding since `init`.
-        let memory = &unsafe { RxBinding::from_base(Self::binding(pool)) }.memory;
+        let buffers = unsafe { Self::buffers(Self::binding(pool)) };
 
         // SAFETY: The net_iov is alive with the binding. That a page pool lets go of a net_iov
         // which somebody else still uses would be a bug there; the net_iov is better lost than
@@ -140,7 +141,7 @@ impl MemoryProviderOps {
 
         // SAFETY: By the requirements of this function the pool had it from `alloc_netmems`, and
         // gives it up.
-        memory.put(core::iter::once(unsafe { memory.area().reclaim(niov) }));
+        P::release_netmems(unsafe { buffers.returned(niov) });
         // There is no page to put.
         false
     }
@@ -158,16 +159,12 @@ impl MemoryProviderOps {
             return;
         };
         // SAFETY: The pool has a reference to the binding since `init`.
-        let memory = &unsafe { RxBinding::from_base(Self::binding(pool)) }.memory;
+        let buffers = unsafe { Self::buffers(Self::binding(pool)) };
         // SAFETY: By the requirements of this function.
         let netmems = unsafe { core::slice::from_raw_parts(netmems, count as usize) };
-        let ids = netmems.iter().filter_map(|&netmem| {
-            let niov = netmem_to_net_iov(netmem)?;
-            // SAFETY: By the requirements of this function the pool had it from `alloc_netmems`,
-            // and gives it up.
-            Some(unsafe { memory.area().reclaim(niov) })
-        });
 
-        memory.put(ids);
+        // SAFETY: By the requirements of this function the pool had them from `alloc_netmems`, and
+        // gives them up.
+        P::release_netmems(unsafe { buffers.all_returned(netmems) });
     }
 }

@@ -9,6 +9,7 @@ use core::{
 
 use kernel::{
     error::from_result,
+    module::this_module,
     prelude::*, //
 };
 
@@ -20,6 +21,10 @@ use super::{
             TxBindRequest, //
         },
         iov_iter::OffsetRanges,
+        memory::{
+            Memory,
+            Stats, //
+        },
         skbuff::{
             RxSkBuff,
             TxSkBuff, //
@@ -29,51 +34,63 @@ use super::{
             Message,
             Sock, //
         },
-        token::Range,
+        source::Direction,
+        token::Range, //
     },
     binding::{
         RxBinding,
         TxBinding, //
     },
-    memory::Memory,
-    Bound, Direction, MemoryProviderOps, Provider, Stats,
+    bound::{
+        RxBound,
+        TxBound, //
+    },
+    memory_provider,
+    provider::DevmemProvider, //
 };
 
-/// What the core asks of provider `P`. Has to be in a `static`.
-#[repr(transparent)]
-pub(crate) struct DevmemOps<P>(bindings::net_devmem_ops, PhantomData<fn(P)>);
+/// The table of provider `P`.
+pub(super) const fn vtable<P: DevmemProvider>() -> &'static bindings::net_devmem_ops {
+    &DevmemVTable::<P>::VTABLE
+}
 
-// SAFETY: The table is not changed.
-unsafe impl<P> Sync for DevmemOps<P> {}
+/// What the core asks of provider `P`.
+struct DevmemVTable<P>(PhantomData<P>);
 
-impl<P: Provider> DevmemOps<P> {
-    /// The table, for a provider called `name` in module `owner`.
-    pub(crate) const fn new(
-        name: &'static CStr,
-        owner: &ThisModule,
-        mp_ops: &'static MemoryProviderOps,
-    ) -> Self {
-        Self(
-            bindings::net_devmem_ops {
-                name: name.to_bytes_with_nul().as_ptr(),
-                owner: owner.as_ptr(),
-                mp_ops: mp_ops.as_ptr(),
-                bind_rx: Some(Self::bind_rx),
-                bind_tx: Some(Self::bind_tx),
-                recvmsg: Some(Self::recvmsg),
-                dontneed: Some(Self::dontneed),
-                fill_skb: Some(Self::fill_skb),
-                stats: Some(Self::stats),
-                unmap: Some(Self::unmap),
-                free: Some(Self::free),
+impl<P: DevmemProvider> DevmemVTable<P> {
+    const VTABLE: bindings::net_devmem_ops = {
+        assert!(P::HAS_BIND_TX == P::HAS_FILL, "who binds has to fill");
+
+        bindings::net_devmem_ops {
+            name: P::NAME.to_bytes_with_nul().as_ptr(),
+            owner: this_module::<P::OwnerModule>().as_ptr(),
+            mp_ops: memory_provider::vtable::<P>(),
+            bind_rx: Some(Self::bind_rx),
+            bind_tx: if P::HAS_BIND_TX {
+                Some(Self::bind_tx)
+            } else {
+                None
             },
-            PhantomData,
-        )
-    }
-
-    pub(super) fn as_ptr(&'static self) -> *const bindings::net_devmem_ops {
-        &raw const self.0
-    }
+            recvmsg: if P::HAS_RECVMSG {
+                Some(Self::recvmsg)
+            } else {
+                None
+            },
+            dontneed: if P::HAS_DONTNEED {
+                Some(Self::dontneed)
+            } else {
+                None
+            },
+            fill_skb: if P::HAS_FILL {
+                Some(Self::fill_skb)
+            } else {
+                None
+            },
+            stats: Some(Self::stats),
+            unmap: Some(Self::unmap),
+            free: Some(Self::free),
+        }
+    };
 
     /// # Safety
     ///
@@ -90,7 +107,7 @@ impl<P: Provider> DevmemOps<P> {
         let request = unsafe { RxBindRequest::from_raw(owner, info) };
 
         P::bind_rx(&request)
-            .and_then(Bound::into_base)
+            .and_then(RxBound::into_base)
             .unwrap_or_else(|error| error.to_ptr())
     }
 
@@ -107,9 +124,7 @@ impl<P: Provider> DevmemOps<P> {
         // SAFETY: By the requirements of this function.
         let request = unsafe { TxBindRequest::from_raw(owner, info) };
 
-        P::bind_tx(&request)
-            .and_then(Bound::into_base)
-            .unwrap_or_else(|error| error.to_ptr())
+        P::bind_tx(&request).map_or_else(|error| error.to_ptr(), TxBound::into_base)
     }
 
     /// # Safety
@@ -194,12 +209,12 @@ impl<P: Provider> DevmemOps<P> {
             return EINVAL.to_errno();
         };
         // SAFETY: By the requirements of this function.
-        let memory = &unsafe { TxBinding::from_base(base) }.memory;
+        let extents = &unsafe { TxBinding::<P>::from_base(base) }.memory.extents;
 
         from_result(|| {
             let room = usize::try_from(len)?;
-            // SAFETY: By the requirements of this function; the memory is that of the binding.
-            let skb = unsafe { TxSkBuff::from_raw(skb, binding, memory, room) };
+            // SAFETY: By the requirements of this function; the extents are those of the binding.
+            let skb = unsafe { TxSkBuff::from_raw(skb, binding, extents, room) };
             let mut skb = skb.ok_or(EINVAL)?;
             // SAFETY: By the requirements of this function.
             let mut ranges = unsafe { OffsetRanges::from_raw(from) }.ok_or(EFAULT)?;
@@ -220,8 +235,8 @@ impl<P: Provider> DevmemOps<P> {
         // the direction.
         let Stats { buffers, in_use } = unsafe {
             match Direction::from_raw((*base).direction) {
-                Direction::FromDevice => RxBinding::from_base(base).memory.stats(),
-                Direction::ToDevice => TxBinding::from_base(base).memory.stats(),
+                Direction::FromDevice => RxBinding::<P>::from_base(base).memory.stats(),
+                Direction::ToDevice => TxBinding::<P>::from_base(base).memory.stats(),
             }
         };
 
@@ -237,8 +252,8 @@ impl<P: Provider> DevmemOps<P> {
         // the direction.
         unsafe {
             match Direction::from_raw((*base).direction) {
-                Direction::FromDevice => RxBinding::from_base(base).memory.unmap(),
-                Direction::ToDevice => TxBinding::from_base(base).memory.unmap(),
+                Direction::FromDevice => RxBinding::<P>::from_base(base).memory.mapped().unmap(),
+                Direction::ToDevice => TxBinding::<P>::from_base(base).memory.mapped().unmap(),
             }
         }
     }
@@ -247,12 +262,12 @@ impl<P: Provider> DevmemOps<P> {
     ///
     /// `base` has to be a binding of `P` that was published, and to which there are no references.
     unsafe extern "C" fn free(base: *mut bindings::net_devmem_binding) {
-        // SAFETY: `Draft::publish` left the box to the core, which by the requirements of this
+        // SAFETY: Who published it left the box to the core, which by the requirements of this
         // function is done with it. The type of the memory goes with the direction.
         unsafe {
             match Direction::from_raw((*base).direction) {
-                Direction::FromDevice => RxBinding::free(base),
-                Direction::ToDevice => TxBinding::free(base),
+                Direction::FromDevice => RxBinding::<P>::free(base),
+                Direction::ToDevice => TxBinding::<P>::free(base),
             }
         }
     }

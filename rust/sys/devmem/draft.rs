@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A binding that is being made.
+
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
+
+use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
+    error::to_result,
+    prelude::*, //
+};
+
+use super::{
+    super::{
+        bindings,
+        genetlink::{
+            BindRequest,
+            RxBindRequest,
+            TxBindRequest, //
+        },
+        memory::{
+            Memory,
+            RxMemory,
+            TxMemory, //
+        },
+        net_device::{
+            device_ptr,
+            LockedNetDevice,
+            TxDevice, //
+        },
+        source::Source, //
+    },
+    binding::Binding,
+    bound::Bound,
+    ops,
+    provider::DevmemProvider, //
+};
+
+/// A binding that nobody knows of yet.
+///
+/// # Invariants
+///
+/// The core's part is initialised, and not published.
+struct Initialised<M>(Pin<KBox<Binding<M>>>);
+
+impl<M> Initialised<M> {
+    fn into_inner(self) -> Pin<KBox<Binding<M>>> {
+        let this = ManuallyDrop::new(self);
+
+        // SAFETY: `this` is not dropped, so its box is moved out of it once.
+        unsafe { core::ptr::read(&raw const this.0) }
+    }
+}
+
+impl<M> Drop for Initialised<M> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the binding is initialised and not published. The mapping has a
+        // reference to the DMA device of its own.
+        unsafe { bindings::net_devmem_binding_uninit(self.0.base().as_ptr()) }
+    }
+}
+
+/// A binding that nobody knows of yet, for a device that stays locked until there is none.
+pub(crate) struct Draft<'a, M: Memory> {
+    // Comes first, to be dropped under the lock.
+    binding: Initialised<M>,
+    dev: M::Device<'a>,
+}
+
+impl<'a, S: Source> Draft<'a, RxMemory<S>> {
+    /// Makes a binding of `P` for receive queues of `dev`, which `request` asks for.
+    pub(crate) fn receive<P: DevmemProvider<Source = S>>(
+        dev: LockedNetDevice<'a>,
+        memory: impl PinInit<RxMemory<S>, Error>,
+        request: &RxBindRequest<'_>,
+    ) -> Result<Self> {
+        let raw = dev.as_ptr();
+
+        // SAFETY: The device is locked, and there is no other. The memory is as the type
+        // invariants of `Binding` have them. It is a bind-rx request. That a queue's DMA is done by the
+        // device that the memory is mapped for is seen to when it is opened.
+        unsafe { Self::new::<P>(dev, raw, core::ptr::null_mut(), memory, request) }
+    }
+}
+
+impl<'a, S: Source> Draft<'a, TxMemory<S>> {
+    /// Makes a binding of `P` for frags that `dev` transmits, which `request` asks for. It is the current
+    /// task's: the core sees to who may send from it, and to how many a user has (`ENOSPC`). `EINVAL` if
+    /// the DMA of `dev` is not done by the device that the memory is mapped for, `EOPNOTSUPP` if `P` has no
+    /// [`fill`](DevmemProvider::fill).
+    pub(crate) fn transmit<P: DevmemProvider<Source = S>>(
+        dev: TxDevice<'a>,
+        memory: impl PinInit<TxMemory<S>, Error>,
+        request: &TxBindRequest<'_>,
+    ) -> Result<Self> {
+        if !P::HAS_FILL {
+            return Err(EOPNOTSUPP);
+        }
+        let (raw, vdev) = (dev.as_ptr(), dev.virtual_device().cast());
+        // SAFETY: The devices are locked. The memory is as the type invariants of `Binding` have
+        // them. It is a bind-tx request.
+        let draft = unsafe { Self::new::<P>(dev, raw, vdev, memory, request)? };
+
+        match draft.dev.dma_device() {
+            Some(dma_dev) if draft.binding.0.memory.mapped().is_for(dma_dev) => Ok(draft),
+            _ => Err(EINVAL),
+        }
+    }
+}
+
+impl<'a, M: Memory> Draft<'a, M> {
+    /// # Safety
+    ///
+    /// `raw` has to be the device for which `dev` has a lock. `M` has to be as the type
+    /// invariants of [`Binding`] tell for `P` and [`M::DIRECTION`](Memory::DIRECTION), and `request` one for
+    /// that direction: the core looks at its attributes.
+    unsafe fn new<P: DevmemProvider>(
+        dev: M::Device<'a>,
+        raw: *mut bindings::net_device,
+        vdev: *mut c_void,
+        memory: impl PinInit<M, Error>,
+        request: &BindRequest<'_>,
+    ) -> Result<Self> {
+        let base = bindings::net_devmem_binding {
+            ops: ops::vtable::<P>(),
+            direction: M::DIRECTION.as_raw(),
+            vdev,
+            ..Default::default()
+        };
+        // SAFETY: By the requirements of this function.
+        let binding = unsafe { Binding::new::<P>(base, memory) };
+        let binding = KBox::pin_init(binding, GFP_KERNEL_ACCOUNT)?;
+        let base = binding.base().as_ptr();
+        let dma_dev = binding.memory.mapped().device().ok_or(ENODEV)?;
+
+        // SAFETY: `base` is ours, and zeroed but for what the core wants filled in. By the
+        // requirements of this function `raw` is alive and the ops are in use; `dma_dev` is alive,
+        // and `request` is valid by its type invariants.
+        unsafe {
+            (*base).niov_shift = binding.memory.niov_shift();
+            to_result(bindings::net_devmem_binding_init(
+                base,
+                raw,
+                device_ptr(&dma_dev),
+                request.info(),
+            ))?;
+        }
+        // SAFETY: The binding lives longer than its net_iovs are in use: page pools hold it, and so
+        // does each frag in flight. Nobody has the net_iovs yet: nobody but the binding has its memory.
+        unsafe { binding.memory.area().attach(base) };
+
+        Ok(Self {
+            // INVARIANT: Initialised above.
+            binding: Initialised(binding),
+            dev,
+        })
+    }
+
+    /// Gives the binding its id, and to the netlink socket of `request`.
+    pub(crate) fn publish(self, request: &'a BindRequest<'_>) -> Result<Bound<M::Device<'a>>> {
+        // In this order, so that the binding is dropped under the lock.
+        let Self { dev, binding } = self;
+
+        // SAFETY: By the type invariants the binding is initialised and not published, and its device
+        // locked. `request` has the lock of its netlink socket.
+        to_result(unsafe {
+            bindings::net_devmem_binding_publish(binding.0.base().as_ptr(), request.owner())
+        })?;
+        // SAFETY: The binding is not moved until it is freed.
+        let ptr = KBox::into_raw(unsafe { Pin::into_inner_unchecked(binding.into_inner()) });
+
+        // SAFETY: It was published, and comes first in what a box is never null of. `dev` is its device's
+        // lock; the request, which has that of the netlink socket, lives as long.
+        Ok(unsafe { Bound::from_published(NonNull::new_unchecked(ptr.cast()), dev) })
+    }
+}

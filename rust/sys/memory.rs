@@ -1,0 +1,491 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The memory of a binding: a source, its net_iovs, and which of them are free.
+//!
+//! All of it is made of the source here, and belongs to the binding alone: no DMA address and no
+//! index comes from anywhere else.
+
+use core::ptr::NonNull;
+
+use kernel::{
+    alloc::{
+        flags::GFP_KERNEL_ACCOUNT,
+        AllocError, //
+    },
+    device::Device,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::{
+        aref::ARef,
+        new_mutex,
+        Mutex, //
+    }, //
+};
+
+use super::{
+    area::{
+        Layout,
+        LayoutError,
+        Segment, //
+    },
+    bindings,
+    extent::{
+        self,
+        ExtentMap,
+        Place, //
+    },
+    free_list::{
+        Batch,
+        FreeIov,
+        FreeList, //
+    },
+    net_device::{
+        DmaDevice,
+        LockedNetDevice,
+        TxDevice, //
+    },
+    netmem::{
+        netmem_to_net_iov,
+        NetIovArea, //
+    },
+    page_pool::refill,
+    source::{
+        CpuSource,
+        Direction,
+        Source, //
+    },
+    spinlock_bh::{
+        new_spinlock_bh,
+        SpinLockBh, //
+    }, //
+};
+
+/// Why there is no memory for a binding.
+pub(crate) enum MemoryError {
+    /// The source is mapped for the other direction.
+    Direction,
+    /// The segments of the source do not make net_iovs.
+    Layout(LayoutError),
+    /// There is no memory to describe it.
+    NoMemory,
+}
+
+impl From<LayoutError> for MemoryError {
+    fn from(error: LayoutError) -> Self {
+        Self::Layout(error)
+    }
+}
+
+impl From<AllocError> for MemoryError {
+    fn from(_: AllocError) -> Self {
+        Self::NoMemory
+    }
+}
+
+impl From<MemoryError> for Error {
+    fn from(error: MemoryError) -> Self {
+        match error {
+            MemoryError::Direction | MemoryError::Layout(_) => EINVAL,
+            MemoryError::NoMemory => ENOMEM,
+        }
+    }
+}
+
+/// How many net_iovs a binding has, and how many of them are not free.
+pub(crate) struct Stats {
+    /// All of them.
+    pub(crate) buffers: usize,
+    /// Those that somebody has: page pools, devices, the stack, users.
+    pub(crate) in_use: usize,
+}
+
+/// What a binding of either direction has.
+pub(crate) trait Memory: Sized + Send + Sync + 'static {
+    /// Where it comes from.
+    type Source: Source;
+
+    /// The locked device that a binding is made for.
+    type Device<'a>;
+
+    /// Which way the DMA goes.
+    const DIRECTION: Direction;
+
+    /// The net_iovs.
+    fn area(&self) -> &NetIovArea;
+
+    /// The source, as long as it is mapped.
+    fn mapped(&self) -> &Mapped<Self::Source>;
+
+    /// log2 of the size of a buffer, in bytes.
+    fn niov_shift(&self) -> u32;
+
+    /// Tells the state of the buffers.
+    fn stats(&self) -> Stats;
+}
+
+/// A source, which is dropped as soon as no device uses it any more, and what is left of it then.
+#[pin_data]
+pub(crate) struct Mapped<S: Source> {
+    backing: S::Backing,
+    #[pin]
+    source: Mutex<Option<S>>,
+}
+
+impl<S: Source> Mapped<S> {
+    fn new(source: S) -> impl PinInit<Self> {
+        pin_init!(Self {
+            backing: source.backing(),
+            source <- new_mutex!(Some(source), "devmem_provider_mapping"),
+        })
+    }
+
+    /// The device that the memory is mapped for, as long as it is.
+    pub(super) fn device(&self) -> Option<ARef<Device>> {
+        self.with(|source| source.device().into())
+    }
+
+    /// Whether the memory is mapped for `dev`.
+    pub(super) fn is_for(&self, dev: DmaDevice<'_>) -> bool {
+        self.with(|source| source.is_for(dev)).unwrap_or(false)
+    }
+
+    /// Undoes the mapping, if that has not been done. Can sleep.
+    pub(super) fn unmap(&self) {
+        // A statement of its own: the lock is not to be held meanwhile.
+        let source = self.source.lock().take();
+
+        drop(source);
+    }
+
+    fn with<R>(&self, look: impl FnOnce(&S) -> R) -> Option<R> {
+        self.source.lock().as_ref().map(look)
+    }
+}
+
+/// Buffers that are received into: net_iovs of one size, and which of them are free.
+#[pin_data]
+pub(crate) struct RxBuffers {
+    #[pin]
+    free: SpinLockBh<FreeList<KVVec<u32>>>,
+    area: NetIovArea,
+    niov_shift: u32,
+}
+
+impl RxBuffers {
+    /// log2 of the size of a buffer, in bytes.
+    pub(super) fn niov_shift(&self) -> u32 {
+        self.niov_shift
+    }
+}
+
+/// Memory that is received into.
+#[pin_data]
+pub(crate) struct RxMemory<S: Source> {
+    #[pin]
+    pub(super) buffers: RxBuffers,
+    /// Until no device can write to it any more: that is when it is off its queues, if not before.
+    #[pin]
+    mapped: Mapped<S>,
+}
+
+impl<S: Source> RxMemory<S> {
+    /// Cuts memory that a device writes to into net_iovs of `1 << niov_shift` bytes (`niov_shift` below
+    /// 64), all of them free.
+    ///
+    /// `NoMemory` if there is none for net_iovs and free list: 68 bytes for each net_iov, charged to
+    /// the current task's memory cgroup.
+    pub(crate) fn new(
+        source: S,
+        niov_shift: u32,
+    ) -> Result<impl PinInit<Self, Error>, MemoryError> {
+        if source.direction() != Self::DIRECTION {
+            return Err(MemoryError::Direction);
+        }
+        let layout = Layout::of(source.segments(), niov_shift)?;
+        let niovs = layout.niovs();
+        let area = NetIovArea::new(niovs, layout.addresses(source.segments()))?;
+        let free = FreeList::full(KVVec::from_elem(0, niovs, GFP_KERNEL_ACCOUNT)?);
+
+        let buffers = pin_init!(RxBuffers {
+            free <- new_spinlock_bh!(free, "devmem_provider_free_list"),
+            area,
+            niov_shift,
+        });
+        Ok(try_pin_init!(Self {
+            buffers <- buffers,
+            mapped <- Mapped::new(source),
+        }? Error))
+    }
+}
+
+impl<S: CpuSource> RxMemory<S> {
+    /// Has the CPU look at `len` bytes from `offset` on in the net_iov with index `index`. None if they
+    /// are not in the memory.
+    ///
+    /// They are readable for `look`, and may change meanwhile. Process context, can sleep.
+    pub(super) fn look_at<R>(
+        &self,
+        index: usize,
+        offset: u64,
+        len: u64,
+        look: impl FnOnce(*const u8) -> R,
+    ) -> Option<R> {
+        if offset.checked_add(len)? > 1 << self.buffers.niov_shift {
+            return None;
+        }
+        let address = self.buffers.area.address(index)?;
+        let start = (index as u64) << self.buffers.niov_shift;
+        let bytes = S::bytes(&self.mapped.backing, start + offset, len)?;
+        let segment = Segment {
+            addr: address + offset,
+            len,
+        };
+
+        // The lock is not held while somebody looks, who may wait for user space as long as that likes. If
+        // the mapping is undone, the bytes are the CPU's for good.
+        // SAFETY: A net_iov is in one segment, and the bytes are in that net_iov.
+        self.mapped
+            .with(|source| unsafe { source.sync_for_cpu(segment) });
+        let result = look(bytes);
+        // SAFETY: As above.
+        self.mapped
+            .with(|source| unsafe { source.sync_for_device(segment) });
+        Some(result)
+    }
+}
+
+impl<S: Source> Memory for RxMemory<S> {
+    type Source = S;
+    type Device<'a> = LockedNetDevice<'a>;
+
+    const DIRECTION: Direction = Direction::FromDevice;
+
+    fn area(&self) -> &NetIovArea {
+        &self.buffers.area
+    }
+
+    fn mapped(&self) -> &Mapped<S> {
+        &self.mapped
+    }
+
+    fn niov_shift(&self) -> u32 {
+        self.buffers.niov_shift
+    }
+
+    fn stats(&self) -> Stats {
+        let free = self.buffers.free.lock();
+
+        Stats {
+            buffers: free.capacity(),
+            in_use: free.in_use(),
+        }
+    }
+}
+
+/// What a page pool that has run dry gets.
+#[must_use = "a page pool that gets nothing drops packets"]
+pub(crate) struct Refill<'a> {
+    buffers: &'a RxBuffers,
+    /// Empty.
+    batch: &'a mut Batch,
+}
+
+impl Refill<'_> {
+    /// Gives it free buffers: one at least if there is any, up to `most`, and not more than a fair share.
+    #[inline]
+    pub(crate) fn take_free(self, most: usize) {
+        self.buffers.free.lock().take(self.batch, most);
+    }
+}
+
+impl RxBuffers {
+    /// Gives a page pool the buffers that `take` takes. Returns what `->alloc_netmems()` has to return.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid and in its `->alloc_netmems()`, and its provider the binding of the buffers.
+    #[inline]
+    pub(super) unsafe fn refill(
+        &self,
+        pool: NonNull<bindings::page_pool>,
+        take: impl FnOnce(Refill<'_>),
+    ) -> bindings::netmem_ref {
+        let mut batch = Batch::new();
+
+        take(Refill {
+            buffers: self,
+            batch: &mut batch,
+        });
+        // SAFETY: By the requirements of this function. What is in the batch was on the free list: nobody but
+        // a `Refill` has put something in.
+        unsafe { refill(pool, &self.area, &mut batch) }
+    }
+}
+
+/// Buffers on their way back, one after the other. Only the wrappers have some.
+pub(crate) trait Iovs: Iterator<Item = FreeIov> {}
+
+impl<I: Iterator<Item = FreeIov>> Iovs for I {}
+
+/// Buffers that a page pool gave up.
+///
+/// # Invariants
+///
+/// `iovs` are of `buffers`.
+#[must_use = "dropping it loses the buffers until the binding is freed"]
+pub(crate) struct Returned<'a, I> {
+    buffers: &'a RxBuffers,
+    iovs: I,
+}
+
+impl<'a, I: Iovs> Returned<'a, I> {
+    /// Puts them on the free list.
+    #[inline]
+    pub(crate) fn put(self) {
+        self.buffers.free.lock().put(self.iovs);
+    }
+}
+
+impl RxBuffers {
+    /// A buffer that a page pool gave up.
+    ///
+    /// # Safety
+    ///
+    /// `niov` has to be one of these buffers, from a [`Refill`]. Whoever had it gives it up.
+    #[inline]
+    pub(super) unsafe fn returned(
+        &self,
+        niov: NonNull<bindings::net_iov>,
+    ) -> Returned<'_, impl Iovs> {
+        // INVARIANT: By the requirements of this function.
+        Returned {
+            buffers: self,
+            // SAFETY: By the requirements of this function.
+            iovs: core::iter::once(unsafe { self.area.reclaim(niov) }),
+        }
+    }
+
+    /// Buffers that a page pool gave up.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::returned`], for all of them.
+    #[inline]
+    pub(super) unsafe fn all_returned<'a>(
+        &'a self,
+        netmems: &'a [bindings::netmem_ref],
+    ) -> Returned<'a, impl Iovs + 'a> {
+        let iovs = netmems.iter().filter_map(|&netmem| {
+            let niov = netmem_to_net_iov(netmem)?;
+            // SAFETY: By the requirements of this function. Nobody asks the iterator twice.
+            Some(unsafe { self.area.reclaim(niov) })
+        });
+
+        // INVARIANT: By the requirements of this function.
+        Returned {
+            buffers: self,
+            iovs,
+        }
+    }
+}
+
+/// Extents that are sent from.
+///
+/// There is a net_iov for each [extent]. They are never handed out: each frag in flight holds the
+/// binding.
+///
+/// # Invariants
+///
+/// `area` has a net_iov for each extent of `map`, in their order, which is as long as that.
+pub(crate) struct TxExtents {
+    map: ExtentMap<KVVec<u64>, KVVec<u32>>,
+    area: NetIovArea,
+}
+
+impl TxExtents {
+    /// The memory at `offset` bytes into the dma-buf, if it is there, and its net_iov.
+    #[inline]
+    pub(super) fn locate(&self, offset: u64) -> Option<(bindings::netmem_ref, Place)> {
+        self.with_netmem(self.map.locate(offset)?)
+    }
+
+    /// The memory that follows an extent, if there is more.
+    pub(super) fn after(&self, extent: u32) -> Option<(bindings::netmem_ref, Place)> {
+        self.with_netmem(self.map.after(extent)?)
+    }
+
+    fn with_netmem(&self, place: Place) -> Option<(bindings::netmem_ref, Place)> {
+        Some((self.area.netmem(place.extent)?, place))
+    }
+}
+
+/// Memory that is sent from.
+#[pin_data]
+pub(crate) struct TxMemory<S: Source> {
+    pub(super) extents: TxExtents,
+    /// Until no device can read it any more: no frag is left, or the device is gone.
+    #[pin]
+    mapped: Mapped<S>,
+}
+
+impl<S: Source> TxMemory<S> {
+    /// Cuts memory that a device reads into extents.
+    ///
+    /// `NoMemory` if there is none for 76 bytes for each extent, charged to the current task's memory
+    /// cgroup.
+    pub(crate) fn new(source: S) -> Result<impl PinInit<Self, Error>, MemoryError> {
+        if source.direction() != Self::DIRECTION {
+            return Err(MemoryError::Direction);
+        }
+        let count = extent::count(source.segments())?;
+        let mut ends = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        let mut end = 0;
+        for extent in extent::extents(source.segments()).take(count) {
+            end += extent.len;
+            ends.push_within_capacity(end).map_err(|_| AllocError)?;
+        }
+
+        let (_, slots) = extent::slots(&ends).ok_or(LayoutError::Empty)?;
+        let firsts = KVVec::from_elem(0, slots, GFP_KERNEL_ACCOUNT)?;
+
+        let addresses = extent::extents(source.segments()).map(|extent| extent.addr);
+        let area = NetIovArea::new(count, addresses)?;
+        let map = ExtentMap::new(ends, firsts, source.size()).ok_or(LayoutError::TooMany)?;
+
+        Ok(try_pin_init!(Self {
+            // INVARIANT: Both are of the same extents.
+            extents: TxExtents { map, area },
+            mapped <- Mapped::new(source),
+        }? Error))
+    }
+}
+
+impl<S: Source> Memory for TxMemory<S> {
+    type Source = S;
+    type Device<'a> = TxDevice<'a>;
+
+    const DIRECTION: Direction = Direction::ToDevice;
+
+    fn area(&self) -> &NetIovArea {
+        &self.extents.area
+    }
+
+    fn mapped(&self) -> &Mapped<S> {
+        &self.mapped
+    }
+
+    fn niov_shift(&self) -> u32 {
+        PAGE_SHIFT as u32
+    }
+
+    /// In pages, and none in use: nobody has to bring them back.
+    fn stats(&self) -> Stats {
+        Stats {
+            buffers: self.extents.map.size().div_ceil(PAGE_SIZE as u64) as usize,
+            in_use: 0,
+        }
+    }
+}

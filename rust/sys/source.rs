@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where the memory of a binding comes from.
+//!
+//! A [`Source`] is memory that is mapped for a device: that of a [dma-buf](super::dma_buf), or [pages of
+//! the kernel](super::host_pages).
+
+use kernel::device::Device;
+
+use super::{
+    area::Segment,
+    bindings,
+    net_device::{
+        device_ptr,
+        DmaDevice, //
+    }, //
+};
+
+/// Which way the DMA goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The device writes.
+    FromDevice,
+    /// The device reads.
+    ToDevice,
+}
+
+impl Direction {
+    pub(super) fn as_raw(self) -> bindings::dma_data_direction {
+        match self {
+            Self::FromDevice => bindings::dma_data_direction::DMA_FROM_DEVICE,
+            Self::ToDevice => bindings::dma_data_direction::DMA_TO_DEVICE,
+        }
+    }
+
+    /// The direction of a binding, which is one of the two.
+    pub(super) fn from_raw(direction: bindings::dma_data_direction) -> Self {
+        if direction == bindings::dma_data_direction::DMA_TO_DEVICE {
+            Self::ToDevice
+        } else {
+            Self::FromDevice
+        }
+    }
+}
+
+/// Memory that is mapped for a device, until this is dropped.
+///
+/// # Safety
+///
+/// For as long as it is there, the device may do DMA in that direction to what is at the segments, and to
+/// nobody else's memory. They are the same whenever they are asked for.
+pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
+    /// What is to stay when the memory is not mapped any more, until nobody has a net_iov of it.
+    type Backing: Send + Sync;
+
+    /// The DMA segments, in the order of offsets into the memory.
+    fn segments(&self) -> impl Iterator<Item = Segment> + '_;
+
+    /// Size of the memory in bytes. What the segments have beyond is not used.
+    fn size(&self) -> u64;
+
+    /// The device, which this keeps.
+    fn device(&self) -> &Device;
+
+    /// Which way the DMA goes.
+    fn direction(&self) -> Direction;
+
+    /// What is to stay.
+    fn backing(&self) -> Self::Backing;
+
+    /// Whether it is mapped for `dev`.
+    fn is_for(&self, dev: DmaDevice<'_>) -> bool {
+        device_ptr(self.device()) == dev.as_ptr()
+    }
+}
+
+/// A source that the CPU can read, too.
+///
+/// # Safety
+///
+/// What [`bytes`](Self::bytes) returns stays readable for as long as the backing is there.
+pub(crate) unsafe trait CpuSource: Source {
+    /// Where the CPU finds `len` bytes from `offset` on, if the memory has so many.
+    ///
+    /// A device may write to them at any time: there must be no reference to them.
+    fn bytes(backing: &Self::Backing, offset: u64, len: u64) -> Option<*const u8>;
+
+    /// Lets the CPU look at bytes that a device wrote.
+    ///
+    /// # Safety
+    ///
+    /// They have to be a part of one of the segments.
+    unsafe fn sync_for_cpu(&self, bytes: Segment);
+
+    /// Lets the device write to them again.
+    ///
+    /// # Safety
+    ///
+    /// As for [`sync_for_cpu`](Self::sync_for_cpu).
+    unsafe fn sync_for_device(&self, bytes: Segment);
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Nobody but a page pool gives a buffer back.
+
+use crate::sys::memory::{
+    Returned,
+    RxBuffers, //
+};
+
+fn free_what_is_in_use(buffers: &RxBuffers) {
+    let iovs = core::iter::once(7);
+    let _ = Returned { buffers, iovs }; //~ E0451
+}
