@@ -11,8 +11,10 @@ use std::io;
 use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::ptr;
 
 use crate::cmsg::Cmsgs;
+use crate::message;
 
 const SO_EE_ORIGIN_ZEROCOPY: u8 = 5;
 const SO_EE_CODE_ZEROCOPY_COPIED: u8 = 1;
@@ -67,10 +69,8 @@ pub fn parse(control: &[u8]) -> impl Iterator<Item = Completion> + '_ {
 pub fn read(socket: impl AsFd) -> io::Result<Option<Vec<Completion>>> {
     let mut control = [0u8; CONTROL];
     loop {
-        // SAFETY: All-zero is a valid msghdr (null pointers, zero lengths).
-        let mut msg: libc::msghdr = unsafe { mem::zeroed() };
-        msg.msg_control = control.as_mut_ptr().cast();
-        msg.msg_controllen = control.len();
+        let buffer = (control.as_mut_ptr(), control.len());
+        let mut msg = message::header((ptr::null_mut(), 0), buffer)?;
         // SAFETY: `msg` points to a control buffer which is writable for its length, and to nothing else.
         let ret = unsafe {
             libc::recvmsg(
@@ -80,8 +80,7 @@ pub fn read(socket: impl AsFd) -> io::Result<Option<Vec<Completion>>> {
             )
         };
         if ret >= 0 {
-            let control = control.get(..msg.msg_controllen).unwrap_or(&control);
-            return Ok(Some(parse(control).collect()));
+            return Ok(Some(parse(message::control(&msg, &control)).collect()));
         }
         let err = io::Error::last_os_error();
         match err.kind() {

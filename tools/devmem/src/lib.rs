@@ -114,6 +114,7 @@ pub mod completion;
 pub mod device;
 pub mod dmabuf;
 pub mod ethtool;
+mod message;
 pub mod netdev;
 pub mod netlink;
 pub mod netns;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crate::cmsg;
 use crate::cmsg::DevmemCmsg;
 use crate::cmsg::DevmemCmsgs;
+use crate::message;
 use crate::token::Collector;
 use crate::token::Token;
 
@@ -57,12 +58,8 @@ impl<'s> Receiver<'s> {
             iov_base: self.data.as_mut_ptr().cast(),
             iov_len: self.data.len(),
         };
-        // SAFETY: All-zero is a valid msghdr (null pointers, zero lengths).
-        let mut msg: libc::msghdr = unsafe { mem::zeroed() };
-        msg.msg_iov = &mut iov;
-        msg.msg_iovlen = 1;
-        msg.msg_control = self.control.as_mut_ptr().cast();
-        msg.msg_controllen = self.control.len();
+        let control = (self.control.as_mut_ptr(), self.control.len());
+        let mut msg = message::header((&mut iov, 1), control)?;
 
         let len = loop {
             // SAFETY: `msg` points to one iovec and a control buffer, both writable for the lengths
@@ -79,10 +76,7 @@ impl<'s> Receiver<'s> {
             }
         };
 
-        let control = self
-            .control
-            .get(..msg.msg_controllen)
-            .unwrap_or(&self.control);
+        let control = message::control(&msg, &self.control);
         Ok(Received::new(self.socket, &self.data, control, len, None))
     }
 }

@@ -5,7 +5,6 @@
 use std::error;
 use std::fmt;
 use std::io;
-use std::mem;
 use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
@@ -29,6 +28,7 @@ use crate::completion::Sent;
 use crate::dmabuf::Extent;
 use crate::dmabuf::Filled;
 use crate::dmabuf::Region;
+use crate::message;
 use crate::netdev::TxBinding;
 use crate::recv::Frag;
 use crate::tcp;
@@ -119,12 +119,10 @@ pub(crate) fn send_dmabuf(
     check_flags(flags)?;
     let mut iov: Vec<_> = extents.iter().map(iovec).collect::<io::Result<_>>()?;
     let mut control = cmsg::tx_control(dmabuf_id.get());
-    // SAFETY: All-zero is a valid msghdr (null pointers, zero lengths).
-    let mut msg: libc::msghdr = unsafe { mem::zeroed() };
-    msg.msg_iov = iov.as_mut_ptr();
-    msg.msg_iovlen = iov.len();
-    msg.msg_control = control.as_mut_ptr().cast();
-    msg.msg_controllen = control.len();
+    let msg = message::header(
+        (iov.as_mut_ptr(), iov.len()),
+        (control.as_mut_ptr(), control.len()),
+    )?;
     // SAFETY: `msg` points to iovecs and a control buffer, both readable for the lengths given. What the
     // iovecs hold are offsets into a dma-buf, which the kernel takes for addresses never: the socket is one
     // of TCP and connected, the number is not 0, and the flags do not change that. A kernel that does not

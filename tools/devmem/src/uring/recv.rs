@@ -25,6 +25,7 @@ use io_uring::types::RecvMsgOut;
 use super::memory::Memory;
 use super::ring::Ring;
 use crate::cmsg;
+use crate::message;
 use crate::recv::MSG_SOCK_DEVMEM;
 use crate::recv::Receive;
 use crate::recv::Received;
@@ -522,19 +523,16 @@ impl Buffers {
     }
 
     /// What the kernel is told of the buffers.
-    fn msghdr(&self) -> libc::msghdr {
-        // SAFETY: All-zero is a valid msghdr (null pointers, zero lengths).
-        let mut msg: libc::msghdr = unsafe { mem::zeroed() };
-        msg.msg_controllen = self.layout.control;
-        if !self.multishot {
-            msg.msg_control = self
-                .memory
-                .at::<u8>(self.layout.control(0), self.layout.control)
-                .cast();
-            msg.msg_iov = self.memory.at(IOVEC, size_of::<libc::iovec>());
-            msg.msg_iovlen = 1;
+    fn msghdr(&self) -> io::Result<libc::msghdr> {
+        let len = self.layout.control;
+        match self.multishot {
+            // What they have room for is all that is said: the kernel chooses the buffer.
+            true => message::header((ptr::null_mut(), 0), (ptr::null_mut(), len)),
+            false => message::header(
+                (self.memory.at(IOVEC, size_of::<libc::iovec>()), 1),
+                (self.memory.at(self.layout.control(0), len), len),
+            ),
         }
-        msg
     }
 
     /// Adds a receive request.
@@ -545,10 +543,11 @@ impl Buffers {
             iov_base: self.memory.at(self.layout.data(0), self.layout.data),
             iov_len: self.layout.data,
         };
+        let header = self.msghdr()?;
         let msg = self.memory.at::<libc::msghdr>(MSGHDR, PAGE);
         // SAFETY: Both are in the first page of the memory, and no request that uses them is in flight.
         unsafe {
-            ptr::write(msg, self.msghdr());
+            ptr::write(msg, header);
             ptr::write(self.memory.at(IOVEC, size_of_val(&iovec)), iovec);
         }
         let entry = match self.multishot {
@@ -572,15 +571,14 @@ impl Buffers {
                 .map_err(|_| io::Error::from_raw_os_error(-completion.result))?;
             // SAFETY: The request has completed, and there is no other before the receiver is used
             // again. It has written the message header.
-            let (data, control, used) = unsafe {
-                let msg = ptr::read(self.memory.at::<libc::msghdr>(MSGHDR, PAGE));
+            let (data, control, header) = unsafe {
                 (
                     self.memory.bytes(layout.data(0), layout.data),
                     self.memory.bytes(layout.control(0), layout.control),
-                    msg.msg_controllen,
+                    ptr::read(self.memory.at::<libc::msghdr>(MSGHDR, PAGE)),
                 )
             };
-            return Ok((data, control.get(..used).unwrap_or(control), len));
+            return Ok((data, message::control(&header, control), len));
         }
 
         let garbled = || io::Error::new(io::ErrorKind::InvalidData, "no buffer with what it has");
@@ -592,7 +590,7 @@ impl Buffers {
         // SAFETY: The kernel has handed this buffer over, and gets it back with `recycle()`, which
         // needs the receiver for itself.
         let buffer = unsafe { self.memory.bytes(layout.buffer(id), layout.buffer_size()) };
-        let msg = self.msghdr();
+        let msg = self.msghdr()?;
         let out = RecvMsgOut::parse(buffer, &msg).map_err(|()| garbled())?;
         let (len, used) = (
             out.incoming_payload_len() as usize,

@@ -24,6 +24,7 @@ use crate::completion::Completion;
 use crate::completion::InFlight;
 use crate::completion::Sent;
 use crate::dmabuf::Extent;
+use crate::message;
 use crate::netdev::TxBinding;
 use crate::send::CLOSED;
 use crate::send::Calls;
@@ -273,12 +274,10 @@ impl Inner {
                 iovecs.add(i).write(iovec(extent)?);
             }
             ptr::copy_nonoverlapping(control.as_ptr(), control_at, control.len());
-            let mut msg: libc::msghdr = mem::zeroed();
-            msg.msg_iov = iovecs;
-            msg.msg_iovlen = extents.len();
-            msg.msg_control = control_at.cast();
-            msg.msg_controllen = control.len();
-            header.write(msg);
+            header.write(message::header(
+                (iovecs, extents.len()),
+                (control_at, control.len()),
+            )?);
         }
         let entry = opcode::SendMsg::new(Fd(socket.fd().as_raw_fd()), header)
             .flags(flags)
@@ -295,10 +294,8 @@ impl Inner {
         // SAFETY: Header and control buffer are in the memory, and no request that uses them is in
         // flight.
         unsafe {
-            let mut msg: libc::msghdr = mem::zeroed();
-            msg.msg_control = self.memory.at(REAP_CONTROL, CONTROL);
-            msg.msg_controllen = CONTROL;
-            header.write(msg);
+            let control = (self.memory.at(REAP_CONTROL, CONTROL), CONTROL);
+            header.write(message::header((ptr::null_mut(), 0), control)?);
         }
         let entry = opcode::RecvMsg::new(Fd(socket.as_raw_fd()), header)
             .flags(ERRQUEUE)
@@ -330,15 +327,12 @@ impl Inner {
     fn note_completions(&mut self) {
         // SAFETY: The request has completed, and there is no other before this returns. It has
         // written the header.
-        let (control, used) = unsafe {
+        let (control, header) = unsafe {
             let header = self.memory.at::<libc::msghdr>(REAP_HEADER, REAP_HEADER);
-            (
-                self.memory.bytes(REAP_CONTROL, CONTROL),
-                ptr::read(header).msg_controllen,
-            )
+            (self.memory.bytes(REAP_CONTROL, CONTROL), ptr::read(header))
         };
-        let control = control.get(..used).unwrap_or(control);
-        self.told.extend(completion::parse(control));
+        self.told
+            .extend(completion::parse(message::control(&header, control)));
     }
 }
 
