@@ -29,6 +29,8 @@ use nix::sys::mman::ProtFlags;
 use nix::sys::mman::mmap;
 use nix::sys::mman::munmap;
 
+use crate::volatile;
+
 /// Size of the huge pages of [`DmaBuf::udmabuf_huge`].
 pub const HUGE_PAGE: usize = 2 << 20;
 
@@ -257,6 +259,11 @@ impl Mapping {
         Ok(CpuRead { mapping: self })
     }
 
+    fn end_write(&self) {
+        // Only cache maintenance, of which nothing can be retried or undone.
+        let _ = self.sync(SYNC_WRITE | SYNC_END);
+    }
+
     fn sync(&self, flags: u64) -> io::Result<()> {
         let arg = Sync { flags };
         loop {
@@ -299,12 +306,10 @@ impl CpuRead<'_> {
                 format!("{} bytes at {offset} are outside of the dma-buf", to.len()),
             ));
         }
-        // SAFETY: The range was checked to lie in the mapping, which `to` cannot overlap since no
-        // reference into it exists. The memory is not Rust's: a concurrent write by the device
-        // yields unspecified bytes, and nothing else.
+        // SAFETY: The range was checked to lie in the mapping.
         unsafe {
             let from = self.mapping.address.as_ptr().cast::<u8>().add(offset);
-            std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), to.len());
+            volatile::copy_out(from, to);
         }
         Ok(())
     }
@@ -368,9 +373,58 @@ impl Region {
     }
 
     /// Lets the CPU write to it, until the guard is dropped.
+    ///
+    /// What that takes is told to the exporter for all of the dma-buf: the kernel knows no part of one. So those
+    /// who fill many small regions do it with [`begin_write_all`](Self::begin_write_all).
+    ///
+    /// # Errors
+    ///
+    /// Those of `DMA_BUF_IOCTL_SYNC`, which are the exporter's.
     pub fn begin_write(&mut self) -> io::Result<CpuWrite<'_>> {
         self.mapping.sync(SYNC_WRITE | SYNC_START)?;
         Ok(CpuWrite { region: self })
+    }
+
+    /// Lets the CPU write to several regions of one dma-buf, until the guard is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if they are not all of one dma-buf; those of
+    /// [`begin_write`](Self::begin_write).
+    pub fn begin_write_all(regions: &mut [Self]) -> io::Result<CpuWriteAll<'_>> {
+        if let Some((first, others)) = regions.split_first() {
+            let same = |other: &Self| Arc::ptr_eq(&first.mapping, &other.mapping);
+            if !others.iter().all(same) {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "the regions are not all of one dma-buf",
+                ));
+            }
+            first.mapping.sync(SYNC_WRITE | SYNC_START)?;
+        }
+        Ok(CpuWriteAll { regions })
+    }
+
+    fn copy_in(&mut self, at: u64, from: &[u8]) -> io::Result<()> {
+        let Extent { offset, len } = self.extent;
+        if at
+            .checked_add(from.len() as u64)
+            .is_none_or(|end| end > len)
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} bytes at {at} are outside of the region", from.len()),
+            ));
+        }
+        // It does: a region lies in its mapping.
+        let offset = usize::try_from(offset + at).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: The range was checked to lie in the region, and so in the mapping, which is writable, as
+        // every one with regions. Of this mapping nobody else accesses the bytes of the region.
+        unsafe {
+            let to = self.mapping.address.as_ptr().cast::<u8>().add(offset);
+            volatile::copy_in(from, to);
+        }
+        Ok(())
     }
 }
 
@@ -391,41 +445,50 @@ pub struct CpuWrite<'r> {
 
 impl CpuWrite<'_> {
     /// Copies `from` to `at` of the region.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if that is not all in the region. Nothing was copied then.
     pub fn copy_in(&mut self, at: u64, from: &[u8]) -> io::Result<()> {
-        let Extent { offset, len } = self.region.extent;
-        if at
-            .checked_add(from.len() as u64)
-            .is_none_or(|end| end > len)
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{} bytes at {at} are outside of the region", from.len()),
-            ));
-        }
-        // It does: a region lies in its mapping.
-        let offset = usize::try_from(offset + at).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: The range was checked to lie in the region, and so in the mapping, which `from`
-        // cannot overlap since no reference into it exists. The mapping is writable, as every one with
-        // regions. The memory is not Rust's: whoever reads it concurrently gets unspecified bytes,
-        // and nothing else.
-        unsafe {
-            let to = self
-                .region
-                .mapping
-                .address
-                .as_ptr()
-                .cast::<u8>()
-                .add(offset);
-            std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len());
-        }
-        Ok(())
+        self.region.copy_in(at, from)
     }
 }
 
 impl Drop for CpuWrite<'_> {
     fn drop(&mut self) {
-        // Only cache maintenance, of which nothing can be retried or undone.
-        let _ = self.region.mapping.sync(SYNC_WRITE | SYNC_END);
+        self.region.mapping.end_write();
+    }
+}
+
+/// Several regions of one dma-buf that the CPU may write, as a [`CpuWrite`] is of one.
+#[derive(Debug)]
+pub struct CpuWriteAll<'r> {
+    regions: &'r mut [Region],
+}
+
+impl CpuWriteAll<'_> {
+    /// Copies `from` to `at` of the region with this index.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if there is none, or that is not all in it. Nothing was copied
+    /// then.
+    pub fn copy_in(&mut self, index: usize, at: u64, from: &[u8]) -> io::Result<()> {
+        match self.regions.get_mut(index) {
+            Some(region) => region.copy_in(at, from),
+            None => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{index} is none of {} regions", self.regions.len()),
+            )),
+        }
+    }
+}
+
+impl Drop for CpuWriteAll<'_> {
+    fn drop(&mut self) {
+        if let Some(region) = self.regions.first() {
+            region.mapping.end_write();
+        }
     }
 }
 
@@ -447,8 +510,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn nobody_else_has_the_bytes_of_a_region() {
-        // Any memory will do that can be mapped.
-        let memory = DmaBuf::new(memfd(1 << 16, MFdFlags::empty()).unwrap(), 1 << 16);
+        let memory = memory_of_no_device();
         let busy = || memory.region().unwrap_err().kind();
         let region = memory.region().unwrap();
         assert_eq!(busy(), io::ErrorKind::ResourceBusy);
@@ -468,6 +530,50 @@ mod tests {
         assert_eq!(busy(), io::ErrorKind::ResourceBusy);
         drop(second);
         memory.region().unwrap();
+    }
+
+    /// A dma-buf of a memfd: it can be mapped, but knows no `DMA_BUF_IOCTL_SYNC`.
+    fn memory_of_no_device() -> DmaBuf {
+        DmaBuf::new(memfd(1 << 16, MFdFlags::empty()).unwrap(), 1 << 16)
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn a_region_is_written_within_its_bounds() {
+        let memory = memory_of_no_device();
+        let map = memory.map().unwrap();
+        let cpu = CpuRead { mapping: &map };
+        let mut parts = memory.region().unwrap().split(100);
+        let mut all = CpuWriteAll {
+            regions: &mut parts[3..5],
+        };
+        all.copy_in(0, 0, &[3; 100]).unwrap();
+        all.copy_in(1, 1, &[4; 98]).unwrap();
+        for (index, at, len) in [(0, 1, 100), (1, 100, 1), (1, u64::MAX, 1), (2, 0, 0)] {
+            let err = all.copy_in(index, at, &vec![5; len]).unwrap_err();
+            assert_eq!(err.kind(), io::ErrorKind::InvalidInput);
+        }
+        let mut seen = [1; 300];
+        cpu.copy_out(250, &mut seen).unwrap();
+        let expected = [&[0; 50][..], &[3; 100], &[0], &[4; 98], &[0; 51]].concat();
+        assert_eq!(seen[..], expected);
+        for (offset, len) in [((1 << 16) - 1, 2), (u64::MAX, 1), (1 << 16, 1)] {
+            let err = cpu.copy_out(offset, &mut vec![0; len]).unwrap_err();
+            assert_eq!(err.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn regions_of_several_dmabufs_are_not_written_together() {
+        let (one, other) = (memory_of_no_device(), memory_of_no_device());
+        let mut regions = [one.region().unwrap(), other.region().unwrap()];
+        let err = Region::begin_write_all(&mut regions).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::InvalidInput);
+        // It comes to the exporter, which this has not.
+        let err = Region::begin_write_all(&mut regions[..1]).unwrap_err();
+        assert_eq!(err.raw_os_error(), Some(libc::ENOTTY));
+        Region::begin_write_all(&mut []).unwrap();
     }
 
     #[test]

@@ -126,6 +126,7 @@ pub mod tcp;
 mod testing;
 pub mod token;
 pub mod uring;
+mod volatile;
 
 pub use completion::Sent;
 pub use dmabuf::DmaBuf;
