@@ -121,6 +121,7 @@ pub mod netns;
 pub mod provider;
 pub mod recv;
 pub mod send;
+mod socket;
 pub mod tcp;
 #[cfg(test)]
 mod testing;
@@ -146,6 +147,7 @@ pub use send::SendError;
 pub use send::Sender;
 pub use send::Source;
 pub use send::Transmit;
+pub use socket::Socket;
 pub use tcp::TxSocket;
 pub use token::Token;
 pub use token::TokenBatch;

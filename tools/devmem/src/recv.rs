@@ -4,15 +4,14 @@
 
 use std::io;
 use std::mem;
-use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::cmsg;
 use crate::cmsg::DevmemCmsg;
 use crate::cmsg::DevmemCmsgs;
 use crate::message;
+use crate::socket::Socket;
 use crate::token::Collector;
 use crate::token::Token;
 
@@ -24,24 +23,24 @@ const FRAGS: usize = 512;
 
 /// Receives from a TCP socket, with buffers that are allocated once.
 ///
-/// It borrows the socket, so that its tokens cannot outlive it.
+/// It borrows the socket or owns a part of it, see [`Socket`], and so do its tokens, which cannot outlive it.
 #[derive(Debug)]
 pub struct Receiver<'s> {
-    socket: BorrowedFd<'s>,
+    socket: Socket<'s>,
     data: Vec<u8>,
     control: Vec<u8>,
 }
 
 impl<'s> Receiver<'s> {
     /// Takes up to 1 MiB and 512 pieces with a call.
-    pub fn new(socket: &'s impl AsFd) -> Self {
+    pub fn new(socket: impl Into<Socket<'s>>) -> Self {
         Self::with_capacity(socket, DATA, FRAGS)
     }
 
     /// Takes up to `data` bytes and `frags` pieces with a call.
-    pub fn with_capacity(socket: &'s impl AsFd, data: usize, frags: usize) -> Self {
+    pub fn with_capacity(socket: impl Into<Socket<'s>>, data: usize, frags: usize) -> Self {
         Self {
-            socket: socket.as_fd(),
+            socket: socket.into(),
             data: vec![0; data],
             control: vec![0; frags * cmsg::SPACE],
         }
@@ -77,7 +76,7 @@ impl<'s> Receiver<'s> {
         };
 
         let control = message::control(&msg, &self.control);
-        Ok(Received::new(self.socket, &self.data, control, len, None))
+        Ok(Received::new(&self.socket, &self.data, control, len, None))
     }
 }
 
@@ -98,7 +97,7 @@ impl<'s> Receive<'s> for Receiver<'s> {
 /// Tokens of pieces that were not asked for go back to the NIC when this is dropped.
 #[derive(Debug)]
 pub struct Received<'r, 's> {
-    socket: BorrowedFd<'s>,
+    socket: &'r Socket<'s>,
     data: &'r [u8],
     cmsgs: DevmemCmsgs<'r>,
     collector: Option<&'r Arc<Collector>>,
@@ -109,7 +108,7 @@ pub struct Received<'r, 's> {
 impl<'r, 's> Received<'r, 's> {
     /// What a call with these buffers received, which returned `len`.
     pub(crate) fn new(
-        socket: BorrowedFd<'s>,
+        socket: &'r Socket<'s>,
         data: &'r [u8],
         control: &'r [u8],
         len: usize,
@@ -180,7 +179,7 @@ impl<'r, 's> Iterator for Received<'r, 's> {
                 offset: cmsg.frag_offset,
                 size: cmsg.frag_size,
                 dmabuf_id: cmsg.dmabuf_id,
-                token: Token::new(self.socket, cmsg.frag_token, self.collector),
+                token: Token::new(self.socket.clone(), cmsg.frag_token, self.collector),
             })),
         }
     }
@@ -191,7 +190,11 @@ impl Drop for Received<'_, '_> {
         // Not by way of next(), which ends where a piece is not what it should be.
         for cmsg in &mut self.cmsgs {
             if let DevmemCmsg::Dmabuf(cmsg) = cmsg {
-                drop(Token::new(self.socket, cmsg.frag_token, self.collector));
+                drop(Token::new(
+                    self.socket.clone(),
+                    cmsg.frag_token,
+                    self.collector,
+                ));
             }
         }
     }
@@ -224,11 +227,12 @@ mod tests {
     #[test]
     fn what_was_not_asked_for_goes_back() {
         // No token returns itself here, so any descriptor will do.
-        let socket = io::stdin();
+        let stdin = io::stdin();
+        let socket = Socket::from(&stdin);
         let ring = Arc::new(Collector::new());
         let linear = message(cmsg::SCM_DEVMEM_LINEAR, 3, 0);
         let control = [frag(7), linear, frag(9), frag(10)].concat();
-        let mut received = Received::new(socket.as_fd(), b"abcd", &control, 33, Some(&ring));
+        let mut received = Received::new(&socket, b"abcd", &control, 33, Some(&ring));
         let kept = received.next();
         assert!(matches!(&kept, Some(Piece::Frag(frag)) if (frag.offset, frag.size) == (4096, 10)));
         assert!(matches!(received.next(), Some(Piece::Linear(b"abc"))));
@@ -241,18 +245,13 @@ mod tests {
     #[test]
     fn a_piece_that_is_none_loses_no_token() {
         // No token returns itself here, so any descriptor will do.
-        let socket = io::stdin();
+        let stdin = io::stdin();
+        let socket = Socket::from(&stdin);
         let ring = Arc::new(Collector::new());
         // More linear bytes than there are.
         let linear = message(cmsg::SCM_DEVMEM_LINEAR, 5, 0);
         let control = [frag(1), linear.clone(), frag(2), linear, frag(3)].concat();
-        drop(Received::new(
-            socket.as_fd(),
-            b"abcd",
-            &control,
-            40,
-            Some(&ring),
-        ));
+        drop(Received::new(&socket, b"abcd", &control, 40, Some(&ring)));
         assert_eq!(returned(&ring), [1, 2, 3]);
     }
 }

@@ -31,6 +31,7 @@ use crate::dmabuf::Region;
 use crate::message;
 use crate::netdev::TxBinding;
 use crate::recv::Frag;
+use crate::socket::Socket;
 use crate::tcp;
 use crate::tcp::TxSocket;
 use crate::tcp::check_flags;
@@ -193,7 +194,7 @@ pub struct Sender<'s, T> {
 impl<'s, T: Source> Sender<'s, T> {
     /// Makes a socket ready for sending from dma-bufs. It has to be connected, by TCP, and `SO_ZEROCOPY` has
     /// to be off; errors as of [`TxSocket::new`].
-    pub fn new(socket: &'s impl AsFd) -> io::Result<Self> {
+    pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         Ok(Self {
             socket: TxSocket::new(socket)?,
             flight: InFlight::new(),

@@ -23,6 +23,7 @@ use crate::dmabuf::Extent;
 use crate::netdev::TxBinding;
 use crate::send::enable_zerocopy;
 use crate::send::send_dmabuf;
+use crate::socket::Socket;
 
 /// Flags of `sendmsg()` that leave what it reads, and how often it counts, as they are.
 ///
@@ -47,7 +48,7 @@ const ULP_NAME: usize = 16;
 /// There is one of a socket, whether a [`Sender`](crate::Sender) has it or who made it: another could not
 /// tell its own completions.
 ///
-/// It borrows the socket. What is done to that meanwhile by other means is beyond it, since the kernel tells
+/// It borrows the socket, or owns a part of it: see [`Socket`]. What is done to that meanwhile by other means is beyond it, since the kernel tells
 /// nobody: a descriptor that `dup2()` replaces by another socket's (which only unsafe code can do),
 /// `connect(AF_UNSPEC)` followed by a connection with `TCP_FASTOPEN_CONNECT`, `TCP_REPAIR`, `TCP_ULP`, and
 /// BPF programs of a sockmap, which administrators may put between any socket and TCP.
@@ -65,7 +66,7 @@ const ULP_NAME: usize = 16;
 /// ```
 #[derive(Debug)]
 pub struct TxSocket<'s> {
-    fd: BorrowedFd<'s>,
+    socket: Socket<'s>,
 }
 
 impl<'s> TxSocket<'s> {
@@ -80,7 +81,8 @@ impl<'s> TxSocket<'s> {
     /// - [`ResourceBusy`](io::ErrorKind::ResourceBusy): `SO_ZEROCOPY` is on already, so that somebody sends
     ///   with `MSG_ZEROCOPY` or has done so, and the kernel may have counted calls;
     /// - those of `getsockopt()` and `setsockopt()`.
-    pub fn new(socket: &'s impl AsFd) -> io::Result<Self> {
+    pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
+        let socket = socket.into();
         let fd = socket.as_fd();
         check(fd)?;
         if number(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY)? != 0 {
@@ -90,7 +92,7 @@ impl<'s> TxSocket<'s> {
             ));
         }
         enable_zerocopy(fd)?;
-        Ok(Self { fd })
+        Ok(Self { socket })
     }
 
     /// Sends parts of the dma-buf of `binding` with one call, as they are; returns how many bytes.
@@ -107,9 +109,8 @@ impl<'s> TxSocket<'s> {
         send_dmabuf(self, binding.number(), extents, flags)
     }
 
-    /// The socket, for as long as it is borrowed.
-    pub(crate) fn fd(&self) -> BorrowedFd<'s> {
-        self.fd
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

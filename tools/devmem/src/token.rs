@@ -5,13 +5,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
+use std::mem::ManuallyDrop;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+
+use crate::socket::Socket;
 
 /// `SO_DEVMEM_DONTNEED`.
 pub const SO_DEVMEM_DONTNEED: i32 = 80;
@@ -60,14 +62,14 @@ pub fn dontneed(socket: impl AsFd, ranges: &[TokenRange]) -> io::Result<u32> {
 #[derive(Debug)]
 #[must_use = "a token which is dropped gives its memory back to the NIC"]
 pub struct Token<'s> {
-    socket: BorrowedFd<'s>,
+    socket: Socket<'s>,
     id: u32,
     collector: Option<Arc<Collector>>,
 }
 
 impl<'s> Token<'s> {
     /// A token that goes back by itself, or to a ring which collects them.
-    pub(crate) fn new(socket: BorrowedFd<'s>, id: u32, collector: Option<&Arc<Collector>>) -> Self {
+    pub(crate) fn new(socket: Socket<'s>, id: u32, collector: Option<&Arc<Collector>>) -> Self {
         Self {
             socket,
             id,
@@ -82,11 +84,12 @@ impl<'s> Token<'s> {
 
     /// Gives up the token without returning it: the memory stays taken until the number is passed
     /// to [`dontneed`] or the socket is closed.
-    pub fn into_id(mut self) -> u32 {
-        drop(self.collector.take());
-        let id = self.id;
-        mem::forget(self);
-        id
+    pub fn into_id(self) -> u32 {
+        // All but the return of the token.
+        let mut token = ManuallyDrop::new(self);
+        drop(token.collector.take());
+        token.socket.let_go();
+        token.id
     }
 
     /// Gives it back, and tells if that failed: then the token is still there, to be given back later.
@@ -108,7 +111,7 @@ impl<'s> Token<'s> {
             start: self.id,
             count: 1,
         };
-        dontneed(self.socket, &[range]).map(drop)
+        dontneed(&self.socket, &[range]).map(drop)
     }
 }
 
@@ -255,7 +258,7 @@ impl Collector {
 /// [`flush`]: TokenBatch::flush
 #[derive(Debug)]
 pub struct TokenBatch<'s> {
-    socket: BorrowedFd<'s>,
+    socket: Socket<'s>,
     queue: Queue,
     /// Tokens of other sockets and of rings that could not go back.
     others: Vec<Token<'s>>,
@@ -343,9 +346,9 @@ impl Queue {
 
 impl<'s> TokenBatch<'s> {
     /// An empty batch for tokens of `socket`.
-    pub fn new(socket: &'s impl AsFd) -> Self {
+    pub fn new(socket: impl Into<Socket<'s>>) -> Self {
         Self {
-            socket: socket.as_fd(),
+            socket: socket.into(),
             queue: Queue::new(),
             others: Vec::new(),
         }
@@ -360,7 +363,7 @@ impl<'s> TokenBatch<'s> {
         if token.socket.as_raw_fd() != self.socket.as_raw_fd() || token.collector.is_some() {
             return self.return_other(token);
         }
-        let socket = self.socket;
+        let socket = &self.socket;
         self.queue
             .push(token.into_id(), |ranges| dontneed(socket, ranges))
     }
@@ -373,7 +376,7 @@ impl<'s> TokenBatch<'s> {
     /// go with the next call. An error of kind [`Other`](io::ErrorKind::Other) says that the kernel did not
     /// know all of the tokens: these are gone.
     pub fn flush(&mut self) -> io::Result<()> {
-        let socket = self.socket;
+        let socket = &self.socket;
         let result = self.queue.flush(|ranges| dontneed(socket, ranges));
         mem::take(&mut self.others)
             .into_iter()
@@ -541,8 +544,10 @@ mod tests {
         let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let other = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let mut batch = TokenBatch::new(&udp);
-        batch.push(Token::new(udp.as_fd(), 5, None)).unwrap();
-        batch.push(Token::new(other.as_fd(), 6, None)).unwrap_err();
+        batch.push(Token::new((&udp).into(), 5, None)).unwrap();
+        batch
+            .push(Token::new((&other).into(), 6, None))
+            .unwrap_err();
         for _ in 0..2 {
             batch.flush().unwrap_err();
             assert_eq!((batch.held(), batch.returned()), (2, 0));
@@ -550,7 +555,7 @@ mod tests {
 
         let ring = Arc::new(Collector::new());
         batch
-            .push(Token::new(other.as_fd(), 7, Some(&ring)))
+            .push(Token::new((&other).into(), 7, Some(&ring)))
             .unwrap();
         assert_eq!(batch.held(), 2);
         assert_eq!(

@@ -5,9 +5,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
-use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Arc;
@@ -29,6 +27,7 @@ use crate::message;
 use crate::recv::MSG_SOCK_DEVMEM;
 use crate::recv::Receive;
 use crate::recv::Received;
+use crate::socket::Socket;
 use crate::token::Collector;
 use crate::token::Ranges;
 use crate::token::SO_DEVMEM_DONTNEED;
@@ -51,7 +50,7 @@ const RECEIVE: u64 = 1 << 32;
 
 /// Receives from a TCP socket by io_uring.
 ///
-/// It borrows the socket, so that its tokens cannot outlive it. A token that is dropped, or given to a
+/// It borrows the socket or owns a part of it, see [`Socket`], and so do its tokens, which cannot outlive it. A token that is dropped, or given to a
 /// [`TokenBatch`](crate::TokenBatch), goes back to the NIC with the next call of
 /// [`recv`](Self::recv) or [`finish`](Self::finish).
 ///
@@ -59,7 +58,7 @@ const RECEIVE: u64 = 1 << 32;
 /// [`recv_timeout`](Self::recv_timeout).
 #[derive(Debug)]
 pub struct Receiver<'s> {
-    socket: BorrowedFd<'s>,
+    socket: Socket<'s>,
     collector: Arc<Collector>,
     /// `None` once it was leaked, or freed.
     inner: Option<Inner>,
@@ -171,32 +170,36 @@ impl Layout {
 
 impl<'s> Receiver<'s> {
     /// Takes up to 1 MiB and 512 pieces with a call, one request for each.
-    pub fn new(socket: &'s impl AsFd) -> io::Result<Self> {
+    pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         Self::with_capacity(socket, DATA, FRAGS)
     }
 
     /// Takes up to `data` bytes and `frags` pieces with a call.
-    pub fn with_capacity(socket: &'s impl AsFd, data: usize, frags: usize) -> io::Result<Self> {
-        Self::with_layout(socket.as_fd(), Layout::new(data, frags, 1)?, false)
+    pub fn with_capacity(
+        socket: impl Into<Socket<'s>>,
+        data: usize,
+        frags: usize,
+    ) -> io::Result<Self> {
+        Self::with_layout(socket.into(), Layout::new(data, frags, 1)?, false)
     }
 
     /// Like [`new`](Self::new), with one request that receives again and again.
     ///
     /// The kernel fills up to 8 buffers while the program is busy.
-    pub fn multishot(socket: &'s impl AsFd) -> io::Result<Self> {
+    pub fn multishot(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         Self::multishot_with_capacity(socket, DATA, FRAGS)
     }
 
     /// Like [`multishot`](Self::multishot), with buffers for `data` bytes and `frags` pieces.
     pub fn multishot_with_capacity(
-        socket: &'s impl AsFd,
+        socket: impl Into<Socket<'s>>,
         data: usize,
         frags: usize,
     ) -> io::Result<Self> {
-        Self::with_layout(socket.as_fd(), Layout::new(data, frags, BUFFERS)?, true)
+        Self::with_layout(socket.into(), Layout::new(data, frags, BUFFERS)?, true)
     }
 
-    fn with_layout(socket: BorrowedFd<'s>, layout: Layout, multishot: bool) -> io::Result<Self> {
+    fn with_layout(socket: Socket<'s>, layout: Layout, multishot: bool) -> io::Result<Self> {
         let mut buffers = Buffers {
             memory: Memory::new(layout.size())?,
             layout,
@@ -209,12 +212,13 @@ impl<'s> Receiver<'s> {
         if multishot {
             buffers.register(&ring)?;
         }
+        let fd = socket.as_raw_fd();
         Ok(Self {
             socket,
             collector: Arc::new(Collector::new()),
             inner: Some(Inner {
                 ring,
-                fd: socket.as_raw_fd(),
+                fd,
                 buffers,
                 ready: VecDeque::with_capacity(BUFFERS.into()),
                 returns: Returns::default(),
@@ -250,7 +254,7 @@ impl<'s> Receiver<'s> {
         let completion = inner.receive(&self.collector, flags, timeout)?;
         let (data, control, len) = inner.buffers.lend(completion)?;
         Ok(Received::new(
-            self.socket,
+            &self.socket,
             data,
             control,
             len,
@@ -410,7 +414,7 @@ impl Inner {
 
     /// Ends all requests. What was received and not asked for goes back to the NIC, and what could not go
     /// back by the ring.
-    fn shut_down(&mut self, collector: &Arc<Collector>, socket: BorrowedFd<'_>) {
+    fn shut_down(&mut self, collector: &Arc<Collector>, socket: &Socket<'_>) {
         // Whatever fails, the rest has to be tried. Errors have nobody to be told to, and closing the socket
         // returns all tokens.
         let _ = self.finish_returns(collector);
@@ -608,7 +612,7 @@ impl Drop for Receiver<'_> {
         let Some(mut inner) = self.inner.take() else {
             return;
         };
-        inner.shut_down(&self.collector, self.socket);
+        inner.shut_down(&self.collector, &self.socket);
         // As long as there are requests in flight, their memory must not be freed.
         if inner.ring.in_flight() > 0 {
             mem::forget(inner);

@@ -5,7 +5,6 @@
 use std::io;
 use std::mem;
 use std::num::NonZero;
-use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::ptr;
@@ -34,6 +33,7 @@ use crate::send::Source;
 use crate::send::Transmit;
 use crate::send::iovec;
 use crate::send::send_all;
+use crate::socket::Socket;
 use crate::tcp::TxSocket;
 use crate::tcp::check_flags;
 
@@ -86,7 +86,7 @@ struct Inner {
 
 impl<'s, T: Source> Sender<'s, T> {
     /// Makes a socket ready for sending from dma-bufs, as [`crate::Sender::new`] does.
-    pub fn new(socket: &'s impl AsFd) -> io::Result<Self> {
+    pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         // What may fail comes before the socket, of which there is no second one to be had.
         let (ring, memory) = (Ring::new(ENTRIES)?, Memory::new(SIZE)?);
         Ok(Self {
