@@ -28,6 +28,10 @@ use nix::sys::mman::MapFlags;
 use nix::sys::mman::ProtFlags;
 use nix::sys::mman::mmap;
 use nix::sys::mman::munmap;
+use nix::sys::statfs::FsType;
+use nix::sys::statfs::fstatfs;
+use nix::unistd::Whence;
+use nix::unistd::lseek;
 
 use crate::volatile;
 
@@ -54,6 +58,9 @@ struct HeapAllocation {
 struct Sync {
     flags: u64,
 }
+
+/// Of what kernel-internal file system dma-bufs are files (`DMA_BUF_MAGIC`).
+const DMA_BUF_FS: FsType = FsType(0x444d_4142);
 
 const UDMABUF_FLAGS_CLOEXEC: u32 = 1;
 const SYNC_READ: u64 = 1;
@@ -87,6 +94,27 @@ impl DmaBuf {
             size,
             regions: Mutex::default(),
         }
+    }
+
+    /// Memory that something else exports, a GPU's driver for example, by the descriptor that it gave.
+    ///
+    /// Regions are accounted for here, and not in another `DmaBuf` of the same memory: see
+    /// [`region`](Self::region). Not every exporter lets the CPU [`map`](Self::map) its memory; to be bound it need
+    /// not be mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if it is no dma-buf; those of `fstatfs()` and `lseek()`.
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        if fstatfs(&fd)?.filesystem_type() != DMA_BUF_FS {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the descriptor is not that of a dma-buf",
+            ));
+        }
+        let size = lseek(&fd, 0, Whence::SeekEnd)?;
+        let size = usize::try_from(size).map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok(Self::new(fd, size))
     }
 
     /// A udmabuf of `size` bytes of ordinary pages; `size` is a multiple of the page size.
@@ -206,6 +234,12 @@ impl AsFd for DmaBuf {
     }
 }
 
+impl From<DmaBuf> for OwnedFd {
+    fn from(dmabuf: DmaBuf) -> Self {
+        dmabuf.fd
+    }
+}
+
 /// A memfd that udmabuf accepts: of its final size, and sealed against shrinking.
 fn memfd(size: usize, flags: MFdFlags) -> io::Result<OwnedFd> {
     let fd = memfd_create(
@@ -274,6 +308,13 @@ impl Mapping {
                 Err(err) => return Err(err.into()),
             }
         }
+    }
+}
+
+/// The dma-buf's descriptor.
+impl AsFd for Mapping {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
     }
 }
 
@@ -428,6 +469,13 @@ impl Region {
     }
 }
 
+/// The dma-buf's descriptor.
+impl AsFd for Region {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mapping.as_fd()
+    }
+}
+
 /// A region of which the first bytes are to be sent.
 #[derive(Debug)]
 pub struct Filled {
@@ -574,6 +622,18 @@ mod tests {
         let err = Region::begin_write_all(&mut regions[..1]).unwrap_err();
         assert_eq!(err.raw_os_error(), Some(libc::ENOTTY));
         Region::begin_write_all(&mut []).unwrap();
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn what_is_no_dmabuf_is_not_taken_for_one() {
+        let memfd = memfd(1 << 16, MFdFlags::empty()).unwrap();
+        let zero = File::open("/dev/zero").unwrap();
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        for fd in [memfd, zero.into(), socket.into()] {
+            let err = DmaBuf::from_fd(fd).unwrap_err();
+            assert_eq!(err.kind(), io::ErrorKind::InvalidInput);
+        }
     }
 
     #[test]

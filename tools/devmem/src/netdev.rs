@@ -5,6 +5,7 @@
 use std::io;
 use std::num::NonZero;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
 use crate::netlink::Attrs;
 use crate::netlink::Error;
@@ -102,6 +103,13 @@ pub struct PagePool {
 pub struct Netdev {
     socket: GenericSocket,
     family: u16,
+}
+
+/// The netlink socket: what it has bound stays bound for as long as that is open.
+impl AsFd for Netdev {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Netdev {
@@ -258,7 +266,7 @@ impl BindRx {
         let id = netdev.bind_rx(&self.attrs(&dmabuf))?;
         Ok(Binding {
             id,
-            _netdev: netdev,
+            netdev,
         })
     }
 }
@@ -270,7 +278,17 @@ impl BindRx {
 pub struct Binding {
     id: u32,
     // The kernel unbinds when the socket that bound is closed.
-    _netdev: Netdev,
+    netdev: Netdev,
+}
+
+/// The netlink socket that made it.
+///
+/// The kernel unbinds when the last descriptor of that socket is closed. Who duplicates this one, or passes it to
+/// another process, keeps the dma-buf bound after the [`Binding`] was dropped.
+impl AsFd for Binding {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.netdev.as_fd()
+    }
 }
 
 impl Binding {
@@ -334,7 +352,7 @@ impl BindTx {
         let id = NonZero::new(id).ok_or(Error::Answer("a binding without a number"))?;
         Ok(TxBinding {
             id,
-            _netdev: Some(netdev),
+            netdev: Some(netdev),
         })
     }
 }
@@ -347,14 +365,20 @@ impl BindTx {
 pub struct TxBinding {
     id: NonZero<u32>,
     // The kernel unbinds when the socket that bound is closed.
-    _netdev: Option<Netdev>,
+    netdev: Option<Netdev>,
 }
 
 impl TxBinding {
     /// A binding that another process made, which told its number: one of the same effective user, or one
     /// that [shares](BindTx::shared) it. Lives as long as that one likes.
     pub fn of_another(id: NonZero<u32>) -> Self {
-        Self { id, _netdev: None }
+        Self { id, netdev: None }
+    }
+
+    /// The netlink socket that made it, unless it is that [of another](Self::of_another). As with a [`Binding`],
+    /// a duplicate keeps the dma-buf bound.
+    pub fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.netdev.as_ref().map(AsFd::as_fd)
     }
 
     /// Its number, which `sendmsg()` is told.

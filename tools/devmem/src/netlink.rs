@@ -8,6 +8,7 @@
 use std::fmt;
 use std::io;
 use std::marker::PhantomData;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
@@ -306,6 +307,12 @@ impl fmt::Debug for GenericSocket {
         f.debug_struct("GenericSocket")
             .field("sequence", &self.sequence)
             .finish_non_exhaustive()
+    }
+}
+
+impl AsFd for GenericSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
