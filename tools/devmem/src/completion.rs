@@ -24,6 +24,7 @@ const CONTROL: usize = 256;
 
 /// Calls of `sendmsg()` whose memory the kernel no longer needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Completion {
     /// Number of the first call.
     pub first: u32,
@@ -66,6 +67,10 @@ pub fn parse(control: &[u8]) -> impl Iterator<Item = Completion> + '_ {
 /// Takes the next message off a socket's error queue, without waiting: `None` if it is empty.
 ///
 /// A message that is not about completions gives an empty list.
+///
+/// # Errors
+///
+/// Those of `recvmsg(MSG_ERRQUEUE)`.
 pub fn read(socket: impl AsFd) -> io::Result<Option<Vec<Completion>>> {
     let mut control = [0u8; CONTROL];
     loop {
@@ -94,6 +99,7 @@ pub fn read(socket: impl AsFd) -> io::Result<Option<Vec<Completion>>> {
 /// A source whose memory is free again.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the memory that was sent, or what kept it, is in here"]
+#[non_exhaustive]
 pub struct Sent<T> {
     /// What was given to [`Sender::send`](crate::Sender::send).
     pub source: T,

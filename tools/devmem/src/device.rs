@@ -2,7 +2,8 @@
 
 //! A device made ready for device memory, and put back as it was: header split, and steering.
 
-use std::error::Error;
+use std::error;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -10,11 +11,47 @@ use std::process::Command;
 
 use crate::ethtool::Ethtool;
 use crate::ethtool::Rings;
+use crate::netlink::errno_of;
 use crate::netns::Netns;
 use nix::net::if_::if_nametoindex;
 
+/// Why a device could not be made ready: what was tried, and what came of it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct DeviceError {
+    /// What was tried.
+    pub what: String,
+    /// How that failed. An error of kind [`Other`](io::ErrorKind::Other) has what `ethtool` said.
+    pub error: io::Error,
+}
+
+impl DeviceError {
+    fn new(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        |error| Self { what, error }
+    }
+
+    /// The error number, if there is one.
+    pub fn errno(&self) -> Option<i32> {
+        errno_of(&self.error)
+    }
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.error)
+    }
+}
+
+impl error::Error for DeviceError {
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
 /// A device with header split on, until this is dropped.
 #[derive(Debug)]
+#[must_use = "header split is as it was once this is dropped"]
 pub struct Device<'n> {
     netns: &'n Netns,
     name: String,
@@ -23,8 +60,12 @@ pub struct Device<'n> {
 }
 
 impl<'n> Device<'n> {
-    /// Switches header split on.
-    pub fn prepare(netns: &'n Netns, name: &str) -> Result<Self, Box<dyn Error>> {
+    /// Switches header split on. Needs CAP_NET_ADMIN.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if there is no such device, those of [`Ethtool`] and of [`Netns::run`].
+    pub fn prepare(netns: &'n Netns, name: &str) -> Result<Self, DeviceError> {
         let (ifindex, before) = netns
             .run(|| {
                 let ifindex = if_nametoindex(name)?;
@@ -33,7 +74,9 @@ impl<'n> Device<'n> {
                 ethtool.set_rings(ifindex, Rings::DEVMEM)?;
                 Ok((ifindex, before))
             })
-            .map_err(|err| format!("switching on header split of {name}: {err}"))?;
+            .map_err(DeviceError::new(format!(
+                "switching on header split of {name}"
+            )))?;
         Ok(Self {
             netns,
             name: name.to_owned(),
@@ -51,7 +94,13 @@ impl<'n> Device<'n> {
     /// both for `[::]`.
     ///
     /// By the program `ethtool`, which chooses places for the rules.
-    pub fn steer(&self, to: SocketAddr, queue: u32) -> Result<Rule<'_>, Box<dyn Error>> {
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](io::ErrorKind::NotFound) if there is no such program; [`Other`](io::ErrorKind::Other) for what it
+    /// said; [`InvalidData`](io::ErrorKind::InvalidData) if it does not tell the number of a rule; those of
+    /// [`Netns::run`].
+    pub fn steer(&self, to: SocketAddr, queue: u32) -> Result<Rule<'_>, DeviceError> {
         let (port, queue) = (to.port().to_string(), queue.to_string());
         let mut rule = Rule {
             device: self,
@@ -62,23 +111,27 @@ impl<'n> Device<'n> {
             let id = text
                 .rsplit_once("ID ")
                 .map(|(_, id)| id.trim().to_owned())
-                .ok_or_else(|| format!("ethtool -N does not tell the rule's number: {text:?}"))?;
+                .ok_or_else(|| {
+                    let said = io::Error::new(io::ErrorKind::InvalidData, format!("{text:?}"));
+                    DeviceError::new("ethtool -N does not tell the rule's number")(said)
+                })?;
             rule.ids.push(id);
         }
         Ok(rule)
     }
 
-    fn ethtool(&self, args: &[&str]) -> Result<String, Box<dyn Error>> {
+    fn ethtool(&self, args: &[&str]) -> Result<String, DeviceError> {
         let mut command = Command::new("ethtool");
         command.arg("-N").arg(&self.name).args(args);
         let output = self
             .netns
             .run(|| command.output())
-            .map_err(|err| format!("starting ethtool: {err}"))?;
+            .map_err(DeviceError::new("starting ethtool"))?;
         // Some versions complain about a refused rule and still exit with 0.
         if !output.status.success() || !output.stderr.is_empty() {
             let stderr = String::from_utf8_lossy(&output.stderr);
-            return Err(format!("{command:?}: {}", stderr.trim()).into());
+            let said = io::Error::other(stderr.trim().to_owned());
+            return Err(DeviceError::new(format!("{command:?}"))(said));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
@@ -108,6 +161,7 @@ fn flow_types(to: IpAddr) -> &'static [&'static str] {
 
 /// A steering rule, or one for each version of IP, until this is dropped.
 #[derive(Debug)]
+#[must_use = "a rule is removed once this is dropped"]
 pub struct Rule<'d> {
     device: &'d Device<'d>,
     ids: Vec<String>,
@@ -126,6 +180,20 @@ impl Drop for Rule<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_says_what_was_tried_and_keeps_its_number() {
+        use std::error::Error as _;
+
+        let refused = io::Error::from(crate::Error::Refused {
+            errno: libc::EOPNOTSUPP,
+            ack: Box::default(),
+        });
+        let err = DeviceError::new("trying")(refused);
+        assert_eq!(err.errno(), Some(libc::EOPNOTSUPP));
+        assert!(err.to_string().starts_with("trying: "));
+        assert!(err.source().is_some());
+    }
 
     #[test]
     fn both_versions_of_ip_come_to_a_socket_that_takes_both() {

@@ -118,6 +118,10 @@ impl DmaBuf {
     }
 
     /// A udmabuf of `size` bytes of ordinary pages; `size` is a multiple of the page size.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`udmabuf_of`](Self::udmabuf_of), and of `memfd_create()`, `ftruncate()` and `fcntl()`.
     pub fn udmabuf(size: usize) -> io::Result<Self> {
         let memfd = memfd(size, MFdFlags::empty())?;
         Self::udmabuf_of(&memfd, 0, size)
@@ -126,12 +130,23 @@ impl DmaBuf {
     /// A udmabuf of `size` bytes of 2 MiB pages; `size` is a multiple of [`HUGE_PAGE`].
     ///
     /// The pages come from the system's pool (`vm.nr_hugepages`).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`udmabuf`](Self::udmabuf). `ENOMEM` if the pool has not that many.
     pub fn udmabuf_huge(size: usize) -> io::Result<Self> {
         let memfd = memfd(size, MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB)?;
         Self::udmabuf_of(&memfd, 0, size)
     }
 
-    /// A udmabuf of a part of a memfd, which has to be sealed against shrinking.
+    /// A udmabuf of a part of a memfd, which has to be sealed against shrinking. `offset` and `size` are in bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](io::ErrorKind::NotFound) on a kernel without `CONFIG_UDMABUF`, or if `/dev` does not show it;
+    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied) for users who may not open `/dev/udmabuf`. Then those
+    /// of `UDMABUF_CREATE`: `EINVAL` if offset or size are not of whole pages, if there is more than the module's
+    /// limits `size_limit_mb` and `list_limit` allow, or if seals are missing; `EBADFD` if it is no memfd.
     pub fn udmabuf_of(memfd: &impl AsFd, offset: u64, size: usize) -> io::Result<Self> {
         let device = File::options()
             .read(true)
@@ -151,12 +166,22 @@ impl DmaBuf {
         Ok(Self::new(fd, size))
     }
 
-    /// Memory of the system heap, `/dev/dma_heap/system`.
+    /// `size` bytes of the system heap, `/dev/dma_heap/system`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`heap`](Self::heap).
     pub fn system_heap(size: usize) -> io::Result<Self> {
         Self::heap(Path::new("/dev/dma_heap/system"), size, libc::O_RDWR)
     }
 
-    /// Memory of a heap, its file descriptor opened with `access` (`O_RDWR`, `O_RDONLY`).
+    /// `size` bytes of a heap, their file descriptor opened with `access` (`O_RDWR`, `O_RDONLY`).
+    ///
+    /// # Errors
+    ///
+    /// [`NotFound`](io::ErrorKind::NotFound) and [`PermissionDenied`](io::ErrorKind::PermissionDenied) if there is no
+    /// such heap, or not for this user; those of `DMA_HEAP_IOCTL_ALLOC`, of which `EINVAL` is about `access` and
+    /// `ENOMEM` about the size; [`InvalidData`](io::ErrorKind::InvalidData) if what answers is no heap.
     pub fn heap(heap: &Path, size: usize, access: i32) -> io::Result<Self> {
         let device = File::open(heap)?;
         let mut arg = HeapAllocation {
@@ -182,6 +207,10 @@ impl DmaBuf {
     }
 
     /// Maps it for the CPU to read.
+    ///
+    /// # Errors
+    ///
+    /// Those of `mmap()`: not every exporter lets its memory be mapped.
     pub fn map(&self) -> io::Result<Mapping> {
         self.map_as(ProtFlags::PROT_READ)
     }
@@ -288,6 +317,10 @@ unsafe impl std::marker::Sync for Mapping {}
 
 impl Mapping {
     /// Makes what the device wrote visible to the CPU, until the guard is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Those of `DMA_BUF_IOCTL_SYNC`, which are the exporter's.
     pub fn begin_read(&self) -> io::Result<CpuRead<'_>> {
         self.sync(SYNC_READ | SYNC_START)?;
         Ok(CpuRead { mapping: self })
@@ -327,6 +360,7 @@ impl Drop for Mapping {
 
 /// A dma-buf that the CPU may read: `DMA_BUF_IOCTL_SYNC` has started, and ends with this.
 #[derive(Debug)]
+#[must_use = "what a device writes is not to be read any more once this is dropped"]
 pub struct CpuRead<'m> {
     mapping: &'m Mapping,
 }
@@ -336,6 +370,10 @@ impl CpuRead<'_> {
     ///
     /// They are copied instead of lent because a device, or another process with the same dma-buf,
     /// may write them at any time.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if they are not all in the dma-buf. Nothing was copied then.
     pub fn copy_out(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
         let offset = usize::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         if offset
@@ -379,7 +417,11 @@ impl Region {
         self.extent
     }
 
-    /// Cuts it in two, the first of `len` bytes. Gives it back whole if it has not that many.
+    /// Cuts it in two, the first of `len` bytes.
+    ///
+    /// # Errors
+    ///
+    /// Gives it back whole if it has not that many.
     pub fn split_at(self, len: u64) -> Result<(Self, Self), Self> {
         let Some(rest) = self.extent.len.checked_sub(len) else {
             return Err(self);
@@ -487,6 +529,7 @@ pub struct Filled {
 
 /// A region that the CPU may write: `DMA_BUF_IOCTL_SYNC` has started, and ends with this.
 #[derive(Debug)]
+#[must_use = "the memory is not to be written any more once this is dropped"]
 pub struct CpuWrite<'r> {
     region: &'r mut Region,
 }
@@ -510,6 +553,7 @@ impl Drop for CpuWrite<'_> {
 
 /// Several regions of one dma-buf that the CPU may write, as a [`CpuWrite`] is of one.
 #[derive(Debug)]
+#[must_use = "the memory is not to be written any more once this is dropped"]
 pub struct CpuWriteAll<'r> {
     regions: &'r mut [Region],
 }
@@ -621,7 +665,7 @@ mod tests {
         // It comes to the exporter, which this has not.
         let err = Region::begin_write_all(&mut regions[..1]).unwrap_err();
         assert_eq!(err.raw_os_error(), Some(libc::ENOTTY));
-        Region::begin_write_all(&mut []).unwrap();
+        drop(Region::begin_write_all(&mut []).unwrap());
     }
 
     #[test]

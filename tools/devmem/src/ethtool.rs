@@ -17,6 +17,7 @@ const HDS_THRESH: u16 = 17;
 
 /// Whether a device puts headers and payload into separate buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DataSplit {
     /// The device decides.
     Auto,
@@ -54,6 +55,10 @@ pub struct Ethtool {
 
 impl Ethtool {
     /// Opens a socket.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::open`] and [`GenericSocket::family`].
     pub fn open() -> Result<Self, Error> {
         let mut socket = GenericSocket::open()?;
         let family = socket.family("ethtool")?;
@@ -61,6 +66,10 @@ impl Ethtool {
     }
 
     /// Reads the ring parameters.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::request`]: `ENODEV` if there is no such device, `EOPNOTSUPP` if it has no rings.
     pub fn rings(&mut self, ifindex: u32) -> Result<Rings, Error> {
         let reply = self
             .socket
@@ -83,7 +92,12 @@ impl Ethtool {
         Ok(rings)
     }
 
-    /// Writes the ring parameters.
+    /// Writes the ring parameters. Needs CAP_NET_ADMIN.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::request`]: besides those of [`rings`](Self::rings) `EPERM`, `EINVAL` if the device
+    /// does not know a parameter, and whatever its driver says.
     pub fn set_rings(&mut self, ifindex: u32, rings: Rings) -> Result<(), Error> {
         let mut attrs = device(ifindex);
         if let Some(split) = rings.data_split {

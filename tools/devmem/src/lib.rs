@@ -108,6 +108,8 @@
 #![warn(clippy::cast_possible_truncation)]
 #![warn(clippy::cast_possible_wrap)]
 #![warn(clippy::cast_sign_loss)]
+// Who calls what can fail has to know how.
+#![warn(clippy::missing_errors_doc)]
 
 pub mod cmsg;
 pub mod completion;
@@ -139,6 +141,7 @@ pub use netdev::BindTx;
 pub use netdev::Binding;
 pub use netdev::TxBinding;
 pub use netlink::Error;
+pub use netlink::errno_of;
 pub use recv::Frag;
 pub use recv::Piece;
 pub use recv::Receive;

@@ -74,6 +74,7 @@ pub mod page_pool {
 
 /// A queue of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Queue {
     /// Its number.
     pub id: u32,
@@ -85,6 +86,7 @@ pub struct Queue {
 
 /// A page pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PagePool {
     /// Its number.
     pub id: u64,
@@ -114,6 +116,10 @@ impl AsFd for Netdev {
 
 impl Netdev {
     /// Opens a socket.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::open`] and [`GenericSocket::family`].
     pub fn open() -> Result<Self, Error> {
         let mut socket = GenericSocket::open()?;
         let family = socket.family("netdev")?;
@@ -121,6 +127,10 @@ impl Netdev {
     }
 
     /// Sends any request of this family.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::request`].
     pub fn request(&mut self, command: u8, attrs: &Attrs) -> Result<Vec<Vec<u8>>, Error> {
         self.socket.request(self.family, command, attrs)
     }
@@ -128,11 +138,19 @@ impl Netdev {
     /// Binds by a request that was built by hand; returns the binding's number.
     ///
     /// The binding lives until this socket is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::request`]; [`Error::Answer`] if the kernel gives no number.
     pub fn bind_rx(&mut self, attrs: &Attrs) -> Result<u32, Error> {
         self.bind(cmd::BIND_RX, attrs)
     }
 
     /// Like [`bind_rx`](Self::bind_rx), to send from the dma-buf.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub fn bind_tx(&mut self, attrs: &Attrs) -> Result<u32, Error> {
         self.bind(cmd::BIND_TX, attrs)
     }
@@ -148,6 +166,11 @@ impl Netdev {
     }
 
     /// All queues of a device.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::dump`], `ENODEV` if there is no such device; [`Error::Answer`] if something of a
+    /// queue is missing.
     pub fn queues(&mut self, ifindex: u32) -> Result<Vec<Queue>, Error> {
         let attrs = Attrs::new().u32(queue::IFINDEX, ifindex);
         self.socket
@@ -166,6 +189,11 @@ impl Netdev {
     }
 
     /// All page pools of devices in this network namespace.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::dump`], `EOPNOTSUPP` on a kernel without `CONFIG_PAGE_POOL`; [`Error::Answer`] if
+    /// something of a pool is missing.
     pub fn page_pools(&mut self) -> Result<Vec<PagePool>, Error> {
         self.socket
             .dump(self.family, cmd::PAGE_POOL_GET, &Attrs::new())?
@@ -197,6 +225,7 @@ fn number(attrs: &[u8], kind: u16) -> Option<u64> {
 
 /// A request to bind a dma-buf to RX queues.
 #[derive(Clone, Debug)]
+#[must_use = "a request does nothing before it is made"]
 pub struct BindRx {
     ifindex: u32,
     queues: Vec<u32>,
@@ -261,13 +290,18 @@ impl BindRx {
     ///
     /// Needs CAP_NET_ADMIN there, and a device with header split on and hds-thresh 0. The binding keeps
     /// the dma-buf, not the descriptor, which may be given away here.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Netdev::open`] and [`Netdev::bind_rx`]. With [`Error::Refused`] the kernel says why, and which part
+    /// of the request it is about: `EPERM` without the capability; `ENODEV` if there is no such device; `EINVAL` and
+    /// `ERANGE` for what the request says of queues and sizes, and if header split is off; `EEXIST` if something else
+    /// has a queue; `EOPNOTSUPP` if the device cannot do it; `EBADF` and `EINVAL` if it is no dma-buf; `ENOMEM`; and
+    /// what the exporter or the driver say.
     pub fn bind(&self, dmabuf: impl AsFd) -> Result<Binding, Error> {
         let mut netdev = Netdev::open()?;
         let id = netdev.bind_rx(&self.attrs(&dmabuf))?;
-        Ok(Binding {
-            id,
-            netdev,
-        })
+        Ok(Binding { id, netdev })
     }
 }
 
@@ -275,6 +309,7 @@ impl BindRx {
 ///
 /// Tokens that are still held stay valid: their memory goes back when they are returned.
 #[derive(Debug)]
+#[must_use = "dropping a binding unbinds the dma-buf"]
 pub struct Binding {
     id: u32,
     // The kernel unbinds when the socket that bound is closed.
@@ -297,8 +332,11 @@ impl Binding {
         self.id
     }
 
-    /// Its provider, and how many of its buffers are in use. Errors as of
-    /// [`bindings`](crate::provider::bindings).
+    /// Its provider, and how many of its buffers are in use.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`binding`](crate::provider::binding).
     pub fn stats(&self) -> io::Result<BindingInfo> {
         provider::binding(self.id)
     }
@@ -306,6 +344,7 @@ impl Binding {
 
 /// A request to send from a dma-buf through a device.
 #[derive(Clone, Debug)]
+#[must_use = "a request does nothing before it is made"]
 pub struct BindTx {
     ifindex: u32,
     shared: bool,
@@ -346,6 +385,10 @@ impl BindTx {
     /// Binds, in the network namespace of the calling thread. Needs no capability, but how many bindings a
     /// user has is limited, see `user.max_devmem_tx_bindings`. As with [`BindRx::bind`], the descriptor may
     /// be given away.
+    ///
+    /// # Errors
+    ///
+    /// As of [`BindRx::bind`], but for what is about queues; `ENOSPC` if the user has too many.
     pub fn bind(&self, dmabuf: impl AsFd) -> Result<TxBinding, Error> {
         let mut netdev = Netdev::open()?;
         let id = netdev.bind_tx(&self.attrs(&dmabuf))?;
@@ -362,6 +405,7 @@ impl BindTx {
 ///
 /// What has been sent by then is still delivered, and completes.
 #[derive(Debug)]
+#[must_use = "dropping a binding unbinds the dma-buf"]
 pub struct TxBinding {
     id: NonZero<u32>,
     // The kernel unbinds when the socket that bound is closed.
@@ -391,7 +435,11 @@ impl TxBinding {
         self.id
     }
 
-    /// Its provider and its size. Errors as of [`bindings`](crate::provider::bindings).
+    /// Its provider and its size.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`binding`](crate::provider::binding).
     pub fn stats(&self) -> io::Result<BindingInfo> {
         provider::binding(self.id())
     }

@@ -187,6 +187,7 @@ impl AttrPath {
 
 /// What the kernel says beside an error number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ExtAck {
     /// The message.
     pub message: Option<String>,
@@ -260,16 +261,53 @@ impl From<io::Error> for Error {
     }
 }
 
+/// Its kind is that of the error number, which [`errno_of`] finds in it.
 impl From<Error> for io::Error {
     fn from(err: Error) -> Self {
         match err {
             Error::Io(err) => err,
-            other => Self::other(other),
+            other => match other.errno() {
+                Some(errno) => Self::new(Self::from_raw_os_error(errno).kind(), other),
+                None => Self::other(other),
+            },
         }
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(err) => Some(err),
+            Self::Refused { .. } | Self::NoFamily(_) | Self::Answer(_) => None,
+        }
+    }
+}
+
+/// The error number of an error of this library's, if there is one: that of the system call, or of the answer to
+/// a request.
+///
+/// [`raw_os_error`](io::Error::raw_os_error) tells only of errors that are nothing but a number; those with a
+/// message of the kernel's are more.
+pub fn errno_of(err: &io::Error) -> Option<i32> {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(err);
+    while let Some(err) = next {
+        if let Some(err) = err.downcast_ref::<Error>() {
+            return err.errno();
+        }
+        let Some(err) = err.downcast_ref::<io::Error>() else {
+            next = err.source();
+            continue;
+        };
+        if let Some(errno) = err.raw_os_error() {
+            return Some(errno);
+        }
+        next = match err.get_ref() {
+            Some(inner) => Some(inner),
+            None => None,
+        };
+    }
+    None
+}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -318,6 +356,10 @@ impl AsFd for GenericSocket {
 
 impl GenericSocket {
     /// Opens a socket that is told reasons with errors.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]: those of `socket()`, `bind()` and `setsockopt()`.
     pub fn open() -> Result<Self, Error> {
         let mut socket = Socket::new(NETLINK_GENERIC)?;
         socket.bind_auto()?;
@@ -333,6 +375,10 @@ impl GenericSocket {
     }
 
     /// The number of a family.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoFamily`] if the kernel has none of this name; those of [`request`](Self::request).
     pub fn family(&mut self, name: &str) -> Result<u16, Error> {
         let attrs = Attrs::new().string(CTRL_ATTR_FAMILY_NAME, name);
         let reply = match self.request(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, &attrs) {
@@ -353,6 +399,13 @@ impl GenericSocket {
     }
 
     /// Sends a request, and gives the attributes of each message of the answer.
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Refused`], with what the kernel says about it;
+    /// - [`Error::Io`]: those of `send()` and `recv()`, [`WouldBlock`](io::ErrorKind::WouldBlock) if no answer has come
+    ///   for a minute, [`InvalidInput`](io::ErrorKind::InvalidInput) if the request is longer than its header can say;
+    /// - [`Error::Answer`] if the answer is malformed.
     pub fn request(
         &mut self,
         family: u16,
@@ -363,6 +416,10 @@ impl GenericSocket {
     }
 
     /// Like [`request`](Self::request), for a list.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub fn dump(&mut self, family: u16, command: u8, attrs: &Attrs) -> Result<Vec<Vec<u8>>, Error> {
         self.transact(family, command, NLM_F_DUMP, attrs)
     }
@@ -539,6 +596,33 @@ mod tests {
             panic!("not refused");
         };
         assert_eq!(ack.missing, Some(3));
+    }
+
+    #[test]
+    fn an_error_number_is_not_lost() {
+        use std::error::Error as _;
+
+        let refused = || Error::Refused {
+            errno: libc::EEXIST,
+            ack: Box::default(),
+        };
+        assert!(refused().source().is_none());
+        let err = io::Error::from(refused());
+        assert_eq!(err.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(errno_of(&err), Some(libc::EEXIST));
+        assert_eq!(errno_of(&io::Error::other(err)), Some(libc::EEXIST));
+
+        let plain = || io::Error::from_raw_os_error(libc::EPERM);
+        let err = Error::Io(plain());
+        assert_eq!(err.errno(), Some(libc::EPERM));
+        assert!(err.source().is_some_and(|source| source.is::<io::Error>()));
+        let err = io::Error::from(err);
+        assert_eq!(err.raw_os_error(), Some(libc::EPERM));
+        assert_eq!(errno_of(&io::Error::other(plain())), Some(libc::EPERM));
+
+        let none = io::Error::from(Error::Answer("nothing"));
+        assert_eq!((none.kind(), errno_of(&none)), (io::ErrorKind::Other, None));
+        assert_eq!(errno_of(&io::ErrorKind::TimedOut.into()), None);
     }
 
     #[test]

@@ -23,6 +23,10 @@ pub struct Netns {
 
 impl Netns {
     /// The one that `ip netns add` made under this name.
+    ///
+    /// # Errors
+    ///
+    /// Those of `open()`: [`NotFound`](io::ErrorKind::NotFound) if there is none.
     pub fn named(name: &str) -> io::Result<Self> {
         Ok(Self {
             fd: File::open(Path::new("/run/netns").join(name))?.into(),
@@ -30,6 +34,10 @@ impl Netns {
     }
 
     /// That of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of `open()`.
     pub fn current() -> io::Result<Self> {
         Ok(Self {
             fd: File::open("/proc/thread-self/ns/net")?.into(),
@@ -37,6 +45,11 @@ impl Netns {
     }
 
     /// That of another process.
+    ///
+    /// # Errors
+    ///
+    /// Those of `open()`: [`NotFound`](io::ErrorKind::NotFound) if there is no such process,
+    /// [`PermissionDenied`](io::ErrorKind::PermissionDenied) if it is somebody else's.
     pub fn of_process(pid: i32) -> io::Result<Self> {
         Ok(Self {
             fd: File::open(format!("/proc/{pid}/ns/net"))?.into(),
@@ -44,6 +57,10 @@ impl Netns {
     }
 
     /// A new one without a name.
+    ///
+    /// # Errors
+    ///
+    /// Those of `unshare()`: `EPERM` without CAP_SYS_ADMIN, `ENOSPC` beyond `user.max_net_namespaces`.
     pub fn new() -> io::Result<Self> {
         in_thread(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
@@ -54,6 +71,10 @@ impl Netns {
     /// Runs `f` in this namespace: what it opens, and the programs it starts, belong there.
     ///
     /// It runs in a thread of its own, so that the caller's namespace never changes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `f`, and of `setns()`: `EPERM` without CAP_SYS_ADMIN.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         in_thread(|| {
             setns(&self.fd, CloneFlags::CLONE_NEWNET)?;

@@ -9,17 +9,31 @@ const SERVING: &str = "/proc/sys/net/core/devmem_provider";
 const AVAILABLE: &str = "/proc/sys/net/core/devmem_available_providers";
 const BINDINGS: &str = "/sys/kernel/debug/net_devmem/bindings";
 
-/// The provider that serves new bindings. `NotFound` on a kernel that has only its own.
+/// The provider that serves new bindings.
+///
+/// # Errors
+///
+/// [`NotFound`](io::ErrorKind::NotFound) on a kernel that has only its own.
 pub fn serving() -> io::Result<String> {
     Ok(fs::read_to_string(SERVING)?.trim().to_owned())
 }
 
 /// Chooses the provider that serves new bindings.
+///
+/// # Errors
+///
+/// [`NotFound`](io::ErrorKind::NotFound) on a kernel that has only its own;
+/// [`PermissionDenied`](io::ErrorKind::PermissionDenied) for others than root; `ENOENT` if there is none of this
+/// name.
 pub fn select(name: &str) -> io::Result<()> {
     fs::write(SERVING, name)
 }
 
 /// The providers there are.
+///
+/// # Errors
+///
+/// As of [`serving`].
 pub fn available() -> io::Result<Vec<String>> {
     Ok(fs::read_to_string(AVAILABLE)?
         .split_whitespace()
@@ -29,6 +43,7 @@ pub fn available() -> io::Result<Vec<String>> {
 
 /// A live binding, from the kernel's list in debugfs.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct BindingInfo {
     /// Its number.
     pub id: u32,
@@ -63,12 +78,22 @@ impl BindingInfo {
     }
 }
 
-/// All live bindings. `NotFound` on a kernel without the list, or if debugfs is not mounted.
+/// All live bindings. The list is for root.
+///
+/// # Errors
+///
+/// [`NotFound`](io::ErrorKind::NotFound) on a kernel without the list, or if debugfs is not mounted;
+/// [`PermissionDenied`](io::ErrorKind::PermissionDenied) for others than root;
+/// [`InvalidData`](io::ErrorKind::InvalidData) if the list looks otherwise.
 pub fn bindings() -> io::Result<Vec<BindingInfo>> {
     parse_bindings(&fs::read_to_string(BINDINGS)?)
 }
 
-/// The live binding of this number. `NotFound` also if there is none.
+/// The live binding of this number.
+///
+/// # Errors
+///
+/// Those of [`bindings`]; [`NotFound`](io::ErrorKind::NotFound) also if there is none.
 pub fn binding(id: u32) -> io::Result<BindingInfo> {
     bindings()?
         .into_iter()

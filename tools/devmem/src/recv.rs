@@ -47,11 +47,21 @@ impl<'s> Receiver<'s> {
     }
 
     /// Waits for data, and tells where it lies.
+    ///
+    /// # Errors
+    ///
+    /// Those of `recvmsg()`. `EFAULT` and error 525 (`ETOOSMALL`) are about buffers that are too small: see
+    /// [`with_capacity`](Self::with_capacity). [`WouldBlock`](io::ErrorKind::WouldBlock) if nothing has come, on a
+    /// socket that does not wait, or waits only for a while (`SO_RCVTIMEO`). Nothing is lost by any of them.
     pub fn recv(&mut self) -> io::Result<Received<'_, 's>> {
         self.recv_flags(0)
     }
 
     /// Like [`recv`](Self::recv), with more flags of `recvmsg()`.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub fn recv_flags(&mut self, flags: i32) -> io::Result<Received<'_, 's>> {
         let mut iov = libc::iovec {
             iov_base: self.data.as_mut_ptr().cast(),
@@ -83,6 +93,10 @@ impl<'s> Receiver<'s> {
 /// What receives from a socket: the [`Receiver`] here, and that of [`uring`](crate::uring).
 pub trait Receive<'s> {
     /// Waits for data, and tells where it lies.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Receiver::recv`] and of [`uring::Receiver::recv`](crate::uring::Receiver::recv).
     fn recv(&mut self) -> io::Result<Received<'_, 's>>;
 }
 
@@ -96,6 +110,7 @@ impl<'s> Receive<'s> for Receiver<'s> {
 ///
 /// Tokens of pieces that were not asked for go back to the NIC when this is dropped.
 #[derive(Debug)]
+#[must_use = "the next part of the stream is in here"]
 pub struct Received<'r, 's> {
     socket: &'r Socket<'s>,
     data: &'r [u8],
@@ -139,6 +154,8 @@ impl Received<'_, '_> {
 }
 
 /// A piece of the stream.
+///
+/// There will be no others: who does not know what a piece is loses a part of the stream.
 #[derive(Debug)]
 pub enum Piece<'r, 's> {
     /// It lies in device memory.
@@ -151,6 +168,7 @@ pub enum Piece<'r, 's> {
 
 /// A piece that lies in device memory.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Frag<'s> {
     /// Where it starts in the dma-buf.
     pub offset: u64,

@@ -30,6 +30,7 @@ use crate::dmabuf::Filled;
 use crate::dmabuf::Region;
 use crate::message;
 use crate::netdev::TxBinding;
+use crate::netlink::errno_of;
 use crate::recv::Frag;
 use crate::socket::Socket;
 use crate::tcp;
@@ -91,6 +92,10 @@ impl<T: Source> Source for Vec<T> {
 }
 
 /// Lets `socket` send with `MSG_ZEROCOPY`.
+///
+/// # Errors
+///
+/// Those of `setsockopt(SO_ZEROCOPY)`.
 pub fn enable_zerocopy(socket: impl AsFd) -> io::Result<()> {
     tcp::set_number(socket.as_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 1)
 }
@@ -140,6 +145,7 @@ pub(crate) fn send_dmabuf(
 
 /// Why a source was not sent, or not all of it.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct SendError<T> {
     /// What `sendmsg()` said.
     pub error: io::Error,
@@ -161,6 +167,13 @@ impl<T> fmt::Display for SendError<T> {
 impl<T: fmt::Debug> error::Error for SendError<T> {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         Some(&self.error)
+    }
+}
+
+impl<T> SendError<T> {
+    /// The error number, if there is one.
+    pub fn errno(&self) -> Option<i32> {
+        errno_of(&self.error)
     }
 }
 
@@ -193,7 +206,11 @@ pub struct Sender<'s, T> {
 
 impl<'s, T: Source> Sender<'s, T> {
     /// Makes a socket ready for sending from dma-bufs. It has to be connected, by TCP, and `SO_ZEROCOPY` has
-    /// to be off; errors as of [`TxSocket::new`].
+    /// to be off.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TxSocket::new`].
     pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         Ok(Self {
             socket: TxSocket::new(socket)?,
@@ -205,12 +222,27 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// Waits for room in the socket, and if the kernel has no memory for more calls in flight
     /// (`ENOBUFS`), for some to complete.
+    ///
+    /// # Errors
+    ///
+    /// - those of `sendmsg()`: `EINVAL` if this process may not send from the binding, or there is none;
+    ///   `EFAULT` for what lies outside of the dma-buf; `ENODEV` if the connection goes through another device;
+    ///   `EPIPE` and `ECONNRESET`; [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room, on a socket that does
+    ///   not wait, or waits only for a while (`SO_SNDTIMEO`);
+    /// - [`InvalidInput`](io::ErrorKind::InvalidInput) for an extent beyond what this machine can address;
+    /// - [`BrokenPipe`](io::ErrorKind::BrokenPipe) from a sender that lost track, see above.
+    ///
+    /// [`SendError`] tells how much was sent before that.
     pub fn send(&mut self, binding: &TxBinding, source: T) -> Result<(), SendError<T>> {
         self.send_flags(binding, source, 0)
     }
 
     /// Like [`send`](Self::send), with more flags of `sendmsg()`: `MSG_MORE`, `MSG_DONTWAIT`, `MSG_OOB`,
-    /// `MSG_EOR`, `MSG_CONFIRM`, `MSG_DONTROUTE`. Others are refused.
+    /// `MSG_EOR`, `MSG_CONFIRM`, `MSG_DONTROUTE`.
+    ///
+    /// # Errors
+    ///
+    /// As there; [`InvalidInput`](io::ErrorKind::InvalidInput) for any other flag.
     pub fn send_flags(
         &mut self,
         binding: &TxBinding,
@@ -234,6 +266,11 @@ impl<'s, T: Source> Sender<'s, T> {
     }
 
     /// A source whose memory is free again, if there is one by now.
+    ///
+    /// # Errors
+    ///
+    /// Those of `recvmsg(MSG_ERRQUEUE)`; [`InvalidData`](io::ErrorKind::InvalidData) when the sender lost track, and
+    /// [`BrokenPipe`](io::ErrorKind::BrokenPipe) from then on.
     pub fn completed(&mut self) -> io::Result<Option<Sent<T>>> {
         if self.flight.check().is_ok() {
             self.reap()?;
@@ -245,11 +282,19 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// If the connection breaks, the error is told once. What is in flight completes nevertheless, so
     /// go on waiting for it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`completed`](Self::completed), and of the connection.
     pub fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
         self.wait_until(None)
     }
 
-    /// Like [`wait`](Self::wait), but fails with [`TimedOut`](io::ErrorKind::TimedOut) after a while.
+    /// Like [`wait`](Self::wait), but no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Sent<T>>> {
         self.wait_until(Some(Instant::now() + timeout))
     }
@@ -386,9 +431,17 @@ fn send_extents<T>(
 /// What sends over a socket: the [`Sender`] here, and that of [`uring`](crate::uring).
 pub trait Transmit<T> {
     /// Sends all of a source, which lies in the dma-buf of `binding`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sender::send`].
     fn send(&mut self, binding: &TxBinding, source: T) -> Result<(), SendError<T>>;
 
     /// Waits for a source whose memory is free again: `None` if there is nothing to wait for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sender::wait`].
     fn wait(&mut self) -> io::Result<Option<Sent<T>>>;
 }
 

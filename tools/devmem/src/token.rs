@@ -36,6 +36,11 @@ pub struct TokenRange {
 ///
 /// The kernel passes over tokens that the socket does not hold. Receivers want [`Token`] or
 /// [`TokenBatch`], which keep the kernel's limits and count for them.
+///
+/// # Errors
+///
+/// Those of `setsockopt(SO_DEVMEM_DONTNEED)`: `EINVAL` for more than [`MAX_RANGES`], `EBADF` if it is no TCP
+/// socket, `ENOMEM`. A kernel that knows nothing of device memory says `ENOPROTOOPT`.
 pub fn dontneed(socket: impl AsFd, ranges: &[TokenRange]) -> io::Result<u32> {
     let len = libc::socklen_t::try_from(size_of_val(ranges))
         .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;

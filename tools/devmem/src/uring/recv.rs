@@ -170,11 +170,20 @@ impl Layout {
 
 impl<'s> Receiver<'s> {
     /// Takes up to 1 MiB and 512 pieces with a call, one request for each.
+    ///
+    /// # Errors
+    ///
+    /// Those of `io_uring_setup()`, `EPERM` where `kernel.io_uring_disabled` says so, and of `mmap()`.
     pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         Self::with_capacity(socket, DATA, FRAGS)
     }
 
     /// Takes up to `data` bytes and `frags` pieces with a call.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new); [`InvalidInput`](io::ErrorKind::InvalidInput) if that is more than a request can
+    /// say.
     pub fn with_capacity(
         socket: impl Into<Socket<'s>>,
         data: usize,
@@ -186,11 +195,20 @@ impl<'s> Receiver<'s> {
     /// Like [`new`](Self::new), with one request that receives again and again.
     ///
     /// The kernel fills up to 8 buffers while the program is busy.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new), and of `io_uring_register(IORING_REGISTER_PBUF_RING)`.
     pub fn multishot(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         Self::multishot_with_capacity(socket, DATA, FRAGS)
     }
 
     /// Like [`multishot`](Self::multishot), with buffers for `data` bytes and `frags` pieces.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`multishot`](Self::multishot); [`InvalidInput`](io::ErrorKind::InvalidInput) if that is more than a
+    /// request can say.
     pub fn multishot_with_capacity(
         socket: impl Into<Socket<'s>>,
         data: usize,
@@ -227,18 +245,31 @@ impl<'s> Receiver<'s> {
     }
 
     /// Waits for data, and tells where it lies. Returns the tokens collected so far.
+    ///
+    /// # Errors
+    ///
+    /// Those of `recvmsg()`, see [`crate::Receiver::recv`], and of `io_uring_enter()`. Those of returning tokens:
+    /// these go with the next call, but for those that the kernel does not know, of which an error of kind
+    /// [`Other`](io::ErrorKind::Other) tells. Of what was received nothing is lost by any of them.
     pub fn recv(&mut self) -> io::Result<Received<'_, 's>> {
         self.recv_until(0, None)
     }
 
     /// Like [`recv`](Self::recv), with more flags of `recvmsg()`. A multishot request that runs already
     /// keeps those that it was made with.
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub fn recv_flags(&mut self, flags: i32) -> io::Result<Received<'_, 's>> {
         self.recv_until(flags, None)
     }
 
-    /// Like [`recv`](Self::recv), but fails with [`TimedOut`](io::ErrorKind::TimedOut) after a while.
-    /// Nothing is lost then: the request is cancelled.
+    /// Like [`recv`](Self::recv), but no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut). Nothing is lost then: the request is cancelled.
     pub fn recv_timeout(&mut self, timeout: Duration) -> io::Result<Received<'_, 's>> {
         self.recv_until(0, Some(timeout))
     }
@@ -270,6 +301,10 @@ impl<'s> Receiver<'s> {
     }
 
     /// Returns the tokens collected so far, and waits until they are back.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`recv`](Self::recv) that are about tokens, and of `io_uring_enter()`.
     pub fn finish(&mut self) -> io::Result<()> {
         match &mut self.inner {
             Some(inner) => inner.finish_returns(&self.collector),

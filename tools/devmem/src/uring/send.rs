@@ -86,6 +86,11 @@ struct Inner {
 
 impl<'s, T: Source> Sender<'s, T> {
     /// Makes a socket ready for sending from dma-bufs, as [`crate::Sender::new`] does.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TxSocket::new`]; those of `io_uring_setup()`, `EPERM` where `kernel.io_uring_disabled` says so, and of
+    /// `mmap()`.
     pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         // What may fail comes before the socket, of which there is no second one to be had.
         let (ring, memory) = (Ring::new(ENTRIES)?, Memory::new(SIZE)?);
@@ -107,11 +112,20 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// Waits for room in the socket, and if the kernel has no memory for more calls in flight
     /// (`ENOBUFS`), for some to complete.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`crate::Sender::send`]. If `io_uring_enter()` fails nobody knows whether the kernel reads the memory, and
+    /// the source never comes back.
     pub fn send(&mut self, binding: &TxBinding, source: T) -> Result<(), SendError<T>> {
         self.send_flags(binding, source, 0)
     }
 
     /// Like [`send`](Self::send), with more flags of `sendmsg()`: those of [`crate::Sender::send_flags`].
+    ///
+    /// # Errors
+    ///
+    /// As there.
     pub fn send_flags(
         &mut self,
         binding: &TxBinding,
@@ -158,6 +172,10 @@ impl<'s, T: Source> Sender<'s, T> {
     }
 
     /// A source whose memory is free again, if there is one by now.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`crate::Sender::completed`], and of `io_uring_enter()`.
     pub fn completed(&mut self) -> io::Result<Option<Sent<T>>> {
         if self.flight.check().is_ok() {
             self.reap(false)?;
@@ -169,6 +187,10 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// If the connection breaks, the error is told once. What is in flight completes nevertheless, so
     /// go on waiting for it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`completed`](Self::completed), and of the connection.
     pub fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
         loop {
             if let Some(sent) = self.flight.done_or_lost()? {
