@@ -12,6 +12,8 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::ptr;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use crate::cmsg::Cmsgs;
 use crate::message;
@@ -125,26 +127,56 @@ struct Pending<T> {
 /// What a socket sends: its sources, and the calls that the kernel has not completed yet.
 #[derive(Debug)]
 pub(crate) struct InFlight<T> {
+    /// What tells it from those of other sockets.
+    id: u64,
     /// Number of the oldest call in `calls`.
     first: u32,
     /// The source of each call, `None` if completed before an older one.
     calls: VecDeque<Option<Key>>,
     next_key: Key,
     pending: BTreeMap<Key, Pending<T>>,
-    done: VecDeque<Sent<T>>,
+    done: VecDeque<(Key, Sent<T>)>,
     /// Why nobody can tell any more what the kernel reads.
     lost: Option<String>,
+    /// Whether the connection was ended here, so that there are no more calls.
+    ended: bool,
 }
+
+/// How many there have been.
+static SOCKETS: AtomicU64 = AtomicU64::new(0);
 
 impl<T> InFlight<T> {
     pub(crate) fn new() -> Self {
         Self {
+            id: SOCKETS.fetch_add(1, Ordering::Relaxed),
             first: 0,
             calls: VecDeque::new(),
             next_key: 0,
             pending: BTreeMap::new(),
             done: VecDeque::new(),
             lost: None,
+            ended: false,
+        }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// There are no more calls from now on.
+    pub(crate) fn end(&mut self) {
+        self.ended = true;
+    }
+
+    /// Fails unless there may be calls.
+    pub(crate) fn check_open(&self) -> io::Result<()> {
+        self.check()?;
+        match self.ended {
+            false => Ok(()),
+            true => Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the connection was aborted",
+            )),
         }
     }
 
@@ -203,8 +235,35 @@ impl<T> InFlight<T> {
         if sent.bytes == 0 {
             return Some(sent.source);
         }
-        self.done.push_back(sent);
+        self.done.push_back((key, sent));
         None
+    }
+
+    /// Whether it has a source, and has not given it back.
+    pub(crate) fn has(&self, key: Key) -> bool {
+        self.pending.contains_key(&key) || self.done.iter().any(|(done, _)| *done == key)
+    }
+
+    /// There are more calls to come for a source that was closed. Fails if it was given back meanwhile.
+    pub(crate) fn reopen(&mut self, key: Key) -> io::Result<()> {
+        if let Some(pending) = self.pending.get_mut(&key) {
+            pending.closed = false;
+            return Ok(());
+        }
+        let at = self.done.iter().position(|(done, _)| *done == key);
+        let Some((_, sent)) = at.and_then(|at| self.done.remove(at)) else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the source of this rest was given back",
+            ));
+        };
+        let pending = Pending {
+            sent,
+            calls: 0,
+            closed: false,
+        };
+        self.pending.insert(key, pending);
+        Ok(())
     }
 
     /// Notes a completion. Fails if it tells of calls that are not there: then somebody else makes some, so
@@ -243,7 +302,7 @@ impl<T> InFlight<T> {
             pending.sent.copied |= completion.copied;
             if pending.calls == 0 && pending.closed {
                 self.done
-                    .extend(self.pending.remove(&key).map(|pending| pending.sent));
+                    .extend(self.pending.remove(&key).map(|pending| (key, pending.sent)));
             }
         }
         while let Some(None) = self.calls.front() {
@@ -263,7 +322,7 @@ impl<T> InFlight<T> {
 
     /// The next source whose memory is free again.
     pub(crate) fn take_done(&mut self) -> Option<Sent<T>> {
-        self.done.pop_front()
+        self.done.pop_front().map(|(_, sent)| sent)
     }
 
     /// Calls that the kernel has not completed, or has completed before an older one.
@@ -362,6 +421,32 @@ mod tests {
         assert_eq!(flight.close(key), None);
         let sent = flight.take_done().unwrap();
         assert_eq!((sent.source, sent.bytes), ("source", 10));
+    }
+
+    #[test]
+    fn a_source_goes_on_until_it_was_given_back() {
+        let mut flight = InFlight::new();
+        let key = flight.open("source");
+        flight.add_call(key, 1);
+        assert_eq!(flight.close(key), None);
+        // In flight.
+        flight.reopen(key).unwrap();
+        flight.complete(completion(0, 1)).unwrap();
+        assert_eq!(flight.take_done(), None);
+        assert_eq!(flight.close(key), None);
+        // Free, but nobody has asked for it.
+        assert!(flight.has(key));
+        flight.reopen(key).unwrap();
+        assert_eq!(flight.take_done(), None);
+        flight.add_call(key, 2);
+        assert_eq!(flight.close(key), None);
+        assert_eq!(flight.take_done(), None);
+        flight.complete(completion(1, 1)).unwrap();
+        let sent = flight.take_done().unwrap();
+        assert_eq!((sent.source, sent.bytes), ("source", 3));
+        assert!(!flight.has(key));
+        let err = flight.reopen(key).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -4,13 +4,19 @@
 
 use std::io;
 use std::mem;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use nix::poll::PollFlags;
 
 use crate::cmsg;
 use crate::cmsg::DevmemCmsg;
 use crate::cmsg::DevmemCmsgs;
 use crate::message;
+use crate::poll;
 use crate::socket::Socket;
 use crate::token::Collector;
 use crate::token::Token;
@@ -63,6 +69,33 @@ impl<'s> Receiver<'s> {
     ///
     /// As there.
     pub fn recv_flags(&mut self, flags: i32) -> io::Result<Received<'_, 's>> {
+        let (len, header) = self.call(flags)?;
+        Ok(self.received(len, &header))
+    }
+
+    /// Like [`recv`](Self::recv), but no longer than a while, whatever the socket's own timeout is.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn recv_timeout(&mut self, timeout: Duration) -> io::Result<Received<'_, 's>> {
+        let deadline = poll::end_of(timeout);
+        loop {
+            match self.call(libc::MSG_DONTWAIT) {
+                Ok((len, header)) => return Ok(self.received(len, &header)),
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => (),
+                Err(err) => return Err(err),
+            }
+            let ready = poll::ready(self.socket.as_fd(), PollFlags::POLLIN, deadline)?;
+            if !ready.contains(PollFlags::POLLIN) {
+                // An error, which the next call tells; but a sender's completions are none for this one.
+                thread::sleep(poll::PAUSE);
+            }
+        }
+    }
+
+    /// Makes one call.
+    fn call(&mut self, flags: i32) -> io::Result<(usize, libc::msghdr)> {
         let mut iov = libc::iovec {
             iov_base: self.data.as_mut_ptr().cast(),
             iov_len: self.data.len(),
@@ -70,23 +103,25 @@ impl<'s> Receiver<'s> {
         let control = (self.control.as_mut_ptr(), self.control.len());
         let mut msg = message::header((&mut iov, 1), control)?;
 
-        let len = loop {
+        loop {
             // SAFETY: `msg` points to one iovec and a control buffer, both writable for the lengths
             // given, and nothing else refers to them during the call.
             let ret = unsafe {
                 libc::recvmsg(self.socket.as_raw_fd(), &mut msg, flags | MSG_SOCK_DEVMEM)
             };
             if let Ok(len) = usize::try_from(ret) {
-                break len;
+                return Ok((len, msg));
             }
             let err = io::Error::last_os_error();
             if err.kind() != io::ErrorKind::Interrupted {
                 return Err(err);
             }
-        };
+        }
+    }
 
-        let control = message::control(&msg, &self.control);
-        Ok(Received::new(&self.socket, &self.data, control, len, None))
+    fn received(&self, len: usize, header: &libc::msghdr) -> Received<'_, 's> {
+        let control = message::control(header, &self.control);
+        Received::new(&self.socket, &self.data, control, len, None)
     }
 }
 
@@ -98,11 +133,22 @@ pub trait Receive<'s> {
     ///
     /// Those of [`Receiver::recv`] and of [`uring::Receiver::recv`](crate::uring::Receiver::recv).
     fn recv(&mut self) -> io::Result<Received<'_, 's>>;
+
+    /// The same, but no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
+    fn recv_timeout(&mut self, timeout: Duration) -> io::Result<Received<'_, 's>>;
 }
 
 impl<'s> Receive<'s> for Receiver<'s> {
     fn recv(&mut self) -> io::Result<Received<'_, 's>> {
         Receiver::recv(self)
+    }
+
+    fn recv_timeout(&mut self, timeout: Duration) -> io::Result<Received<'_, 's>> {
+        Receiver::recv_timeout(self, timeout)
     }
 }
 
@@ -221,6 +267,12 @@ impl Drop for Received<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
+    use std::net::Ipv4Addr;
+    use std::net::Shutdown;
+    use std::time::Instant;
+
+    use crate::testing::connection;
 
     fn message(kind: i32, size: u32, token: u32) -> Vec<u8> {
         let mut data = 4096_u64.to_ne_bytes().to_vec();
@@ -240,6 +292,32 @@ mod tests {
             .flat_map(|call| call.as_slice().to_vec())
             .flat_map(|range| range.start..range.start + range.count)
             .collect()
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn nobody_waits_for_longer_than_he_says() {
+        const SHORT: Duration = Duration::from_millis(20);
+        let (a, b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let mut rx = Receiver::new(&b);
+        let start = Instant::now();
+        for timeout in [SHORT, Duration::ZERO] {
+            let err = rx.recv_timeout(timeout).unwrap_err();
+            assert_eq!(err.kind(), io::ErrorKind::TimedOut);
+        }
+        assert!(start.elapsed() >= SHORT);
+        let total = |rx: &mut Receiver<'_>, timeout| rx.recv_timeout(timeout).unwrap().total();
+        (&a).write_all(b"some").unwrap();
+        assert_eq!(total(&mut rx, Duration::MAX), 4);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(SHORT);
+                (&a).write_all(b"more").unwrap();
+                a.shutdown(Shutdown::Write).unwrap();
+            });
+            assert_eq!(total(&mut rx, Duration::from_secs(60)), 4);
+        });
+        assert_eq!(total(&mut rx, Duration::ZERO), 0);
     }
 
     #[test]

@@ -13,10 +13,7 @@ use std::ptr;
 use std::time::Duration;
 use std::time::Instant;
 
-use nix::poll::PollFd;
 use nix::poll::PollFlags;
-use nix::poll::PollTimeout;
-use nix::poll::poll;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt;
 
@@ -31,6 +28,7 @@ use crate::dmabuf::Region;
 use crate::message;
 use crate::netdev::TxBinding;
 use crate::netlink::errno_of;
+use crate::poll;
 use crate::recv::Frag;
 use crate::socket::Socket;
 use crate::tcp;
@@ -39,9 +37,6 @@ use crate::tcp::check_flags;
 
 /// Most extents that the kernel takes in one call (`UIO_MAXIOV`).
 pub const MAX_EXTENTS: usize = 1024;
-
-/// How long to wait before another look at the error queue of a socket that is closed already.
-pub(crate) const CLOSED: Duration = Duration::from_millis(2);
 
 /// What of a dma-buf is to be sent, and whatever has to be kept until it was.
 ///
@@ -153,6 +148,28 @@ pub struct SendError<T> {
     pub sent: u64,
     /// The source, if nothing was sent. Otherwise it comes back as all others, if any do: see [`Sender`].
     pub source: Option<T>,
+    /// What was not sent of it, to go on with, if a part was.
+    pub rest: Option<Rest>,
+}
+
+/// What is left of a source of which a part was sent.
+///
+/// [`Sender::resume`] goes on with it, as long as the source has not come back. Who drops it leaves it at what was
+/// sent: the source comes back in any case, and [`Sent::bytes`] tells how much that is.
+#[derive(Debug)]
+pub struct Rest {
+    /// What the sender has in flight.
+    flight: u64,
+    key: Key,
+    dmabuf_id: NonZero<u32>,
+    extents: Vec<Extent>,
+}
+
+impl Rest {
+    /// How many bytes are left.
+    pub fn bytes(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.len).sum()
+    }
 }
 
 impl<T> fmt::Display for SendError<T> {
@@ -188,7 +205,8 @@ impl<T> From<SendError<T>> for io::Error {
 /// The kernel reads the memory later, for as long as the peer may ask for it again. So a sender owns
 /// each [`Source`] that it sends, and gives it back by [`wait`](Self::wait) or
 /// [`completed`](Self::completed) when its memory is free. What is in flight when the sender is dropped
-/// never comes back (tokens return when their socket is closed): wait for it if that matters.
+/// never comes back (tokens return when their socket is closed): wait for it if that matters, after
+/// [`abort`](Self::abort) if it shall not take long.
 ///
 /// The kernel counts zero-copy calls from the first one of a socket on. So a socket has one sender, once and
 /// for all, and nothing else may send with `MSG_ZEROCOPY` there beside it. Other calls, `write()` say, may
@@ -252,16 +270,100 @@ impl<'s, T: Source> Sender<'s, T> {
         send_all(self, binding.number(), source, flags)
     }
 
+    /// Like [`send`](Self::send), but no longer than a while, whatever the socket's own timeout is.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn send_timeout(
+        &mut self,
+        binding: &TxBinding,
+        source: T,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>> {
+        send_all(self, binding.number(), source, How::within(timeout))
+    }
+
+    /// Sends what an earlier call has left, from the same binding.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`send`](Self::send), with what is left then; [`SendError::source`] is always `None`.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if the rest is of another sender or another binding, or if the
+    /// source was given back meanwhile.
+    pub fn resume(&mut self, binding: &TxBinding, rest: Rest) -> Result<(), SendError<T>> {
+        self.resume_flags(binding, rest, 0)
+    }
+
+    /// Like [`resume`](Self::resume), with the flags of [`send_flags`](Self::send_flags).
+    ///
+    /// # Errors
+    ///
+    /// Those of both.
+    pub fn resume_flags(
+        &mut self,
+        binding: &TxBinding,
+        rest: Rest,
+        flags: i32,
+    ) -> Result<(), SendError<T>> {
+        resume(self, binding.number(), rest, flags)
+    }
+
+    /// Like [`resume`](Self::resume), but no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn resume_timeout(
+        &mut self,
+        binding: &TxBinding,
+        rest: Rest,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>> {
+        resume(self, binding.number(), rest, How::within(timeout))
+    }
+
+    /// Ends the connection at once: the peer gets a reset, and what it has not acknowledged is never sent.
+    ///
+    /// So what is in flight comes back soon, however slow the peer is, as [`wait`](Self::wait) says. From here on calls
+    /// that send fail with [`NotConnected`](io::ErrorKind::NotConnected).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`tcp::abort`]: on some kernels `EBUSY` while another thread waits for something on this socket.
+    /// Nothing has changed then.
+    pub fn abort(&mut self) -> io::Result<()> {
+        abort(&mut self.flight, self.socket.fd())
+    }
+
     /// Waits until a call that failed is worth another try; fails if it never will be.
-    fn before_retry(&mut self, err: io::Error, flags: i32) -> io::Result<()> {
+    fn before_retry(&mut self, err: io::Error, how: How) -> io::Result<()> {
         match err.raw_os_error() {
             Some(libc::EINTR) => Ok(()),
+            Some(libc::EAGAIN) if how.deadline.is_some() => self.wait_for_room(how.deadline),
             // The limit is on calls that are not completed, or whose completion has not been read.
             Some(libc::ENOBUFS) if self.reap()? > 0 => Ok(()),
-            Some(libc::ENOBUFS) if self.in_flight() > 0 && flags & libc::MSG_DONTWAIT == 0 => {
-                self.wait_until_reaped(None)
+            Some(libc::ENOBUFS) if self.in_flight() > 0 && how.waits() => {
+                self.wait_until_reaped(how.deadline)
             }
             _ => Err(err),
+        }
+    }
+
+    /// Waits until another call may send something.
+    fn wait_for_room(&mut self, deadline: Option<Instant>) -> io::Result<()> {
+        loop {
+            let ready = poll::ready(self.socket.fd(), PollFlags::POLLOUT, deadline)?;
+            // A completion is told as an error is.
+            let reaped = self.reap()?;
+            if ready.contains(PollFlags::POLLOUT) {
+                return Ok(());
+            }
+            if reaped == 0 {
+                // Another error, or the end of the connection: the call tells.
+                std::thread::sleep(poll::PAUSE);
+                return Ok(());
+            }
         }
     }
 
@@ -296,7 +398,7 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Sent<T>>> {
-        self.wait_until(Some(Instant::now() + timeout))
+        self.wait_until(poll::end_of(timeout))
     }
 
     fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<Option<Sent<T>>> {
@@ -330,17 +432,58 @@ impl<'s, T: Source> Sender<'s, T> {
 
     fn wait_until_reaped(&mut self, deadline: Option<Instant>) -> io::Result<()> {
         loop {
-            wait_for_error_queue(self.socket.fd(), deadline)?;
+            poll::ready(self.socket.fd(), PollFlags::empty(), deadline)?;
             if self.reap()? > 0 {
                 return Ok(());
             }
             // Not the error queue, but the connection's own error, or its end.
             match getsockopt(&self.socket.fd(), sockopt::SocketError)? {
-                0 => std::thread::sleep(CLOSED),
+                0 => std::thread::sleep(poll::PAUSE),
                 errno => return Err(io::Error::from_raw_os_error(errno)),
             }
         }
     }
+}
+
+/// How calls are made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    /// More flags of `sendmsg()`.
+    pub(crate) flags: i32,
+    /// Until when they may wait, if that is not the socket's affair.
+    pub(crate) deadline: Option<Instant>,
+}
+
+impl How {
+    pub(crate) fn within(timeout: Duration) -> Self {
+        Self {
+            flags: 0,
+            deadline: poll::end_of(timeout),
+        }
+    }
+
+    /// Whether they may wait at all.
+    pub(crate) fn waits(self) -> bool {
+        self.flags & libc::MSG_DONTWAIT == 0
+    }
+}
+
+impl From<i32> for How {
+    fn from(flags: i32) -> Self {
+        Self {
+            flags,
+            deadline: None,
+        }
+    }
+}
+
+/// Ends the connection of what is in flight: what `abort()` of a sender does.
+pub(crate) fn abort<T>(flight: &mut InFlight<T>, socket: BorrowedFd<'_>) -> io::Result<()> {
+    tcp::abort(socket)?;
+    flight.end();
+    // That it was reset is no news to who waits for completions.
+    getsockopt(&socket, sockopt::SocketError)?;
+    Ok(())
 }
 
 /// Calls of `sendmsg()`, however they are made: what the senders differ in.
@@ -354,7 +497,7 @@ pub(crate) trait Calls<T> {
         &mut self,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
-        flags: i32,
+        how: How,
     ) -> io::Result<Option<u64>>;
 }
 
@@ -367,11 +510,13 @@ impl<T: Source> Calls<T> for Sender<'_, T> {
         &mut self,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
-        flags: i32,
+        how: How,
     ) -> io::Result<Option<u64>> {
-        match send_dmabuf(&self.socket, dmabuf_id, extents, flags) {
+        // The waiting is done here then.
+        let dont_wait = how.deadline.map_or(0, |_| libc::MSG_DONTWAIT);
+        match send_dmabuf(&self.socket, dmabuf_id, extents, how.flags | dont_wait) {
             Ok(bytes) => Ok(Some(bytes as u64)),
-            Err(err) => self.before_retry(err, flags).map(|()| None),
+            Err(err) => self.before_retry(err, how).map(|()| None),
         }
     }
 }
@@ -381,44 +526,94 @@ pub(crate) fn send_all<T: Source>(
     sender: &mut impl Calls<T>,
     dmabuf_id: NonZero<u32>,
     source: T,
-    flags: i32,
+    how: impl Into<How>,
 ) -> Result<(), SendError<T>> {
-    if let Err(error) = sender.flight().check() {
+    if let Err(error) = sender.flight().check_open() {
         return Err(SendError {
             error,
             sent: 0,
             source: Some(source),
+            rest: None,
         });
     }
-    let mut extents: Vec<_> = source.extents().filter(|extent| extent.len > 0).collect();
-    let key = sender.flight().open(source);
-    let result = send_extents(sender, key, dmabuf_id, &mut extents, flags);
+    let extents = source.extents().filter(|extent| extent.len > 0).collect();
+    let rest = Rest {
+        flight: sender.flight().id(),
+        key: sender.flight().open(source),
+        dmabuf_id,
+        extents,
+    };
+    send_rest(sender, rest, how.into())
+}
+
+/// Sends what is left of a source: see [`Sender::resume`].
+pub(crate) fn resume<T>(
+    sender: &mut impl Calls<T>,
+    dmabuf_id: NonZero<u32>,
+    rest: Rest,
+    how: impl Into<How>,
+) -> Result<(), SendError<T>> {
+    let flight = sender.flight();
+    let other = match (rest.flight == flight.id(), rest.dmabuf_id == dmabuf_id) {
+        (false, _) => Err("the rest is of another sender"),
+        (true, false) => Err("the rest is of another binding"),
+        (true, true) => Ok(()),
+    };
+    let open = other
+        .map_err(|what| io::Error::new(io::ErrorKind::InvalidInput, what))
+        .and_then(|()| flight.check_open());
+    let (error, rest) = match open {
+        Err(error) => (error, Some(rest)),
+        Ok(()) => match flight.reopen(rest.key) {
+            Ok(()) => return send_rest(sender, rest, how.into()),
+            // It is nobody's any more.
+            Err(error) => (error, None),
+        },
+    };
+    Err(SendError {
+        error,
+        sent: 0,
+        source: None,
+        rest,
+    })
+}
+
+/// Sends the rest of an open source, which may be all of it, and closes it.
+fn send_rest<T>(sender: &mut impl Calls<T>, mut rest: Rest, how: How) -> Result<(), SendError<T>> {
+    let (key, dmabuf_id) = (rest.key, rest.dmabuf_id);
+    let result = send_extents(sender, key, dmabuf_id, &mut rest.extents, how);
     let source = sender.flight().close(key);
-    result.map_err(|(sent, error)| SendError {
+    result.map_err(|(sent, left, error)| SendError {
         error,
         sent,
+        rest: sender.flight().has(key).then(|| {
+            rest.extents.drain(..rest.extents.len() - left);
+            rest
+        }),
         source,
     })
 }
 
-/// Sends `extents`, which it shortens by what was sent. If it fails it tells how much that was.
+/// Sends `extents`, which it shortens by what was sent. If it fails it tells how much that was, and how many of the
+/// extents are left.
 fn send_extents<T>(
     sender: &mut impl Calls<T>,
     key: Key,
     dmabuf_id: NonZero<u32>,
     extents: &mut [Extent],
-    flags: i32,
-) -> Result<(), (u64, io::Error)> {
+    how: How,
+) -> Result<(), (u64, usize, io::Error)> {
     let mut rest = extents;
     let mut sent = 0;
     while !rest.is_empty() {
         let now = rest.len().min(MAX_EXTENTS);
         let more = if now < rest.len() { libc::MSG_MORE } else { 0 };
-        let result = sender.call(dmabuf_id, &rest[..now], flags | more);
-        if let Some(bytes) = result.map_err(|error| (sent, error))? {
+        let flags = how.flags | more;
+        let result = sender.call(dmabuf_id, &rest[..now], How { flags, ..how });
+        if let Some(bytes) = result.map_err(|error| (sent, rest.len(), error))? {
             if bytes == 0 {
                 // The kernel does not count such a call, and would not come to an end.
-                return Err((sent, io::ErrorKind::WriteZero.into()));
+                return Err((sent, rest.len(), io::ErrorKind::WriteZero.into()));
             }
             sender.flight().add_call(key, bytes);
             sent += bytes;
@@ -443,6 +638,44 @@ pub trait Transmit<T> {
     ///
     /// Those of [`Sender::wait`].
     fn wait(&mut self) -> io::Result<Option<Sent<T>>>;
+
+    /// Like [`send`](Self::send), but no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sender::send_timeout`].
+    fn send_timeout(
+        &mut self,
+        binding: &TxBinding,
+        source: T,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>>;
+
+    /// Sends what an earlier call has left, for no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sender::resume_timeout`].
+    fn resume_timeout(
+        &mut self,
+        binding: &TxBinding,
+        rest: Rest,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>>;
+
+    /// Like [`wait`](Self::wait), but no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sender::wait_timeout`].
+    fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Sent<T>>>;
+
+    /// Ends the connection at once, so that everything comes back.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sender::abort`].
+    fn abort(&mut self) -> io::Result<()>;
 }
 
 impl<T: Source> Transmit<T> for Sender<'_, T> {
@@ -453,36 +686,37 @@ impl<T: Source> Transmit<T> for Sender<'_, T> {
     fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
         Sender::wait(self)
     }
+
+    fn send_timeout(
+        &mut self,
+        binding: &TxBinding,
+        source: T,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>> {
+        Sender::send_timeout(self, binding, source, timeout)
+    }
+
+    fn resume_timeout(
+        &mut self,
+        binding: &TxBinding,
+        rest: Rest,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>> {
+        Sender::resume_timeout(self, binding, rest, timeout)
+    }
+
+    fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Sent<T>>> {
+        Sender::wait_timeout(self, timeout)
+    }
+
+    fn abort(&mut self) -> io::Result<()> {
+        Sender::abort(self)
+    }
 }
 
 impl<T> Drop for Sender<'_, T> {
     fn drop(&mut self) {
         self.flight.forget();
-    }
-}
-
-/// Waits until there may be something on the error queue.
-fn wait_for_error_queue(socket: BorrowedFd<'_>, deadline: Option<Instant>) -> io::Result<()> {
-    loop {
-        let timeout = match deadline {
-            None => PollTimeout::NONE,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                // Rounded up: a poll that ends early would be repeated at once.
-                let left = left + Duration::from_millis(1);
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-            }
-        };
-        // Errors are told without being asked for.
-        let mut fds = [PollFd::new(socket, PollFlags::empty())];
-        match poll(&mut fds, timeout) {
-            Ok(0) | Err(nix::Error::EINTR) => (),
-            Ok(_) => return Ok(()),
-            Err(err) => return Err(err.into()),
-        }
     }
 }
 
@@ -511,6 +745,9 @@ mod tests {
     use super::*;
     use crate::testing::connection;
     use proptest::prelude::*;
+    use std::collections::VecDeque;
+    use std::io::Read;
+    use std::io::Write;
     use std::net::Ipv4Addr;
 
     fn extents() -> impl Strategy<Value = Vec<Extent>> {
@@ -540,7 +777,7 @@ mod tests {
         assert_eq!(sent, 1);
         let err = loop {
             match sender.completed() {
-                Ok(None) => std::thread::sleep(CLOSED),
+                Ok(None) => std::thread::sleep(poll::PAUSE),
                 Ok(Some(_)) => panic!("nothing was sent"),
                 Err(err) => break err,
             }
@@ -583,6 +820,153 @@ mod tests {
         }
     }
 
+    /// A connection through which some of what is called for goes.
+    struct Script {
+        flight: InFlight<Vec<Extent>>,
+        calls: VecDeque<Result<u64, i32>>,
+        gone: Vec<u64>,
+    }
+
+    impl Calls<Vec<Extent>> for Script {
+        fn flight(&mut self) -> &mut InFlight<Vec<Extent>> {
+            &mut self.flight
+        }
+
+        fn call(&mut self, _: NonZero<u32>, extents: &[Extent], _: How) -> io::Result<Option<u64>> {
+            match self.calls.pop_front() {
+                Some(Err(errno)) => Err(io::Error::from_raw_os_error(errno)),
+                at_most => {
+                    let mut left = bytes(extents);
+                    if let Some(Ok(at_most)) = at_most {
+                        left.truncate(usize::try_from(at_most).unwrap().max(1));
+                    }
+                    self.gone.extend(&left);
+                    Ok(Some(left.len() as u64))
+                }
+            }
+        }
+    }
+
+    impl Script {
+        fn new(calls: impl IntoIterator<Item = Result<u64, i32>>) -> Self {
+            Self {
+                flight: InFlight::new(),
+                calls: calls.into_iter().collect(),
+                gone: Vec::new(),
+            }
+        }
+    }
+
+    const OTHER: NonZero<u32> = NonZero::new(7).unwrap();
+
+    #[test]
+    fn a_rest_is_of_one_sender_and_one_binding() {
+        let source = vec![Extent { offset: 10, len: 5 }];
+        let mut sender = Script::new([Ok(2), Err(libc::EAGAIN)]);
+        let err = send_all(&mut sender, NOBODY, source.clone(), 0).unwrap_err();
+        assert_eq!((err.sent, err.errno()), (2, Some(libc::EAGAIN)));
+        let rest = err.rest.unwrap();
+        assert_eq!(rest.bytes(), 3);
+
+        let err = resume(&mut Script::new([]), NOBODY, rest, 0).unwrap_err();
+        assert_eq!(err.error.kind(), io::ErrorKind::InvalidInput);
+        let err = resume(&mut sender, OTHER, err.rest.unwrap(), 0).unwrap_err();
+        assert_eq!(err.error.kind(), io::ErrorKind::InvalidInput);
+        sender.flight.end();
+        let err = resume(&mut sender, NOBODY, err.rest.unwrap(), 0).unwrap_err();
+        assert_eq!(err.error.kind(), io::ErrorKind::NotConnected);
+        assert!(err.rest.is_some());
+        assert_eq!(sender.gone, [10, 11]);
+
+        // All or nothing leaves no rest.
+        let mut sender = Script::new([Err(libc::EAGAIN), Ok(5)]);
+        let err = send_all(&mut sender, NOBODY, source.clone(), 0).unwrap_err();
+        assert_eq!(
+            (err.rest.is_none(), err.source),
+            (true, Some(source.clone()))
+        );
+        send_all(&mut sender, NOBODY, source, 0).unwrap();
+    }
+
+    #[test]
+    fn what_was_given_back_does_not_go_on() {
+        let mut sender = Script::new([Ok(1), Err(libc::EAGAIN)]);
+        let source = vec![Extent { offset: 0, len: 5 }];
+        let err = send_all(&mut sender, NOBODY, source, 0).unwrap_err();
+        let completion = completion::Completion {
+            first: 0,
+            count: 1,
+            copied: false,
+        };
+        sender.flight.complete(completion).unwrap();
+        assert_eq!(sender.flight.take_done().map(|sent| sent.bytes), Some(1));
+        let err = resume(&mut sender, NOBODY, err.rest.unwrap(), 0).unwrap_err();
+        assert_eq!(err.error.kind(), io::ErrorKind::InvalidInput);
+        assert!(err.rest.is_none() && err.source.is_none());
+        assert_eq!(sender.gone, [0]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "what is lost is leaked")]
+    fn nothing_goes_on_when_nobody_knows_what_is_read() {
+        let mut sender = Script::new([Ok(1), Err(libc::EAGAIN)]);
+        let source = vec![Extent { offset: 0, len: 5 }];
+        let err = send_all(&mut sender, NOBODY, source, 0).unwrap_err();
+        sender.flight.lose(&io::Error::other("meant"));
+        let err = resume(&mut sender, NOBODY, err.rest.unwrap(), 0).unwrap_err();
+        assert_eq!(err.error.kind(), io::ErrorKind::BrokenPipe);
+        assert_eq!(sender.gone, [0]);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn room_is_waited_for_and_for_no_longer_than_that() {
+        const SHORT: Duration = Duration::from_millis(20);
+        let (mut a, mut b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        a.set_nonblocking(true).unwrap();
+        let filler = a.try_clone().unwrap();
+        let mut sender = Sender::<Extent>::new(&filler).unwrap();
+        sender.wait_for_room(poll::end_of(SHORT)).unwrap();
+        let mut buffer = vec![0; 1 << 20];
+        let mut filled = 0;
+        // Also when what is on the way has arrived.
+        for _ in 0..2 {
+            while let Ok(len) = a.write(&buffer) {
+                filled += len;
+            }
+            std::thread::sleep(SHORT);
+        }
+        let start = Instant::now();
+        let err = sender.wait_for_room(poll::end_of(SHORT)).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::TimedOut);
+        assert!(start.elapsed() >= SHORT);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while filled > 0 {
+                    filled -= b.read(&mut buffer).unwrap();
+                }
+            });
+            let deadline = poll::end_of(Duration::from_secs(60));
+            sender.wait_for_room(deadline).unwrap();
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn an_aborted_connection_is_no_error_and_sends_nothing() {
+        let (a, mut b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let mut sender = Sender::new(&a).unwrap();
+        sender.abort().unwrap();
+        assert!(sender.wait().unwrap().is_none());
+        assert!(sender.completed().unwrap().is_none());
+        let extent = Extent { offset: 0, len: 1 };
+        let err = send_all(&mut sender, NOBODY, extent, 0).unwrap_err();
+        assert_eq!(err.error.kind(), io::ErrorKind::NotConnected);
+        assert_eq!(err.source, Some(extent));
+        let err = b.read(&mut [0]).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::ConnectionReset);
+    }
+
     #[test]
     fn an_iovec_says_all_of_an_extent_or_there_is_none() {
         for (offset, len) in [
@@ -607,6 +991,34 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_byte_goes_once_and_in_order(
+            extents in extents(),
+            calls in proptest::collection::vec(
+                prop_oneof![2 => (1..50u64).prop_map(Ok), 1 => Just(Err(libc::EAGAIN))], 0..40)
+        ) {
+            let all = bytes(&extents);
+            let mut sender = Script::new(calls);
+            let mut sent = 0;
+            let mut source = Some(extents);
+            let mut rest = None;
+            loop {
+                let result = match (source.take(), rest.take()) {
+                    (Some(source), _) => send_all(&mut sender, NOBODY, source, 0),
+                    (None, Some(rest)) => resume(&mut sender, NOBODY, rest, 0),
+                    (None, None) => panic!("neither the source nor a rest"),
+                };
+                let Err(err) = result else { break };
+                sent += err.sent;
+                prop_assert_eq!(&sender.gone, &all[..usize::try_from(sent).unwrap()]);
+                if let Some(rest) = &err.rest {
+                    prop_assert_eq!(rest.bytes() + sent, all.len() as u64);
+                }
+                (source, rest) = (err.source, err.rest);
+            }
+            prop_assert_eq!(sender.gone, all);
+        }
+
         #[test]
         fn advancing_takes_bytes_from_the_front(
             mut extents in extents(), steps in proptest::collection::vec(0..60u64, 0..20)

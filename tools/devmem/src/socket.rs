@@ -138,6 +138,8 @@ impl fmt::Debug for Socket<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
+    use std::io::Read;
     use std::io::Write;
     use std::net::Ipv4Addr;
 
@@ -147,15 +149,6 @@ mod tests {
     use crate::dmabuf::Extent;
     use crate::testing::connection;
     use crate::token::Token;
-
-    fn is_open(fd: RawFd) -> bool {
-        nix::fcntl::fcntl(
-            // SAFETY: Whether it is open is the question, and this does nothing to it.
-            unsafe { BorrowedFd::borrow_raw(fd) },
-            nix::fcntl::FcntlArg::F_GETFD,
-        )
-        .is_ok()
-    }
 
     #[test]
     fn it_is_open_until_the_last_of_all_is_gone() {
@@ -178,15 +171,17 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn whoever_has_it_last_closes_it() {
-        let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let (a, mut b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
         let owner = Arc::new(a);
-        let fd = owner.as_raw_fd();
         let sender = Sender::<Extent>::new(Arc::clone(&owner)).unwrap();
         let batch = TokenBatch::new(Arc::clone(&owner));
         drop((owner, batch));
-        assert!(is_open(fd));
+        b.set_nonblocking(true).unwrap();
+        let open = b.read(&mut [0]).unwrap_err();
+        assert_eq!(open.kind(), io::ErrorKind::WouldBlock);
+        b.set_nonblocking(false).unwrap();
         drop(sender);
-        assert!(!is_open(fd));
+        assert_eq!(b.read(&mut [0]).unwrap(), 0);
     }
 
     /// All of it borrows nothing.

@@ -2,6 +2,7 @@
 
 //! What the library in `tools/devmem` does beyond the calls that the other programs make by it.
 
+use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
@@ -10,21 +11,27 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use devmem::DmaBuf;
 use devmem::Extent;
 use devmem::Frag;
 use devmem::Piece;
+use devmem::Receive;
 use devmem::Receiver;
 use devmem::Region;
 use devmem::Sender;
+use devmem::Transmit;
 use devmem::TxBinding;
+use devmem::uring;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::fixture::Sending;
+use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::report::Stop;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
@@ -39,6 +46,10 @@ const PORT: u16 = 5001;
 const QUEUE: u32 = 1;
 /// Completions come when the peer has acknowledged, after a retransmission or two.
 const COMPLETED: Duration = Duration::from_secs(30);
+/// What is not long, but enough for what waits for nobody.
+const SHORT: Duration = Duration::from_millis(100);
+/// Nothing that works takes longer.
+const LONG: Duration = Duration::from_secs(20);
 
 /// What an exporter has given is received into, and sent from.
 fn memory_by_its_descriptor() -> Outcome {
@@ -165,6 +176,171 @@ fn many_regions_written_at_once() -> Outcome {
     Ok(())
 }
 
+/// A receiver waits for as long as it says, and goes on.
+fn receive_within<'s>(bench: &'s Receiving, mut rx: impl Receive<'s>) -> Outcome {
+    const LEN: usize = 5000;
+    let mut at = 0;
+    for _ in 0..3 {
+        let err = rx.recv_timeout(SHORT).map(|received| received.total());
+        assert_eq!(
+            err.expect_err("nothing was sent").kind(),
+            io::ErrorKind::TimedOut
+        );
+        bench.start_sending(LEN)?;
+        let end = at + LEN as u64;
+        while at < end {
+            let received = rx.recv_timeout(wait::patience(LONG))?;
+            assert!(!received.is_eof(), "the stream ended at {at}");
+            let cpu = bench.map.begin_read()?;
+            for piece in received {
+                let Piece::Frag(frag) = piece else {
+                    panic!("not in device memory: {piece:?}")
+                };
+                let mut got = vec![0; frag.size as usize];
+                cpu.copy_out(frag.offset, &mut got)?;
+                traffic::compare(at, &got);
+                at += u64::from(frag.size);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn a_receive_that_takes_too_long() -> Outcome {
+    let bench = Receiving::new()?;
+    receive_within(&bench, Receiver::new(&bench.connection.rx))
+}
+
+fn a_receive_that_takes_too_long_by_uring() -> Outcome {
+    let bench = Receiving::new()?;
+    receive_within(&bench, uring::Receiver::new(&bench.connection.rx)?)
+}
+
+/// More than fits into the buffers of both ends, so that sending stops before the peer reads.
+fn more_than_fits() -> Vec<Extent> {
+    (0..8).map(|i| extent(i, MEMORY - 8)).collect()
+}
+
+/// A call that stopped goes on until all is sent, each byte once, and the source comes back once.
+fn send_in_parts(
+    connection: &Connection,
+    binding: &TxBinding,
+    tx: &mut impl Transmit<Vec<Extent>>,
+) -> Outcome {
+    let parts = more_than_fits();
+    let all = tx::total(&parts);
+    let Err(err) = tx.send_timeout(binding, parts.clone(), SHORT) else {
+        panic!("the peer has not read, and all was sent");
+    };
+    assert_eq!(err.error.kind(), io::ErrorKind::TimedOut, "{err}");
+    assert!(err.sent > 0 && err.source.is_none(), "{err:?}");
+    let mut sent = err.sent;
+    let mut rest = err.rest;
+    thread::scope(|scope| -> Outcome {
+        let reader = scope.spawn(|| tx::expect(&connection.rx, &parts));
+        let start = Instant::now();
+        while let Some(left) = rest {
+            assert_eq!(left.bytes() + sent, all);
+            assert!(wait::may_take(start.elapsed(), LONG), "{left:?}");
+            rest = match tx.resume_timeout(binding, left, SHORT) {
+                Ok(()) => None,
+                Err(err) => {
+                    assert_eq!(err.error.kind(), io::ErrorKind::TimedOut, "{err}");
+                    sent += err.sent;
+                    Some(err.rest.expect("a rest"))
+                }
+            };
+        }
+        reader.join().expect("the reader's thread")?;
+        Ok(())
+    })?;
+    let done = tx.wait_timeout(wait::patience(COMPLETED))?;
+    assert_eq!(done.map(|sent| sent.bytes), Some(all));
+    assert!(tx.wait_timeout(SHORT)?.is_none());
+    Ok(())
+}
+
+/// A pair whose one end sends from memory that is filled.
+fn filled_source() -> Result<(Pair, DmaBuf, TxBinding, Connection), Stop> {
+    let memory = DmaBuf::udmabuf(MEMORY as usize)?;
+    tx::fill(&memory)?;
+    let pair = Pair::new()?;
+    let binding = pair.tx.bind_tx(&memory)?;
+    let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
+    Ok((pair, memory, binding, connection))
+}
+
+fn a_send_that_takes_too_long_goes_on() -> Outcome {
+    let (_pair, _memory, binding, connection) = filled_source()?;
+    send_in_parts(&connection, &binding, &mut Sender::new(&connection.tx)?)
+}
+
+fn a_send_that_takes_too_long_goes_on_by_uring() -> Outcome {
+    let (_pair, _memory, binding, connection) = filled_source()?;
+    let mut tx = uring::Sender::new(&connection.tx)?;
+    send_in_parts(&connection, &binding, &mut tx)
+}
+
+/// Regions come back although the peer acknowledges none of them, and there is none left out.
+fn abort(
+    connection: &Connection,
+    memory: &DmaBuf,
+    binding: &TxBinding,
+    tx: &mut impl Transmit<Region>,
+) -> Outcome {
+    const PART: u64 = 64 << 10;
+    let mut free = memory.region()?.split(PART);
+    let mut back = 0;
+    while let Some(region) = free.pop() {
+        match tx.send_timeout(binding, region, SHORT) {
+            Ok(()) => (),
+            Err(err) => {
+                assert_eq!(err.error.kind(), io::ErrorKind::TimedOut, "{err}");
+                back += u64::from(err.source.is_some());
+                break;
+            }
+        }
+    }
+    back += free.len() as u64;
+    drop(free);
+    let waited = tx
+        .wait_timeout(SHORT)
+        .map(|sent| sent.map(|sent| sent.bytes));
+    assert_eq!(
+        waited.expect_err("nothing was acknowledged").kind(),
+        io::ErrorKind::TimedOut
+    );
+    tx.abort()?;
+    while let Some(sent) = tx.wait_timeout(wait::patience(COMPLETED))? {
+        assert!(sent.bytes > 0);
+        back += 1;
+        drop(sent);
+    }
+    assert_eq!(back, MEMORY / PART, "regions that came back");
+    memory.region()?;
+    let err = read_all(&connection.rx).expect_err("the end of a stream that was cut");
+    assert_eq!(err.kind(), io::ErrorKind::ConnectionReset);
+    Ok(())
+}
+
+fn read_all(mut socket: &TcpStream) -> io::Result<u64> {
+    io::copy(&mut socket, &mut io::sink())
+}
+
+fn an_aborted_connection_gives_the_memory_back() -> Outcome {
+    let (pair, memory, binding, connection) = filled_source()?;
+    pair.rx.cut()?;
+    let mut tx = Sender::new(&connection.tx)?;
+    abort(&connection, &memory, &binding, &mut tx)
+}
+
+fn an_aborted_connection_gives_the_memory_back_by_uring() -> Outcome {
+    let (pair, memory, binding, connection) = filled_source()?;
+    pair.rx.cut()?;
+    let mut tx = uring::Sender::new(&connection.tx)?;
+    abort(&connection, &memory, &binding, &mut tx)
+}
+
 fn main() -> ExitCode {
     runner::run(tests![
         memory_by_its_descriptor,
@@ -172,5 +348,11 @@ fn main() -> ExitCode {
         a_duplicate_keeps_it_bound_for_sending,
         pieces_for_another_thread,
         many_regions_written_at_once,
+        a_receive_that_takes_too_long,
+        a_receive_that_takes_too_long_by_uring,
+        a_send_that_takes_too_long_goes_on,
+        a_send_that_takes_too_long_goes_on_by_uring,
+        an_aborted_connection_gives_the_memory_back,
+        an_aborted_connection_gives_the_memory_back_by_uring,
     ])
 }

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use std::time::Instant;
 
 use io_uring::cqueue;
 use io_uring::opcode;
@@ -24,6 +23,7 @@ use super::memory::Memory;
 use super::ring::Ring;
 use crate::cmsg;
 use crate::message;
+use crate::poll;
 use crate::recv::MSG_SOCK_DEVMEM;
 use crate::recv::Receive;
 use crate::recv::Received;
@@ -317,6 +317,10 @@ impl<'s> Receive<'s> for Receiver<'s> {
     fn recv(&mut self) -> io::Result<Received<'_, 's>> {
         Receiver::recv(self)
     }
+
+    fn recv_timeout(&mut self, timeout: Duration) -> io::Result<Received<'_, 's>> {
+        Receiver::recv_timeout(self, timeout)
+    }
 }
 
 impl Inner {
@@ -327,7 +331,7 @@ impl Inner {
         flags: i32,
         timeout: Option<Duration>,
     ) -> io::Result<Completion> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let deadline = timeout.and_then(poll::end_of);
         self.buffers.recycle();
         self.push_returns(collector)?;
         loop {
@@ -363,7 +367,7 @@ impl Inner {
             if !self.buffers.armed {
                 self.buffers.arm(&mut self.ring, self.fd, flags)?;
             }
-            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            let left = deadline.map(poll::left_until);
             match self.ring.enter(1, left) {
                 Err(err) if err.kind() == io::ErrorKind::TimedOut => {
                     self.stop(collector)?;

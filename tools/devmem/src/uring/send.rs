@@ -9,6 +9,8 @@ use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use io_uring::opcode;
 use io_uring::types::Fd;
@@ -25,13 +27,17 @@ use crate::completion::Sent;
 use crate::dmabuf::Extent;
 use crate::message;
 use crate::netdev::TxBinding;
-use crate::send::CLOSED;
+use crate::poll;
+use crate::send;
 use crate::send::Calls;
+use crate::send::How;
 use crate::send::MAX_EXTENTS;
+use crate::send::Rest;
 use crate::send::SendError;
 use crate::send::Source;
 use crate::send::Transmit;
 use crate::send::iovec;
+use crate::send::resume;
 use crate::send::send_all;
 use crate::socket::Socket;
 use crate::tcp::TxSocket;
@@ -135,20 +141,93 @@ impl<'s, T: Source> Sender<'s, T> {
         send_all(self, binding.number(), source, flags)
     }
 
+    /// Like [`send`](Self::send), but no longer than a while. The request is cancelled then.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn send_timeout(
+        &mut self,
+        binding: &TxBinding,
+        source: T,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>> {
+        send_all(self, binding.number(), source, How::within(timeout))
+    }
+
+    /// Sends what an earlier call has left, from the same binding.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`crate::Sender::resume`], and of [`send`](Self::send).
+    pub fn resume(&mut self, binding: &TxBinding, rest: Rest) -> Result<(), SendError<T>> {
+        self.resume_flags(binding, rest, 0)
+    }
+
+    /// Like [`resume`](Self::resume), with the flags of [`send_flags`](Self::send_flags).
+    ///
+    /// # Errors
+    ///
+    /// Those of both.
+    pub fn resume_flags(
+        &mut self,
+        binding: &TxBinding,
+        rest: Rest,
+        flags: i32,
+    ) -> Result<(), SendError<T>> {
+        resume(self, binding.number(), rest, flags)
+    }
+
+    /// Like [`resume`](Self::resume), but no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn resume_timeout(
+        &mut self,
+        binding: &TxBinding,
+        rest: Rest,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>> {
+        resume(self, binding.number(), rest, How::within(timeout))
+    }
+
+    /// Ends the connection at once, as [`crate::Sender::abort`] does, so that everything comes back.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn abort(&mut self) -> io::Result<()> {
+        send::abort(&mut self.flight, self.socket.fd())
+    }
+
     /// Makes one request, and waits for its result.
     fn send_once(
         &mut self,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
-        flags: i32,
+        how: How,
     ) -> io::Result<i32> {
         let inner = self.inner.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        inner.request_send(&self.socket, dmabuf_id, extents, flags)?;
+        inner.request_send(&self.socket, dmabuf_id, extents, how.flags)?;
+        let mut deadline = how.deadline;
         loop {
-            if let Some(result) = inner.sent.take() {
-                return Ok(result);
+            match inner.sent.take() {
+                Some(result) if result == -libc::ECANCELED && deadline != how.deadline => {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                Some(result) => return Ok(result),
+                None => (),
             }
-            if let Err(err) = inner.ring.enter(1, None) {
+            let entered = match inner.ring.enter(1, deadline.map(poll::left_until)) {
+                Err(err) if err.kind() == io::ErrorKind::TimedOut => {
+                    // It ends soon, and tells how.
+                    deadline = None;
+                    inner.ring.cancel(SEND)
+                }
+                other => other,
+            };
+            if let Err(err) = entered {
                 // The request is in the ring, or in flight, or through: nobody knows whether the kernel will
                 // read all this, and what it writes and counts. So it stays as it is, and there is no other.
                 self.flight.lose(&err);
@@ -159,13 +238,13 @@ impl<'s, T: Source> Sender<'s, T> {
     }
 
     /// Waits until a request that failed is worth another try; fails if it never will be.
-    fn before_retry(&mut self, err: io::Error, flags: i32) -> io::Result<()> {
+    fn before_retry(&mut self, err: io::Error, how: How) -> io::Result<()> {
         match err.raw_os_error() {
             Some(libc::EINTR) => Ok(()),
             // The limit is on calls that are not completed, or whose completion has not been read.
-            Some(libc::ENOBUFS) if self.reap(false)? => Ok(()),
-            Some(libc::ENOBUFS) if self.in_flight() > 0 && flags & libc::MSG_DONTWAIT == 0 => {
-                self.reap(true).map(drop)
+            Some(libc::ENOBUFS) if self.reap(false, None)? => Ok(()),
+            Some(libc::ENOBUFS) if self.in_flight() > 0 && how.waits() => {
+                self.reap(true, how.deadline).map(drop)
             }
             _ => Err(err),
         }
@@ -178,7 +257,7 @@ impl<'s, T: Source> Sender<'s, T> {
     /// Those of [`crate::Sender::completed`], and of `io_uring_enter()`.
     pub fn completed(&mut self) -> io::Result<Option<Sent<T>>> {
         if self.flight.check().is_ok() {
-            self.reap(false)?;
+            self.reap(false, None)?;
         }
         self.flight.done_or_lost()
     }
@@ -192,6 +271,19 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// Those of [`completed`](Self::completed), and of the connection.
     pub fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
+        self.wait_until(None)
+    }
+
+    /// Like [`wait`](Self::wait), but no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Sent<T>>> {
+        self.wait_until(poll::end_of(timeout))
+    }
+
+    fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<Option<Sent<T>>> {
         loop {
             if let Some(sent) = self.flight.done_or_lost()? {
                 return Ok(Some(sent));
@@ -199,7 +291,7 @@ impl<'s, T: Source> Sender<'s, T> {
             if self.in_flight() == 0 {
                 return Ok(None);
             }
-            self.reap(true)?;
+            self.reap(true, deadline)?;
         }
     }
 
@@ -210,7 +302,7 @@ impl<'s, T: Source> Sender<'s, T> {
 
     /// Takes what is on the error queue, and waits for something there if told to; says whether there
     /// was something.
-    fn reap(&mut self, wait: bool) -> io::Result<bool> {
+    fn reap(&mut self, wait: bool, deadline: Option<Instant>) -> io::Result<bool> {
         let inner = self.inner.as_mut().ok_or(io::ErrorKind::NotConnected)?;
         let (mut found, mut looked) = (false, false);
         loop {
@@ -225,7 +317,12 @@ impl<'s, T: Source> Sender<'s, T> {
                 None | Some(libc::EINTR | libc::ECANCELED) => (),
                 // Not the error queue, but the connection's own error, or its end.
                 Some(libc::EAGAIN) => match getsockopt(&self.socket.fd(), sockopt::SocketError)? {
-                    0 if wait && !found => thread::sleep(CLOSED),
+                    0 if wait && !found => {
+                        if deadline.is_some_and(|end| poll::left_until(end).is_zero()) {
+                            return Err(io::ErrorKind::TimedOut.into());
+                        }
+                        thread::sleep(poll::PAUSE);
+                    }
                     0 => return Ok(found),
                     errno => return Err(io::Error::from_raw_os_error(errno)),
                 },
@@ -235,7 +332,9 @@ impl<'s, T: Source> Sender<'s, T> {
             if !inner.reaping {
                 inner.request_reap(self.socket.fd())?;
             }
-            inner.ring.enter(usize::from(wait && !found), None)?;
+            let waits = wait && !found;
+            let left = deadline.filter(|_| waits).map(poll::left_until);
+            inner.ring.enter(usize::from(waits), left)?;
             inner.take_completions();
             looked = true;
         }
@@ -251,13 +350,13 @@ impl<T: Source> Calls<T> for Sender<'_, T> {
         &mut self,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
-        flags: i32,
+        how: How,
     ) -> io::Result<Option<u64>> {
-        let result = self.send_once(dmabuf_id, extents, flags)?;
+        let result = self.send_once(dmabuf_id, extents, how)?;
         match u64::try_from(result) {
             Ok(bytes) => Ok(Some(bytes)),
             Err(_) => self
-                .before_retry(io::Error::from_raw_os_error(-result), flags)
+                .before_retry(io::Error::from_raw_os_error(-result), how)
                 .map(|()| None),
         }
     }
@@ -270,6 +369,32 @@ impl<T: Source> Transmit<T> for Sender<'_, T> {
 
     fn wait(&mut self) -> io::Result<Option<Sent<T>>> {
         Sender::wait(self)
+    }
+
+    fn send_timeout(
+        &mut self,
+        binding: &TxBinding,
+        source: T,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>> {
+        Sender::send_timeout(self, binding, source, timeout)
+    }
+
+    fn resume_timeout(
+        &mut self,
+        binding: &TxBinding,
+        rest: Rest,
+        timeout: Duration,
+    ) -> Result<(), SendError<T>> {
+        Sender::resume_timeout(self, binding, rest, timeout)
+    }
+
+    fn wait_timeout(&mut self, timeout: Duration) -> io::Result<Option<Sent<T>>> {
+        Sender::wait_timeout(self, timeout)
+    }
+
+    fn abort(&mut self) -> io::Result<()> {
+        Sender::abort(self)
     }
 }
 
