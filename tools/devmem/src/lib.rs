@@ -94,6 +94,16 @@
 //! # }
 //! ```
 //!
+//! # Programs
+//!
+//! In `examples/`: `receive` and `send` are whole programs around the loops above, `uring` receives by io_uring, and
+//! `threads` several connections, the pieces of which go to another thread.
+//!
+//! Sockets are borrowed, or shared: see [`Socket`]. Everything that waits has a variant that does so for no longer than a
+//! while, or not at all: [`Receiver::recv_timeout`], [`Sender::send_timeout`], [`Sender::wait_timeout`],
+//! [`Sender::send_flags`]. What a send that stopped in between has left goes on by [`Sender::resume`], and
+//! [`Sender::abort`] gives up a connection with what it has in flight.
+//!
 //! # Below and beside
 //!
 //! [`uring`] has a receiver and a sender that do the same by io_uring; programs for either use the

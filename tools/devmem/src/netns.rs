@@ -11,6 +11,7 @@ use std::panic;
 use std::path::Path;
 use std::thread;
 
+use nix::net::if_::if_nametoindex;
 use nix::sched::CloneFlags;
 use nix::sched::setns;
 use nix::sched::unshare;
@@ -68,6 +69,15 @@ impl Netns {
         })
     }
 
+    /// The number of an interface of this namespace.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if there is none of this name; those of [`run`](Self::run).
+    pub fn ifindex(&self, name: &str) -> io::Result<u32> {
+        self.run(|| Ok(if_nametoindex(name)?))
+    }
+
     /// Runs `f` in this namespace: what it opens, and the programs it starts, belong there.
     ///
     /// It runs in a thread of its own, so that the caller's namespace never changes.
@@ -91,4 +101,22 @@ impl AsFd for Netns {
 
 fn in_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| scope.spawn(f).join()).unwrap_or_else(|e| panic::resume_unwind(e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn an_interface_has_a_number_or_is_none() {
+        let netns = Netns::current().unwrap();
+        match netns.ifindex("lo") {
+            Ok(number) => assert_ne!(number, 0),
+            // Not everybody may enter even the namespace he is in.
+            Err(err) => return assert_eq!(err.raw_os_error(), Some(libc::EPERM)),
+        }
+        let err = netns.ifindex("no such one").unwrap_err();
+        assert_eq!(err.raw_os_error(), Some(libc::ENODEV));
+    }
 }
