@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! Receives connections into one dma-buf, each in a thread of its own, and leaves what came to others.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! Receives by io_uring, with one request for a whole connection, and writes what came to standard output.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! The `netdev` generic netlink family: binding dma-bufs to queues, and asking what is bound.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! Receiving: `recvmsg(MSG_SOCK_DEVMEM)` and the pieces that it tells of.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! Sending from a dma-buf: `sendmsg(MSG_ZEROCOPY)`, and when its memory is free again.
 

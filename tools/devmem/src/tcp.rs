@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! What a TCP socket has to be for the kernel to take offsets into a dma-buf for what they are; and how a
 //! connection ends so that the peer knows that it was cut.

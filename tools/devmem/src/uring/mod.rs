@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! The second backend: the same loop by io_uring, with `io_uring_enter()` as its only system call.
 //!

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! Receiving: `IORING_OP_RECVMSG`, and tokens returned by `SOCKET_URING_OP_SETSOCKOPT`.
 

@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! Sending: `IORING_OP_SENDMSG`, and completions from the error queue by `IORING_OP_RECVMSG`.
 
