@@ -10,6 +10,7 @@
 mod args;
 mod connection;
 mod error;
+mod log;
 mod output;
 mod receive;
 mod send;
@@ -39,6 +40,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    log::to_stderr();
     let result = match Cli::parse().command {
         Command::Receive(args) => receive::run(&args),
         Command::Send(args) => send::run(&args),

@@ -10,6 +10,7 @@
 mod args;
 mod binding;
 mod copy;
+mod log;
 mod report;
 mod sender;
 mod transfer;
@@ -52,6 +53,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    log::to_stderr();
     let result = match Cli::parse().command {
         Command::Run(args) => run(&args),
         Command::Copy(args) => copy::run(&args),

@@ -15,6 +15,8 @@ use std::ptr;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use log::warn;
+
 use crate::cmsg::Cmsgs;
 use crate::message;
 
@@ -332,6 +334,10 @@ impl<T> InFlight<T> {
 
     /// Leaves the sources which are in flight alone for good: nobody is told when they no longer are.
     pub(crate) fn forget(&mut self) {
+        if !self.pending.is_empty() {
+            let sources = self.pending.len();
+            warn!("the kernel may still read {sources} sources: their memory never comes back");
+        }
         mem::forget(mem::take(&mut self.pending));
     }
 }
@@ -340,6 +346,7 @@ impl<T> InFlight<T> {
 mod tests {
     use super::*;
     use crate::cmsg;
+    use crate::testing;
     use proptest::prelude::*;
     use std::sync::Arc;
 
@@ -504,6 +511,20 @@ mod tests {
         assert_eq!(flight.close(open), None);
         drop(flight);
         assert_eq!(Arc::strong_count(&kept), 1 + 3, "nobody may have them");
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "what is forgotten is leaked")]
+    fn what_is_forgotten_is_logged() {
+        testing::start_log();
+        let mut flight = InFlight::new();
+        for _ in 0..47 {
+            let key = flight.open(());
+            flight.add_call(key, 1);
+            flight.close(key);
+        }
+        flight.forget();
+        assert!(testing::was_logged("may still read 47 sources"));
     }
 
     /// Sources of some calls each, the number of the first, and an order to complete the calls in.

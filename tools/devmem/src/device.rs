@@ -5,6 +5,7 @@
 use std::error;
 use std::fmt;
 use std::io;
+use std::mem;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::process::Command;
@@ -13,6 +14,7 @@ use crate::ethtool::Ethtool;
 use crate::ethtool::Rings;
 use crate::netlink::errno_of;
 use crate::netns::Netns;
+use log::warn;
 use nix::net::if_::if_nametoindex;
 
 /// Why a device could not be made ready: what was tried, and what came of it.
@@ -56,7 +58,8 @@ pub struct Device<'n> {
     netns: &'n Netns,
     name: String,
     ifindex: u32,
-    before: Rings,
+    /// What its rings were before, until they are that again.
+    before: Option<Rings>,
 }
 
 impl<'n> Device<'n> {
@@ -81,8 +84,31 @@ impl<'n> Device<'n> {
             netns,
             name: name.to_owned(),
             ifindex,
-            before,
+            before: Some(before),
         })
+    }
+
+    /// Switches header split back to what it was, as dropping does, and tells if that failed. A failure of a drop
+    /// goes to the log.
+    ///
+    /// # Errors
+    ///
+    /// As of [`prepare`](Self::prepare).
+    pub fn restore(mut self) -> Result<(), DeviceError> {
+        self.put_back()
+    }
+
+    fn put_back(&mut self) -> Result<(), DeviceError> {
+        let Some(before) = self.before.take() else {
+            return Ok(());
+        };
+        let ifindex = self.ifindex;
+        self.netns
+            .run(|| Ok(Ethtool::open()?.set_rings(ifindex, before)?))
+            .map_err(DeviceError::new(format!(
+                "restoring the rings of {}",
+                self.name
+            )))
     }
 
     /// Its number.
@@ -139,10 +165,8 @@ impl<'n> Device<'n> {
 
 impl Drop for Device<'_> {
     fn drop(&mut self) {
-        let restore =
-            || -> io::Result<()> { Ok(Ethtool::open()?.set_rings(self.ifindex, self.before)?) };
-        if let Err(err) = self.netns.run(restore) {
-            eprintln!("restoring the rings of {}: {err}", self.name);
+        if let Err(err) = self.put_back() {
+            warn!("{err}");
         }
     }
 }
@@ -167,12 +191,30 @@ pub struct Rule<'d> {
     ids: Vec<String>,
 }
 
+impl Rule<'_> {
+    /// Removes it, as dropping does, and tells if that failed. A failure of a drop goes to the log.
+    ///
+    /// # Errors
+    ///
+    /// The first one, as of [`Device::steer`]. All of it was tried.
+    pub fn remove(mut self) -> Result<(), DeviceError> {
+        self.take_away()
+    }
+
+    fn take_away(&mut self) -> Result<(), DeviceError> {
+        let mut result = Ok(());
+        for id in mem::take(&mut self.ids) {
+            let removed = self.device.ethtool(&["delete", &id]);
+            result = result.and(removed.map(drop));
+        }
+        result
+    }
+}
+
 impl Drop for Rule<'_> {
     fn drop(&mut self) {
-        for id in &self.ids {
-            if let Err(err) = self.device.ethtool(&["delete", id]) {
-                eprintln!("{err}");
-            }
+        if let Err(err) = self.take_away() {
+            warn!("{err}");
         }
     }
 }

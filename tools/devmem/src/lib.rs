@@ -104,6 +104,13 @@
 //! [`Sender::send_flags`]. What a send that stopped in between has left goes on by [`Sender::resume`], and
 //! [`Sender::abort`] gives up a connection with what it has in flight.
 //!
+//! # What is logged
+//!
+//! A drop cannot fail. What went wrong in one, or never comes back after it, is a warning of the crate [`log`], by whose
+//! means it also gets to `tracing`. [`Rule::remove`](device::Rule::remove),
+//! [`Device::restore`](device::Device::restore), [`TokenBatch::flush`] and
+//! [`uring::Receiver::finish`] do what these drops do, and tell.
+//!
 //! # Below and beside
 //!
 //! [`uring`] has a receiver and a sender that do the same by io_uring; programs for either use the

@@ -13,6 +13,8 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
+use log::warn;
+
 use crate::socket::Socket;
 
 /// `SO_DEVMEM_DONTNEED`.
@@ -62,8 +64,8 @@ pub fn dontneed(socket: impl AsFd, ranges: &[TokenRange]) -> io::Result<u32> {
 /// Dropping costs a system call for each token; a [`TokenBatch`] returns many with one. A token of a
 /// [`uring::Receiver`](crate::uring::Receiver) costs none: it goes with the next call of that.
 ///
-/// A drop cannot say that it failed, which takes a kernel without memory for a few bytes; the piece comes back
-/// when the socket is closed then. A [`TokenBatch`] says so, and tries again.
+/// A drop cannot say that it failed, which takes a kernel without memory for a few bytes, but in the log; the piece
+/// comes back when the socket is closed then. A [`TokenBatch`] says so, and tries again.
 #[derive(Debug)]
 #[must_use = "a token which is dropped gives its memory back to the NIC"]
 pub struct Token<'s> {
@@ -122,9 +124,11 @@ impl<'s> Token<'s> {
 
 impl Drop for Token<'_> {
     fn drop(&mut self) {
-        // Nobody to tell: the socket is open, and the token is the caller's own, so this cannot
-        // fail but for want of memory, and closing the socket returns the token then.
-        let _ = self.try_return();
+        // The socket is open, and the token is the caller's own, so this cannot fail but for want of memory, and
+        // closing the socket returns the token then.
+        if let Err(err) = self.try_return() {
+            warn!("token {} has not gone back: {err}", self.id);
+        }
     }
 }
 
@@ -409,13 +413,16 @@ impl<'s> TokenBatch<'s> {
 impl Drop for TokenBatch<'_> {
     fn drop(&mut self) {
         // As for a token: closing the socket returns what this could not.
-        let _ = self.flush();
+        if let Err(err) = self.flush() {
+            warn!("{} tokens have not gone back: {err}", self.held());
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
     use std::net::Ipv4Addr;
@@ -567,6 +574,21 @@ mod tests {
             ring.take().unwrap().as_slice(),
             [TokenRange { start: 7, count: 1 }]
         );
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn a_drop_that_fails_is_logged() {
+        testing::start_log();
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        drop(Token::new((&udp).into(), 31_415_926, None));
+        assert!(testing::was_logged("token 31415926 has not gone back"));
+        let mut batch = TokenBatch::new(&udp);
+        for id in 0..53 {
+            batch.push(Token::new((&udp).into(), id, None)).unwrap();
+        }
+        drop(batch);
+        assert!(testing::was_logged("53 tokens have not gone back"));
     }
 
     #[test]

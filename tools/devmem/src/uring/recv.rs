@@ -18,6 +18,7 @@ use io_uring::opcode;
 use io_uring::types::BufRingEntry;
 use io_uring::types::Fd;
 use io_uring::types::RecvMsgOut;
+use log::warn;
 
 use super::memory::Memory;
 use super::ring::Ring;
@@ -454,11 +455,14 @@ impl Inner {
     /// Ends all requests. What was received and not asked for goes back to the NIC, and what could not go
     /// back by the ring.
     fn shut_down(&mut self, collector: &Arc<Collector>, socket: &Socket<'_>) {
-        // Whatever fails, the rest has to be tried. Errors have nobody to be told to, and closing the socket
-        // returns all tokens.
-        let _ = self.finish_returns(collector);
+        // Whatever fails, the rest has to be tried. Closing the socket returns all tokens.
+        if let Err(err) = self.finish_returns(collector) {
+            warn!("tokens have not gone back: {err}");
+        }
         let mut entries = Vec::new();
-        let _ = self.ring.cancel_all(|entry| entries.push(entry));
+        if let Err(err) = self.ring.cancel_all(|entry| entries.push(entry)) {
+            warn!("cancelling requests: {err}");
+        }
         for entry in &entries {
             self.complete(entry, collector);
         }
@@ -473,7 +477,9 @@ impl Inner {
         // Requests of which nobody knows whether the kernel has made them are not among these: by now their
         // tokens may be those of other pieces.
         while let Some(call) = collector.take() {
-            let _ = dontneed(socket, call.as_slice());
+            if let Err(err) = dontneed(socket, call.as_slice()) {
+                warn!("tokens have not gone back: {err}");
+            }
         }
     }
 }

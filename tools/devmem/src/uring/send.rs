@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use io_uring::opcode;
 use io_uring::types::Fd;
+use log::warn;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt;
 
@@ -491,7 +492,9 @@ impl<T> Drop for Sender<'_, T> {
         };
         // Completions that come now have nobody to be told to. As long as there are requests in flight,
         // their memory must not be freed.
-        let _ = inner.ring.cancel_all(drop);
+        if let Err(err) = inner.ring.cancel_all(drop) {
+            warn!("cancelling requests: {err}");
+        }
         if inner.ring.in_flight() > 0 {
             mem::forget(inner);
         }
