@@ -111,6 +111,11 @@
 //! [`Device::restore`](device::Device::restore), [`TokenBatch::flush`] and
 //! [`uring::Receiver::finish`] do what these drops do, and tell.
 //!
+//! # Where it builds
+//!
+//! On Linux, with glibc or musl, on machines of 64 or 32 bits. The backend by io_uring is the feature `uring`, which is
+//! on by default. The crate below it knows machines of 64 bits only; elsewhere it has to be off.
+//!
 //! # Below and beside
 //!
 //! [`uring`] has a receiver and a sender that do the same by io_uring; programs for either use the
@@ -146,6 +151,7 @@ pub mod tcp;
 #[cfg(test)]
 mod testing;
 pub mod token;
+#[cfg(feature = "uring")]
 pub mod uring;
 mod volatile;
 

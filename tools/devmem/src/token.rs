@@ -208,6 +208,10 @@ struct Collected {
 /// Calls for which there is room from the start.
 const SPARE: usize = 16;
 
+#[cfg_attr(
+    not(feature = "uring"),
+    expect(dead_code, reason = "there are no rings")
+)]
 impl Collector {
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Collected {
