@@ -360,7 +360,8 @@ impl Pair {
         let pair = Self { rx, tx };
         pair.rx.set_rings(Rings::DEVMEM)?;
         // Else a queue with device memory gets flows that are not meant for it, now and then.
-        pair.rx.interface(|interface| interface.receive_by_queue(0))?;
+        pair.rx
+            .interface(|interface| interface.receive_by_queue(0))?;
         pair.plug()?;
         Ok(pair)
     }
