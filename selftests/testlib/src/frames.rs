@@ -95,14 +95,39 @@ impl Host {
     /// if it is of IPv4. All checksums are good.
     pub fn segment(&self, to: SocketAddr, fragments: bool, payload: &[u8]) -> io::Result<Vec<u8>> {
         let header = TcpHeader {
+            acknowledgment_number: 1,
+            ack: true,
+            ..Self::header(to)
+        };
+        self.frame(to, fragments, header, payload)
+    }
+
+    /// A SYN from the host, with payload, which takes no Fast Open.
+    pub fn syn(&self, to: SocketAddr, payload: &[u8]) -> io::Result<Vec<u8>> {
+        let header = TcpHeader {
+            syn: true,
+            ..Self::header(to)
+        };
+        self.frame(to, false, header, payload)
+    }
+
+    fn header(to: SocketAddr) -> TcpHeader {
+        TcpHeader {
             source_port: Self::PORT,
             destination_port: to.port(),
             sequence_number: 1,
-            acknowledgment_number: 1,
-            ack: true,
             window_size: u16::MAX,
             ..Default::default()
-        };
+        }
+    }
+
+    fn frame(
+        &self,
+        to: SocketAddr,
+        fragments: bool,
+        header: TcpHeader,
+        payload: &[u8],
+    ) -> io::Result<Vec<u8>> {
         let ethernet = PacketBuilder::ethernet2(Self::MAC, self.router);
         let builder = match to.ip() {
             IpAddr::V4(address) => {

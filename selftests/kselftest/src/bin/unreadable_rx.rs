@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::io::ErrorKind;
+use std::io::IoSlice;
 use std::io::Read;
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -68,12 +69,14 @@ use nix::errno::Errno;
 use nix::sys::socket::Backlog;
 use nix::sys::socket::MsgFlags;
 use nix::sys::socket::SockaddrStorage;
+use nix::sys::socket::sendmsg;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
 const QUEUE: u32 = Receiving::QUEUE;
 const PLAIN_QUEUE: u32 = Receiving::PLAIN_QUEUE;
 const PAGE: usize = 4096;
+const IPPROTO_MPTCP: i32 = 262;
 /// The port that the tests steer; the connection that comes with the memory has another.
 const PORT: u16 = Receiving::PORT + 1;
 /// Room for everything that a test sends.
@@ -428,15 +431,19 @@ fn checksum_unknown() -> Outcome {
 }
 
 /// A connection of MPTCP to the port.
-fn connect_mptcp(bench: &Bench) -> Result<Connection, Stop> {
-    const IPPROTO_MPTCP: i32 = 262;
-    let pair = &bench.0.pair;
-    let listener = pair.rx.stream_socket(Ip::V4, IPPROTO_MPTCP)?;
+fn listen_mptcp(bench: &Bench) -> Result<TcpListener, Stop> {
+    let listener = bench.0.pair.rx.stream_socket(Ip::V4, IPPROTO_MPTCP)?;
     let here = SockaddrStorage::from(address(Ip::V4, PORT));
     nix::sys::socket::bind(listener.as_raw_fd(), &here)?;
     nix::sys::socket::listen(&listener, Backlog::new(1)?)?;
+    Ok(listener.into())
+}
+
+fn connect_mptcp(bench: &Bench) -> Result<Connection, Stop> {
+    let pair = &bench.0.pair;
+    let listener = listen_mptcp(bench)?;
     let socket = pair.tx.stream_socket(Ip::V4, IPPROTO_MPTCP)?;
-    let connection = pair.connect_by(socket, &TcpListener::from(listener))?;
+    let connection = pair.connect_by(socket, &listener)?;
     let active = bench.count("MPTcpExt", "MPCapableSYNRX")?;
     assert_eq!(active, 1, "the connection is not one of MPTCP");
     Ok(connection)
@@ -482,6 +489,33 @@ fn mptcp() -> Outcome {
     assert!(bench.queue("hds_packets")? > 0, "none in device memory");
     reset_on_close(&connection.tx)?;
     reset_on_close(&connection.rx)?;
+    Ok(())
+}
+
+/// With Fast Open data come before MPTCP looks at them: they are not taken, and come again.
+fn mptcp_fast_open() -> Outcome {
+    const LEN: usize = 1000;
+    let bench = Bench::new(QUEUE)?;
+    let pair = &bench.0.pair;
+    // Without cookies; the server on all sockets.
+    pair.rx.sysctl("ipv4/tcp_fastopen", "1538")?;
+    pair.tx.sysctl("ipv4/tcp_fastopen", "5")?;
+    let listener = listen_mptcp(&bench)?;
+    let sender = pair.tx.stream_socket(Ip::V4, IPPROTO_MPTCP)?;
+    let to = SockaddrStorage::from(address(Ip::V4, PORT));
+    let data = [IoSlice::new(traffic::bytes(0, LEN))];
+    let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+    let sent = sendmsg(sender.as_raw_fd(), &data, &[], flags, Some(&to))?;
+    assert_eq!(sent, LEN, "bytes sent");
+    let (mut receiver, _) = listener.accept()?;
+    receiver.set_read_timeout(Some(wait::patience(Duration::from_secs(10))))?;
+    let result = receiver
+        .read(&mut [0; LEN])
+        .map_err(|err| err.raw_os_error());
+    observe(format_args!("{result:?}"));
+    assert_eq!(result, Err(Some(libc::ECONNRESET)));
+    assert!(bench.queue("hds_packets")? > 0, "none in device memory");
+    reset_on_close(&receiver)?;
     Ok(())
 }
 
@@ -1035,6 +1069,27 @@ fn cut_off() -> Outcome {
     Ok(())
 }
 
+/// So is a SYN until the handshake is over, or given up, and it may have a payload.
+fn syn_kept_for_its_headers() -> Outcome {
+    let bench = Bench::new(QUEUE)?;
+    let pair = &bench.0.pair;
+    let listener = pair.listen(Ip::V6, PORT)?;
+    devmem_testlib::sockopt::set(
+        &listener,
+        libc::IPPROTO_IPV6,
+        libc::IPV6_RECVHOPLIMIT,
+        1_i32,
+    )?;
+    let host = Host::beside(pair, Ip::V6)?;
+    host.send(&host.syn(address(Ip::V6, PORT), traffic::bytes(0, 1000))?)?;
+    soon("the SYN to come", || Ok(bench.queue("hds_packets")? > 0));
+    let id = bench.0.binding.id();
+    drop(bench.0.binding);
+    provider::all_buffers_back(id);
+    drop(listener);
+    Ok(())
+}
+
 fn main() -> ExitCode {
     runner::run(tests![
         fragmented,
@@ -1047,9 +1102,11 @@ fn main() -> ExitCode {
         checksum_unknown,
         mptcp_checksums,
         mptcp,
+        mptcp_fast_open,
         through_an_ifb,
         cut_by_a_shaper,
         kept_for_its_headers,
+        syn_kept_for_its_headers,
         md5_over_ipv4,
         md5_over_ipv6,
         ao_over_ipv4,
