@@ -21,7 +21,7 @@ pub fn delete_device() -> Outcome {
         name: "del_device",
         reach: &["unregister_netdevice", "nsim_"],
         // There are many points, of which few have to do with device memory.
-        stride: 5,
+        stride: 11,
         tells: false,
     };
     let mut rig = Rig::new()?;
