@@ -30,11 +30,25 @@ fn unlock(
     Ok(())
 }
 
-fn keep(bound: RxBound<'_>) {
-    fn for_ever(_: RxBound<'static>) {}
-
-    for_ever(bound); //~ E0521
+fn keep_beyond_the_lock(
+    dev: LockedNetDevice<'_>,
+    memory: impl PinInit<RxMemory<Mapping>, Error>,
+    request: &'static RxBindRequest<'static>,
+) -> Result {
+    for_ever(Draft::receive::<DmabufProvider>(dev, memory, request)?.publish(request)?); //~ E0521
+    Ok(())
 }
+
+fn keep_beyond_the_request(
+    dev: LockedNetDevice<'static>,
+    memory: impl PinInit<RxMemory<Mapping>, Error>,
+    request: &RxBindRequest<'static>,
+) -> Result {
+    for_ever(Draft::receive::<DmabufProvider>(dev, memory, request)?.publish(request)?); //~ E0521
+    Ok(())
+}
+
+fn for_ever(_: RxBound<'static>) {}
 
 fn serve_twice(
     dev: LockedNetDevice<'_>,

@@ -2,10 +2,14 @@
 
 //! What page pools get and give back is theirs for one call, and comes back once.
 
-use crate::sys::memory::{
-    Iovs,
-    Refill,
-    Returned, //
+use crate::sys::{
+    devmem::MemoryProvider,
+    dma_buf::Mapping,
+    memory::{
+        Iovs,
+        Refill,
+        Returned, //
+    },
 };
 
 fn twice(returned: Returned<'_, impl Iovs>) {
@@ -13,19 +17,17 @@ fn twice(returned: Returned<'_, impl Iovs>) {
     returned.put(); //~ E0382
 }
 
-fn later(returned: Returned<'_, impl Iovs>) {
-    fn keep(_: Returned<'static, impl Iovs>) {}
-
-    keep(returned); //~ E0521
-}
-
 fn twice_as_much(refill: Refill<'_>) {
     refill.take_free(64);
     refill.take_free(64); //~ E0382
 }
 
-fn another_pool(refill: Refill<'_>) {
-    fn keep(_: Refill<'static>) {}
+struct Hoarder;
 
-    keep(refill); //~ E0521
+impl MemoryProvider for Hoarder {
+    type Source = Mapping;
+
+    fn alloc_netmems(_for_another_pool: Refill<'static>) {} //~ E0308
+
+    fn release_netmems(_for_later: Returned<'static, impl Iovs>) {} //~ E0308
 }

@@ -23,11 +23,14 @@ fn two_memories(mapping: Mapping) {
 fn two_bindings(
     one: LockedNetDevice<'_>,
     other: LockedNetDevice<'_>,
-    memory: impl PinInit<RxMemory<Mapping>, Error>,
+    mapping: Mapping,
     request: &RxBindRequest<'_>,
-) {
+) -> Result {
+    let memory = RxMemory::new(mapping, 12)?;
+
     let _ = Draft::receive::<DmabufProvider>(one, memory, request);
     let _ = Draft::receive::<DmabufProvider>(other, memory, request); //~ E0382
+    Ok(())
 }
 
 fn unmap(mapping: Mapping) {
