@@ -408,6 +408,25 @@ fn linear_bytes_between_frags() -> Outcome {
     Ok(())
 }
 
+/// No memory for the bytes of a later segment: the call ends before them, and tells nothing of them.
+fn later_linear_bytes_fault() -> Outcome {
+    let bench = Receiving::new()?;
+    let mixed = Mixed::new(&bench)?;
+    let mut probe = bench.probe_of(&mixed.socket);
+    // There for the first segment, and for none or half of what is in host memory of the second.
+    for (good, position) in [(40, 0), (60, 280)] {
+        mixed.send(position, 40, 100)?;
+        mixed.send(position + 140, 40, 100)?;
+        let call = Call::new(0).data(&[Area::faulty(good, ALL)]);
+        let got = probe.receive(&call);
+        assert_eq!((got.len(), got.sizes()), (140, vec![40, 100]));
+        let got = probe.receive(&Call::new(ALL));
+        assert_eq!((got.len(), got.sizes()), (140, vec![40, 100]));
+    }
+    probe.give_back();
+    Ok(())
+}
+
 fn main() -> ExitCode {
     runner::run(tests![
         the_flow_moves_both_ways,
@@ -424,5 +443,6 @@ fn main() -> ExitCode {
         merged_by_gro,
         linear_bytes_before_frags,
         linear_bytes_between_frags,
+        later_linear_bytes_fault,
     ])
 }
