@@ -14,7 +14,10 @@ use devmem::Receiver;
 use devmem::Token;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
+use devmem_testlib::probe::Call;
+use devmem_testlib::probe::Probe;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
@@ -157,10 +160,47 @@ fn the_neighbour_goes_on() -> Outcome {
     })
 }
 
+/// Takes `count` buffers, a byte in each.
+fn take(bench: &Receiving, probe: &mut Probe<'_>, count: usize) -> io::Result<()> {
+    for _ in 0..count {
+        bench.start_sending(1)?;
+        probe.receive(&Call::new(1)).assert_frags(&[1]);
+    }
+    Ok(())
+}
+
+/// However a queue stops, and whenever buffers come back: none of them is lost.
+fn restarts_lose_no_buffer() -> Outcome {
+    /// More than page pools keep: the rest goes back to the provider as soon as the tokens do.
+    const ALL: usize = 256 + 64;
+    const SOME: usize = 40;
+    let bench = Receiving::into_memory(DmaBuf::udmabuf(ALL * PAGE)?)?;
+    let mut probe = bench.probe().quiet();
+    let rx = &bench.pair.rx;
+    let is_free = || Ok(provider::binding(bench.binding.id())?.is_none_or(|info| info.in_use == 0));
+
+    take(&bench, &mut probe, ALL)?;
+    probe.give_back();
+    for mode in 0..=3 {
+        take(&bench, &mut probe, SOME)?;
+        rx.reset_queue(Receiving::QUEUE, mode)?;
+        // Half of them to the page pool that is gone, and half to the next one that goes.
+        take(&bench, &mut probe, SOME)?;
+        probe.give_back();
+    }
+    rx.set_up(false)?;
+    provider::wait_for("every buffer to be free", is_free);
+    rx.set_up(true)?;
+    take(&bench, &mut probe, ALL)?;
+    probe.give_back();
+    Ok(())
+}
+
 fn main() -> ExitCode {
     runner::run(tests![
         drops_are_counted_and_the_flow_resumes,
         one_buffer,
         the_neighbour_goes_on,
+        restarts_lose_no_buffer,
     ])
 }
