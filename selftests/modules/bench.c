@@ -300,12 +300,22 @@ static int bench_run(struct bench *bench)
 	return 0;
 }
 
-static struct page_pool *create_pool(struct net_device *dev, u32 queue)
+/**
+ * devmem_test_create_pool() - make a page pool as a NIC driver does
+ * @dev: device
+ * @queue: receive queue whose memory provider it gets, if there is one
+ * @size: buffers that fit into its ring
+ *
+ * Context: Process context, @dev locked. Can sleep.
+ * Return: the page pool, or an error pointer.
+ */
+struct page_pool *devmem_test_create_pool(struct net_device *dev, u32 queue,
+					  u32 size)
 {
 	struct page_pool_params params = {
 		.flags = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV |
 			 PP_FLAG_ALLOW_UNREADABLE_NETMEM,
-		.pool_size = RING_SIZE,
+		.pool_size = size,
 		.nid = NUMA_NO_NODE,
 		.dev = dev->dev.parent,
 		.dma_dir = DMA_FROM_DEVICE,
@@ -313,12 +323,18 @@ static struct page_pool *create_pool(struct net_device *dev, u32 queue)
 		.netdev = dev,
 		.queue_idx = queue,
 	};
+
+	return page_pool_create(&params);
+}
+
+static struct page_pool *create_pool(struct net_device *dev, u32 queue)
+{
 	struct page_pool *pool;
 
 	if (queue >= dev->real_num_rx_queues)
 		return ERR_PTR(-ERANGE);
 
-	pool = page_pool_create(&params);
+	pool = devmem_test_create_pool(dev, queue, RING_SIZE);
 	if (IS_ERR(pool) || pool->mp_ops)
 		return pool;
 	page_pool_destroy(pool);

@@ -8,11 +8,16 @@
 #include "uapi.h"
 
 struct devmem_test_injection;
+struct net_device;
+struct page_pool;
 struct seq_file;
 
 int devmem_test_make_dmabuf(const struct devmem_test_dmabuf *spec);
 int devmem_test_bench(const struct devmem_test_bench *spec);
 int devmem_test_ops(const struct devmem_test_ops *spec);
+
+struct page_pool *devmem_test_create_pool(struct net_device *dev, u32 queue,
+					  u32 size);
 
 #if defined(CONFIG_X86_64) && defined(CONFIG_KRETPROBES)
 struct devmem_test_injection *

@@ -91,17 +91,6 @@ static struct forgery *forge(void)
 static int create_pool(struct net_device *dev, u32 queue,
 		       const struct memory_provider_ops *ops)
 {
-	struct page_pool_params params = {
-		.flags = PP_FLAG_DMA_MAP | PP_FLAG_DMA_SYNC_DEV |
-			 PP_FLAG_ALLOW_UNREADABLE_NETMEM,
-		.pool_size = RING_SIZE,
-		.nid = NUMA_NO_NODE,
-		.dev = dev->dev.parent,
-		.dma_dir = DMA_FROM_DEVICE,
-		.max_len = PAGE_SIZE,
-		.netdev = dev,
-		.queue_idx = queue,
-	};
 	struct netdev_rx_queue *rxq;
 	struct page_pool *pool;
 
@@ -114,7 +103,7 @@ static int create_pool(struct net_device *dev, u32 queue,
 		return -EBUSY;
 
 	rxq->mp_params.mp_ops = ops;
-	pool = page_pool_create(&params);
+	pool = devmem_test_create_pool(dev, queue, RING_SIZE);
 	rxq->mp_params.mp_ops = NULL;
 	if (IS_ERR(pool))
 		return PTR_ERR(pool);
