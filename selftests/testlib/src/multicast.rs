@@ -4,41 +4,30 @@
 
 use std::io;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::os::fd::FromRawFd;
-use std::os::fd::OwnedFd;
 
 use devmem::netlink::Attrs;
 use devmem::netlink::GenericSocket;
 use devmem::netlink::attributes;
 use nix::sys::socket::NetlinkAddr;
 
+use crate::netlink;
+use crate::netlink::Socket;
 use crate::sockopt;
 
 /// One who listens to a group.
 #[derive(Debug)]
-pub struct Group(OwnedFd);
+pub struct Group(Socket);
 
 impl Group {
     /// Listens to this group of a family, in the calling thread's namespace.
     pub fn join(family: &str, group: &str) -> io::Result<Self> {
         const NETLINK_ADD_MEMBERSHIP: i32 = 1;
         let number = number(family, group)?;
-        // SAFETY: Takes no pointers.
-        let fd = unsafe {
-            libc::socket(
-                libc::AF_NETLINK,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                libc::NETLINK_GENERIC,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: The kernel just made this file descriptor for us.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        let socket = Socket::open(libc::NETLINK_GENERIC)?;
         // Without a number of its own it passes for the kernel, which does not talk to itself.
-        nix::sys::socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        nix::sys::socket::bind(socket.as_fd().as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         sockopt::set(&socket, libc::SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, number)?;
         Ok(Self(socket))
     }
@@ -46,23 +35,12 @@ impl Group {
     /// The next message that is there, if any: its attributes.
     pub fn next(&self) -> io::Result<Option<Vec<u8>>> {
         /// What comes before them.
-        const HEADERS: usize = 16 + 4;
+        const HEADERS: usize = netlink::HEADER + 4;
         let mut buffer = vec![0; 1 << 16];
-        // SAFETY: `buffer` is writable for its length.
-        let len = unsafe {
-            libc::recv(
-                self.0.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                libc::MSG_DONTWAIT,
-            )
-        };
-        match usize::try_from(len) {
+        match self.0.recv(&mut buffer, libc::MSG_DONTWAIT) {
             Ok(len) => Ok(buffer[..len].get(HEADERS..).map(<[u8]>::to_vec)),
-            Err(_) => match io::Error::last_os_error() {
-                err if err.kind() == ErrorKind::WouldBlock => Ok(None),
-                err => Err(err),
-            },
+            Err(err) if err.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(err) => Err(err),
         }
     }
 }

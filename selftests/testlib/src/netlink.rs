@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Netlink that is not generic: of devices, of netfilter and of IPsec.
+//! Netlink: of devices, of netfilter and of IPsec, and sockets of any kind.
 
 use std::io;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 
@@ -68,6 +70,12 @@ pub(crate) fn kind_of(message: &[u8]) -> u16 {
 /// A netlink socket.
 #[derive(Debug)]
 pub(crate) struct Socket(OwnedFd);
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Socket {
     /// Opens one of a protocol in the calling thread's namespace.
