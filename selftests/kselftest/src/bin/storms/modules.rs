@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
+use devmem::Binding;
 use devmem::DmaBuf;
 use devmem::token;
 use devmem::token::MAX_TOKENS;
@@ -25,6 +26,7 @@ use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::report;
+use devmem_testlib::report::Stop;
 use devmem_testlib::storm;
 use devmem_testlib::storm::Storm;
 use devmem_testlib::taker::Taker;
@@ -88,6 +90,34 @@ impl Unloader {
     }
 }
 
+/// Does something while another thread unloads the module as often as possible. The module is there again after
+/// that. Returns how often it was unloaded, and how often it was in use.
+fn while_unloading(
+    storm: &mut Storm,
+    act: impl FnOnce(&mut Storm, &Unloader) -> Outcome,
+) -> Result<(u64, u64), Stop> {
+    let unloader = Unloader::default();
+    let rng = storm.rng.fork();
+    thread::scope(|scope| -> Outcome {
+        let thread = scope.spawn(|| unloader.run(rng));
+        let outcome = act(storm, &unloader);
+        unloader.over.store(true, Ordering::Relaxed);
+        thread.join().expect("the thread that unloads")?;
+        outcome
+    })?;
+    load()?;
+    Ok((
+        unloader.unloaded.into_inner(),
+        unloader.refused.into_inner(),
+    ))
+}
+
+/// Has whoever serves just now bind some memory.
+fn bind_now(pair: &Pair, queue: u32, memory: &DmaBuf) -> Result<Binding, Stop> {
+    let bind = || Ok(pair.request(&[queue]).bind(memory));
+    Ok(pair.rx.ns.run(bind)??)
+}
+
 /// What is done with a binding.
 #[derive(Debug)]
 struct Plan {
@@ -112,11 +142,7 @@ impl Plan {
     fn run(&self, pair: &Pair) -> Outcome {
         let memory = DmaBuf::udmabuf(MEMORY)?;
         let map = Arc::new(memory.map()?);
-        // Whoever serves just now.
-        let binding = pair
-            .rx
-            .ns
-            .run(|| Ok(pair.request(&[QUEUE]).bind(&memory)))??;
+        let binding = bind_now(pair, QUEUE, &memory)?;
         let id = binding.id();
         let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
         traffic::send(&connection.tx, 0, self.sent, self.sent as usize)?;
@@ -155,44 +181,27 @@ pub fn unloaded_and_loaded() -> Outcome {
         pair.steer(PORT, QUEUE)?;
         let memory = DmaBuf::udmabuf(MEMORY)?;
         devmem::provider::select(Provider::Builtin.name())?;
-        let steady = pair
-            .rx
-            .ns
-            .run(|| Ok(pair.request(&[STEADY]).bind(&memory)))??;
+        let steady = bind_now(&pair, STEADY, &memory)?;
         load()?;
         let memories = [(steady.id(), Arc::new(memory.map()?))];
         let mut flows = Flows::new();
         let connection = pair.connect_to_queue(Ip::V4, PORT + 1, STEADY)?;
         flows.start(connection, From::Host, &memories, storm.rng.u64(..))?;
 
-        let unloader = Unloader::default();
-        let rng = storm.rng.fork();
-        thread::scope(|scope| -> Outcome {
-            let thread = scope.spawn(|| unloader.run(rng));
-            let mut steps = || -> Outcome {
-                let steps = storm.steps(STEPS);
-                // On a slow machine the module is hardly ever there when a few steps begin.
-                for step in 0..MOST * steps {
-                    if step >= steps && unloader.met_both() {
-                        break;
-                    }
-                    let plan = Plan::draw(storm);
-                    storm.step(&plan);
-                    plan.run(&pair)?;
+        let (unloaded, refused) = while_unloading(storm, |storm, unloader| {
+            let steps = storm.steps(STEPS);
+            // On a slow machine the module is hardly ever there when a few steps begin.
+            for step in 0..MOST * steps {
+                if step >= steps && unloader.met_both() {
+                    break;
                 }
-                Ok(())
-            };
-            let outcome = steps();
-            unloader.over.store(true, Ordering::Relaxed);
-            thread.join().expect("the thread that unloads")?;
-            outcome
+                let plan = Plan::draw(storm);
+                storm.step(&plan);
+                plan.run(&pair)?;
+            }
+            Ok(())
         })?;
-        load()?;
         storm.count("bytes of a flow meanwhile", flows.finish()?);
-        let (unloaded, refused) = (
-            unloader.unloaded.into_inner(),
-            unloader.refused.into_inner(),
-        );
         storm.count("times unloaded", unloaded);
         storm.count("times refused", refused);
         assert!(unloaded > 0, "the module was never unloaded");
@@ -219,10 +228,7 @@ fn steal(socket: &TcpStream) -> io::Result<u32> {
 fn robbed(pair: &Pair, sent: u64) -> Outcome {
     let memory = DmaBuf::udmabuf(MEMORY)?;
     let map = Arc::new(memory.map()?);
-    let binding = pair
-        .rx
-        .ns
-        .run(|| Ok(pair.request(&[QUEUE]).bind(&memory)))??;
+    let binding = bind_now(pair, QUEUE, &memory)?;
     let id = binding.id();
     let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
     let thief = connection.rx.try_clone()?;
@@ -250,27 +256,17 @@ pub fn unloaded_under_a_reader() -> Outcome {
         const STEPS: u32 = 60;
         let pair = Pair::new()?;
         pair.steer(PORT, QUEUE)?;
-        let unloader = Unloader::default();
-        let rng = storm.rng.fork();
-        thread::scope(|scope| -> Outcome {
-            let thread = scope.spawn(|| unloader.run(rng));
-            let mut steps = || -> Outcome {
-                for _ in 0..storm.steps(STEPS) {
-                    // Up to what is one packet for the reader.
-                    let sent = storm.rng.u64(1..=20_000);
-                    storm.step(sent);
-                    robbed(&pair, sent)?;
-                }
-                Ok(())
-            };
-            let outcome = steps();
-            unloader.over.store(true, Ordering::Relaxed);
-            thread.join().expect("the thread that unloads")?;
-            outcome
+        let (unloaded, refused) = while_unloading(storm, |storm, _| {
+            for _ in 0..storm.steps(STEPS) {
+                // Up to what is one packet for the reader.
+                let sent = storm.rng.u64(1..=20_000);
+                storm.step(sent);
+                robbed(&pair, sent)?;
+            }
+            Ok(())
         })?;
-        load()?;
-        storm.count("times unloaded", unloader.unloaded.into_inner());
-        storm.count("times refused", unloader.refused.into_inner());
+        storm.count("times unloaded", unloaded);
+        storm.count("times refused", refused);
         aftermath::on(&pair, QUEUE)
     })
 }
