@@ -172,35 +172,42 @@ fn fragmentation_needed() -> Outcome {
     const FRAGMENTATION_NEEDED: u8 = 4;
     let bench = Bench::new(PLAIN_QUEUE)?;
     bench.forward()?;
-    let host = Host::beside(&bench.0.pair, Ip::V4)?;
     let to = SocketAddr::from((BEHIND_V4, PORT));
-    let frame = host.segment(to, false, traffic::bytes(0, WIDE))?;
-    for queue in [PLAIN_QUEUE, QUEUE] {
-        bench.steer(queue)?;
-        host.send(&frame)?;
-        let message = host.icmp(Ip::V4, UNREACHABLE)?;
-        assert_eq!(message[1], FRAGMENTATION_NEEDED, "the code");
-        let mtu = u16::from_be_bytes([message[6], message[7]]);
+    answered(&bench, to, UNREACHABLE, |head| {
+        assert_eq!(head[1], FRAGMENTATION_NEEDED, "the code");
+        let mtu = u16::from_be_bytes([head[6], head[7]]);
         assert_eq!(u32::from(mtu), NARROW_MTU);
-        quotes(&message[8..], packet(&frame), queue, IPV4 + TCP);
-    }
-    Ok(())
+    })
 }
 
 fn packet_too_big() -> Outcome {
     const PACKET_TOO_BIG: u8 = 2;
     let bench = Bench::new(PLAIN_QUEUE)?;
     bench.forward()?;
-    let host = Host::beside(&bench.0.pair, Ip::V6)?;
     let to = SocketAddr::from((BEHIND_V6, PORT));
+    answered(&bench, to, PACKET_TOO_BIG, |head| {
+        let mtu = [head[4], head[5], head[6], head[7]];
+        assert_eq!(u32::from_be_bytes(mtu), NARROW_MTU);
+    })
+}
+
+/// Sends a packet through host memory, and then through device memory. Each is answered by an error of this kind,
+/// of which `check` gets the head, and which quotes the packet.
+fn answered(bench: &Bench, to: SocketAddr, kind: u8, check: impl Fn(&[u8])) -> Outcome {
+    const HEAD: usize = 8;
+    let (ip, headers) = match to {
+        SocketAddr::V4(_) => (Ip::V4, IPV4 + TCP),
+        SocketAddr::V6(_) => (Ip::V6, IPV6 + TCP),
+    };
+    let host = Host::beside(&bench.0.pair, ip)?;
     let frame = host.segment(to, false, traffic::bytes(0, WIDE))?;
     for queue in [PLAIN_QUEUE, QUEUE] {
         bench.steer(queue)?;
         host.send(&frame)?;
-        let message = host.icmp(Ip::V6, PACKET_TOO_BIG)?;
-        let mtu = [message[4], message[5], message[6], message[7]];
-        assert_eq!(u32::from_be_bytes(mtu), NARROW_MTU);
-        quotes(&message[8..], packet(&frame), queue, IPV6 + TCP);
+        let message = host.icmp(ip, kind)?;
+        let (head, quote) = message.split_at(HEAD);
+        check(head);
+        quotes(quote, packet(&frame), queue, headers);
     }
     Ok(())
 }
@@ -228,16 +235,9 @@ fn rejected() -> Outcome {
          add chain netdev f in {{ type filter hook ingress device {device} priority 0 ; }} ; \
          add rule netdev f in tcp dport {PORT} reject with icmp type port-unreachable"
     ))?;
-    let host = Host::beside(&bench.0.pair, Ip::V4)?;
-    let frame = host.segment(address(Ip::V4, PORT), false, traffic::bytes(0, WIDE))?;
-    for queue in [PLAIN_QUEUE, QUEUE] {
-        bench.steer(queue)?;
-        host.send(&frame)?;
-        let message = host.icmp(Ip::V4, UNREACHABLE)?;
-        assert_eq!(message[1], PORT_UNREACHABLE, "the code");
-        quotes(&message[8..], packet(&frame), queue, IPV4 + TCP);
-    }
-    Ok(())
+    answered(&bench, address(Ip::V4, PORT), UNREACHABLE, |head| {
+        assert_eq!(head[1], PORT_UNREACHABLE, "the code");
+    })
 }
 
 /// A redirect quotes the packet that has taken a detour, and no memory that nobody wrote.
