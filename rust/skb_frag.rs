@@ -127,7 +127,7 @@ pub(crate) fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> us
     token::take_back(ranges, || sk.tokens())
 }
 
-/// Appends bytes of a dma-buf to `skb`, as many as it has room for: those at the first of `ranges`.
+/// Appends bytes of a dma-buf to `skb`, as many as are wanted: those at the first of `ranges`.
 ///
 /// - `EMSGSIZE`: the skb has no room for more frags. What was appended before counts.
 /// - `EFAULT`: a range is not in the dma-buf. The caller takes back what was appended before.
@@ -138,14 +138,6 @@ pub(crate) fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> us
 /// [`net/core/datagram.c`](srctree/net/core/datagram.c).
 #[inline]
 pub(crate) fn fill(skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>) -> Result {
-    while skb.room() != 0 {
-        let Some(range) = ranges.first() else {
-            break;
-        };
-        let (appended, result) = skb.append(range.start, range.len);
-
-        ranges.advance(appended);
-        result?;
-    }
+    while skb.append(ranges)? {}
     Ok(())
 }

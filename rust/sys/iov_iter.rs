@@ -11,7 +11,8 @@ use core::{
 
 use super::bindings;
 
-/// The iovecs of a `sendmsg()` from a dma-buf, which are not pointers but offsets into it.
+/// The iovecs of a `sendmsg()` from a binding, which are not pointers but offsets into its memory. They are
+/// [appended](super::skbuff::TxSkBuff::append) to an skb.
 ///
 /// # Invariants
 ///
@@ -22,13 +23,12 @@ pub(crate) struct OffsetRanges<'a> {
     _iter: PhantomData<&'a mut ()>,
 }
 
-/// A range of a dma-buf.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OffsetRange {
-    /// Where it begins in the dma-buf, in bytes.
-    pub(crate) start: u64,
+/// A range of the memory of a binding.
+pub(super) struct OffsetRange {
+    /// Where it begins in the memory, in bytes.
+    pub(super) start: u64,
     /// How long it is, in bytes. Never 0.
-    pub(crate) len: usize,
+    pub(super) len: usize,
 }
 
 impl OffsetRanges<'_> {
@@ -55,7 +55,7 @@ impl OffsetRanges<'_> {
     }
 
     /// What is left of the first range that is not empty.
-    pub(crate) fn first(&mut self) -> Option<OffsetRange> {
+    pub(super) fn first(&mut self) -> Option<OffsetRange> {
         if self.count == 0 {
             return None;
         }
@@ -78,7 +78,9 @@ impl OffsetRanges<'_> {
     }
 
     /// Moves on by `len` bytes, or to the end.
-    pub(crate) fn advance(&mut self, len: usize) {
+    ///
+    /// TCP takes it that the iterator moves by as much as the skb gets longer.
+    pub(super) fn advance(&mut self, len: usize) {
         let len = len.min(self.count);
 
         // INVARIANT: The iterator moves as far.

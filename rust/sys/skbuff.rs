@@ -28,6 +28,7 @@ use kernel::{
 
 use super::{
     bindings,
+    iov_iter::OffsetRanges,
     memory::TxExtents,
     netmem::DevmemIov,
     token, //
@@ -273,21 +274,31 @@ impl<'a> TxSkBuff<'a> {
     }
 
     /// How many bytes more it may get.
-    pub(crate) fn room(&self) -> usize {
+    pub(super) fn room(&self) -> usize {
         self.room
     }
 
-    /// Appends `len` bytes from `start` of the dma-buf, or as many as there is [room](Self::room) for;
-    /// tells how many were, and why not all.
+    /// Whether it has as many frags as there can be.
+    pub(super) fn is_full(&self) -> bool {
+        self.frags().len() >= bindings::MAX_SKB_FRAGS as usize
+    }
+
+    /// Appends what the first of `ranges` says, or as much of it as the caller wants, and moves `ranges` on by
+    /// what was appended: TCP moves them back by that much if it has to.
     ///
-    /// What follows the last frag in memory makes that one longer. `EMSGSIZE` if there is no room
-    /// for another frag, `EFAULT` if the bytes are not in the dma-buf.
+    /// False if the caller has all that it wants, or if there is no range. What follows the last frag in memory
+    /// makes that one longer. `EMSGSIZE` if there is no room for another frag, `EFAULT` if the bytes are not in
+    /// the memory of the binding; what comes before is appended then.
     #[inline]
-    pub(crate) fn append(&mut self, start: u64, len: usize) -> (usize, Result) {
-        let Some((netmem, place)) = self.extents.locate(start) else {
-            return (0, Err(EFAULT));
+    pub(crate) fn append(&mut self, ranges: &mut OffsetRanges<'_>) -> Result<bool> {
+        if self.room == 0 {
+            return Ok(false);
+        }
+        let Some(range) = ranges.first() else {
+            return Ok(false);
         };
-        let len = len.min(self.room);
+        let (netmem, place) = self.extents.locate(range.start).ok_or(EFAULT)?;
+        let len = range.len.min(self.room);
         let part = place.left.min(len);
 
         let (appended, result) = match self.append_part(netmem, place.offset, part) {
@@ -300,10 +311,11 @@ impl<'a> TxSkBuff<'a> {
         };
         // INVARIANT: That was no more than there is room for.
         self.room = self.room.saturating_sub(appended);
-        (appended, result)
+        ranges.advance(appended);
+        result.map(|()| true)
     }
 
-    /// Like [`Self::append`], from the beginning of the next extent.
+    /// Appends `len` bytes from the beginning of the next extent on. Tells how many it did, and why not all.
     #[inline(never)]
     fn append_after(&mut self, mut extent: u32, len: usize) -> (usize, Result) {
         let mut left = len;
@@ -322,16 +334,20 @@ impl<'a> TxSkBuff<'a> {
         (len, Ok(()))
     }
 
-    /// Appends a part of an extent, no longer than that and than there is room for.
-    fn append_part(&mut self, netmem: bindings::netmem_ref, offset: u32, len: usize) -> Result {
-        let skb = self.skb.as_ptr();
+    fn frags(&self) -> &[Frag] {
         // SAFETY: By the type invariants that is the skb's, and the first `nr_frags` of the array are
         // there. `Frag` is transparent.
-        let frags: &[Frag] = unsafe {
+        unsafe {
             let shinfo = self.shinfo.as_ptr();
             let count = usize::from((*shinfo).nr_frags);
             core::slice::from_raw_parts((&raw const (*shinfo).frags).cast(), count)
-        };
+        }
+    }
+
+    /// Appends a part of an extent, no longer than that and than there is room for. Not without bytes.
+    fn append_part(&mut self, netmem: bindings::netmem_ref, offset: u32, len: usize) -> Result {
+        let skb = self.skb.as_ptr();
+        let frags = self.frags();
         let count = frags.len();
 
         if frags

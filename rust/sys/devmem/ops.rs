@@ -219,8 +219,15 @@ impl<P: DevmemProvider> DevmemVTable<P> {
             // SAFETY: By the requirements of this function.
             let mut ranges = unsafe { OffsetRanges::from_raw(from) }.ok_or(EFAULT)?;
 
-            P::fill(&mut skb, &mut ranges)?;
-            Ok(0)
+            let result = P::fill(&mut skb, &mut ranges);
+            // TCP would try for ever to append something, unless it is told one of these.
+            if skb.room() == room && room != 0 {
+                return match result {
+                    Err(error) if error == EMSGSIZE && skb.is_full() => Err(error),
+                    _ => Err(EFAULT),
+                };
+            }
+            result.map(|()| 0)
         })
     }
 

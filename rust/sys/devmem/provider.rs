@@ -100,8 +100,9 @@ pub(crate) trait DevmemProvider: MemoryProvider {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Appends what `ranges` say to `skb`, as long as it has [room](TxSkBuff::room). `EMSGSIZE` if the
-    /// skb is full. Process context, socket locked.
+    /// [Appends](TxSkBuff::append) what `ranges` say to `skb`, as long as that wants more. `EMSGSIZE` if the
+    /// skb is full. After any other error, or none, the caller goes on from what was appended: if that is
+    /// nothing, `sendmsg()` fails (`EFAULT`). Process context, socket locked.
     fn fill(_skb: &mut TxSkBuff<'_>, _ranges: &mut OffsetRanges<'_>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
