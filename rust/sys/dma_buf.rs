@@ -179,8 +179,8 @@ unsafe impl Source for Mapping {
         self.attachment.buf.size()
     }
 
-    fn device(&self) -> &Device {
-        &self.dev
+    fn device(&self) -> Option<&Device> {
+        Some(&self.dev)
     }
 
     fn direction(&self) -> Direction {

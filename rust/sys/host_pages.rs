@@ -125,8 +125,8 @@ impl HostPages {
     }
 }
 
-// SAFETY: By the type invariants the pages are mapped for the device to write to, unless its driver is
-// gone, and with it the device's use of them.
+// SAFETY: By the type invariants the pages are mapped for the device to write to for as long as this says which
+// it is. The table does not change. Nobody has a reference to what is in the pages.
 unsafe impl Source for HostPages {
     type Backing = SharedPages;
 
@@ -141,8 +141,8 @@ unsafe impl Source for HostPages {
         self.pages.0.size as u64
     }
 
-    fn device(&self) -> &Device {
-        self.bound.device()
+    fn device(&self) -> Option<&Device> {
+        self.bound.try_access_with(|()| self.bound.device())
     }
 
     fn direction(&self) -> Direction {

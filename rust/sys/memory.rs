@@ -144,7 +144,7 @@ impl<S: Source> Mapped<S> {
 
     /// The device that the memory is mapped for, as long as it is.
     pub(super) fn device(&self) -> Option<ARef<Device>> {
-        self.with(|source| source.device().into())
+        self.with(|source| source.device().map(ARef::from)).flatten()
     }
 
     /// Whether the memory is mapped for `dev`.

@@ -43,12 +43,16 @@ impl Direction {
     }
 }
 
-/// Memory that is mapped for a device, until this is dropped.
+/// Memory that is mapped for a device, until this is dropped or the device's driver goes.
 ///
 /// # Safety
 ///
-/// For as long as it is there, the device may do DMA in that direction to what is at the segments, and to
-/// nobody else's memory. They are the same whenever they are asked for.
+/// - For as long as it is mapped, [`device`](Self::device) is the device that it is mapped for, always the same
+///   one. It is None after that, at the latest when the device has another driver.
+/// - For as long as it is mapped, that device may do DMA in [`direction`](Self::direction), always the same one,
+///   to what is at the [`segments`](Self::segments), and that is nobody else's memory. They are the same
+///   whenever they are asked for, mapped or not.
+/// - Nowhere is there a reference to what is in the memory, if a device writes to it.
 pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
     /// What is to stay when the memory is not mapped any more, until nobody has a net_iov of it.
     type Backing: Send + Sync;
@@ -56,11 +60,12 @@ pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
     /// The DMA segments, in the order of offsets into the memory.
     fn segments(&self) -> impl Iterator<Item = Segment> + '_;
 
-    /// Size of the memory in bytes. What the segments have beyond is not used.
+    /// Size of the memory in bytes. What the segments have beyond is not sent from; whether it is received
+    /// into goes by the segments alone.
     fn size(&self) -> u64;
 
-    /// The device, which this keeps.
-    fn device(&self) -> &Device;
+    /// The device, which this keeps. None if the memory is not mapped any more.
+    fn device(&self) -> Option<&Device>;
 
     /// Which way the DMA goes.
     fn direction(&self) -> Direction;
@@ -70,7 +75,8 @@ pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
 
     /// Whether it is mapped for `dev`.
     fn is_for(&self, dev: DmaDevice<'_>) -> bool {
-        device_ptr(self.device()) == dev.as_ptr()
+        self.device()
+            .is_some_and(|device| device_ptr(device) == dev.as_ptr())
     }
 }
 
@@ -78,7 +84,8 @@ pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
 ///
 /// # Safety
 ///
-/// What [`bytes`](Self::bytes) returns stays readable for as long as the backing is there.
+/// What [`bytes`](Self::bytes) returns are the bytes which the device has at that offset into the segments. They
+/// stay readable for as long as the backing is there.
 pub(crate) unsafe trait CpuSource: Source {
     /// Where the CPU finds `len` bytes from `offset` on, if the memory has so many.
     ///
@@ -89,7 +96,7 @@ pub(crate) unsafe trait CpuSource: Source {
     ///
     /// # Safety
     ///
-    /// They have to be a part of one of the segments.
+    /// They have to be a part of one of the segments. If the memory is not mapped any more, nothing happens.
     unsafe fn sync_for_cpu(&self, bytes: Segment);
 
     /// Lets the device write to them again.

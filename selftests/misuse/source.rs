@@ -25,8 +25,8 @@ impl Source for Anywhere { //~ E0200
         4096
     }
 
-    fn device(&self) -> &Device {
-        &self.0
+    fn device(&self) -> Option<&Device> {
+        Some(&self.0)
     }
 
     fn direction(&self) -> Direction {
