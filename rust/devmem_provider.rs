@@ -21,7 +21,7 @@ use crate::sys::{
     devmem::{
         DevmemProvider,
         MemoryProvider,
-        Registration,
+        ProviderModule,
         RxBound,
         TxBound, //
     },
@@ -50,7 +50,7 @@ mod skb_frag;
 mod sys;
 
 module! {
-    type: DmabufProvider,
+    type: ProviderModule<DmabufProvider>,
     name: "devmem_provider",
     authors: ["devmem_provider developers"],
     description: "Device memory provider for device-memory TCP",
@@ -65,9 +65,7 @@ module! {
 }
 
 /// The provider: memory is that of a dma-buf, and page pools get it as they ask.
-struct DmabufProvider {
-    _registration: Registration<Self>,
-}
+struct DmabufProvider;
 
 impl MemoryProvider for DmabufProvider {
     type Source = Mapping;
@@ -101,13 +99,5 @@ impl DevmemProvider for DmabufProvider {
 
     fn fill(skb: &mut TxSkBuff<'_>, ranges: &mut OffsetRanges<'_>) -> Result {
         skb_frag::fill(skb, ranges)
-    }
-}
-
-impl kernel::Module for DmabufProvider {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        Ok(Self {
-            _registration: Registration::new()?,
-        })
     }
 }

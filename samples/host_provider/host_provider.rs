@@ -23,7 +23,7 @@ use crate::sys::{
         DevmemProvider,
         Draft,
         MemoryProvider,
-        Registration,
+        ProviderModule,
         RxBound, //
     },
     genetlink::{
@@ -48,7 +48,7 @@ use crate::sys::{
 mod sys;
 
 module! {
-    type: HostProvider,
+    type: ProviderModule<HostProvider>,
     name: "host_provider",
     authors: ["devmem_provider developers"],
     description: "Sample of a device memory provider: pages of the kernel",
@@ -57,15 +57,13 @@ module! {
     params: {
         size_mib: u32 {
             default: 16,
-            description: "Memory of a binding in MiB (16)",
+            description: "Memory of a binding in MiB, at most 2048 (16)",
         },
     },
 }
 
-/// The provider, and the module.
-struct HostProvider {
-    _registration: Registration<Self>,
-}
+/// The provider.
+struct HostProvider;
 
 impl MemoryProvider for HostProvider {
     type Source = HostPages;
@@ -137,12 +135,4 @@ fn queues<'a>(request: &'a RxBindRequest<'a>) -> impl Iterator<Item = Result<u32
         }
         Ok(id.u32())
     })
-}
-
-impl kernel::Module for HostProvider {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
-        let _registration = Registration::new()?;
-
-        Ok(Self { _registration })
-    }
 }
