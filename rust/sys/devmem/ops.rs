@@ -163,6 +163,10 @@ impl<P: DevmemProvider> DevmemVTable<P> {
                 true => len,
                 false => passed?.min(len),
             };
+            // TCP would try the same again, for ever.
+            if passed == 0 && len != 0 {
+                return Err(EFAULT);
+            }
             Ok(passed.try_into()?)
         })
     }
