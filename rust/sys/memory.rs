@@ -65,6 +65,8 @@ use super::{
 
 /// Why there is no memory for a binding.
 pub(crate) enum MemoryError {
+    /// Net_iovs cannot have that size.
+    BufferSize,
     /// The source is mapped for the other direction.
     Direction,
     /// The segments of the source do not make net_iovs.
@@ -88,7 +90,7 @@ impl From<AllocError> for MemoryError {
 impl From<MemoryError> for Error {
     fn from(error: MemoryError) -> Self {
         match error {
-            MemoryError::Direction | MemoryError::Layout(_) => EINVAL,
+            MemoryError::BufferSize | MemoryError::Direction | MemoryError::Layout(_) => EINVAL,
             MemoryError::NoMemory => ENOMEM,
         }
     }
@@ -192,10 +194,10 @@ pub(crate) struct RxMemory<S: Source> {
 }
 
 impl<S: Source> RxMemory<S> {
-    /// Cuts memory that a device writes to into net_iovs of `1 << niov_shift` bytes (`niov_shift` below
-    /// 64), all of them free.
+    /// Cuts memory that a device writes to into net_iovs of `1 << niov_shift` bytes, all of them free.
     ///
-    /// `NoMemory` if there is none for net_iovs and free list: 68 bytes for each net_iov, charged to
+    /// `BufferSize` if that is less than a page, or 4 GiB and more: a frag tells its place in a net_iov in 32
+    /// bits. `NoMemory` if there is none for net_iovs and free list: 68 bytes for each net_iov, charged to
     /// the current task's memory cgroup.
     pub(crate) fn new(
         source: S,
@@ -203,6 +205,9 @@ impl<S: Source> RxMemory<S> {
     ) -> Result<impl PinInit<Self, Error>, MemoryError> {
         if source.direction() != Self::DIRECTION {
             return Err(MemoryError::Direction);
+        }
+        if !(PAGE_SHIFT as u32..u32::BITS).contains(&niov_shift) {
+            return Err(MemoryError::BufferSize);
         }
         let layout = Layout::of(source.segments(), niov_shift)?;
         let niovs = layout.niovs();
