@@ -17,6 +17,30 @@ pub(crate) struct Segment {
     pub(crate) len: u64,
 }
 
+impl Segment {
+    /// Cuts it at the multiples of `1 << shift` bytes (`shift` below 64).
+    pub(crate) fn cut(self, shift: u32) -> impl Iterator<Item = Segment> {
+        let mask: u64 = (1 << shift) - 1;
+        let mut rest = self;
+
+        core::iter::from_fn(move || {
+            if rest.len == 0 {
+                return None;
+            }
+            let len = (mask - (rest.addr & mask) + 1).min(rest.len);
+            let piece = Segment {
+                addr: rest.addr,
+                len,
+            };
+
+            // After the last piece it may wrap.
+            rest.addr = rest.addr.wrapping_add(len);
+            rest.len -= len;
+            Some(piece)
+        })
+    }
+}
+
 /// Why segments cannot be cut into net_iovs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LayoutError {

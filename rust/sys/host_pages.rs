@@ -24,6 +24,7 @@ use kernel::{
     dma::DataDirection,
     page::{
         AsPageIter,
+        PAGE_SHIFT,
         PAGE_SIZE, //
     },
     prelude::*,
@@ -123,6 +124,20 @@ impl HostPages {
             pages,
         })
     }
+
+    /// Has each page of `bytes` synced for the device, if they are mapped for it, and not undone meanwhile.
+    ///
+    /// What follows each other for the device does not for the CPU, by whose addresses a sync goes from the
+    /// first byte on.
+    fn sync(&self, bytes: Segment, sync: impl Fn(*mut bindings::device, Segment)) {
+        self.bound.try_access_with(|()| {
+            let dev = device_ptr(self.bound.device());
+
+            bytes
+                .cut(PAGE_SHIFT as u32)
+                .for_each(|page| sync(dev, page));
+        });
+    }
 }
 
 // SAFETY: By the type invariants the pages are mapped for the device to write to for as long as this says which
@@ -165,14 +180,14 @@ unsafe impl CpuSource for HostPages {
     }
 
     unsafe fn sync_for_cpu(&self, bytes: Segment) {
-        self.bound.try_access_with(|()| {
-            // SAFETY: By the type invariants the pages are mapped, and stay so for now. The bytes are in them, by
-            // the requirements of this function.
+        self.sync(bytes, |dev, page| {
+            // SAFETY: The pages are mapped for now. The bytes are in them, by the requirements of this function,
+            // and in one of them.
             unsafe {
                 bindings::dma_sync_single_for_cpu(
-                    device_ptr(self.bound.device()),
-                    bytes.addr,
-                    bytes.len as usize,
+                    dev,
+                    page.addr,
+                    page.len as usize,
                     Direction::FromDevice.as_raw(),
                 )
             }
@@ -180,13 +195,13 @@ unsafe impl CpuSource for HostPages {
     }
 
     unsafe fn sync_for_device(&self, bytes: Segment) {
-        self.bound.try_access_with(|()| {
+        self.sync(bytes, |dev, page| {
             // SAFETY: As above.
             unsafe {
                 bindings::dma_sync_single_for_device(
-                    device_ptr(self.bound.device()),
-                    bytes.addr,
-                    bytes.len as usize,
+                    dev,
+                    page.addr,
+                    page.len as usize,
                     Direction::FromDevice.as_raw(),
                 )
             }

@@ -146,7 +146,8 @@ impl<S: Source> Mapped<S> {
 
     /// The device that the memory is mapped for, as long as it is.
     pub(super) fn device(&self) -> Option<ARef<Device>> {
-        self.with(|source| source.device().map(ARef::from)).flatten()
+        self.with(|source| source.device().map(ARef::from))
+            .flatten()
     }
 
     /// Whether the memory is mapped for `dev`.

@@ -247,3 +247,28 @@ proptest! {
         }
     }
 }
+
+fn cut(addr: u64, len: u64) -> Vec<(u64, u64)> {
+    segment(addr, len)
+        .cut(SHIFT)
+        .map(|piece| (piece.addr, piece.len))
+        .collect()
+}
+
+#[test]
+fn cut_at_pages() {
+    assert_eq!(cut(0x1000, 0), []);
+    assert_eq!(cut(0x1000, PAGE), [(0x1000, PAGE)]);
+    assert_eq!(cut(0x1234, 5), [(0x1234, 5)]);
+    assert_eq!(
+        cut(0x1ff0, 0x1020),
+        [(0x1ff0, 0x10), (0x2000, PAGE), (0x3000, 0x10)]
+    );
+}
+
+#[test]
+fn cut_up_to_the_last_byte_of_the_address_space() {
+    let last = u64::MAX - PAGE + 1;
+
+    assert_eq!(cut(last - 1, PAGE + 1), [(last - 1, 1), (last, PAGE)]);
+}

@@ -104,6 +104,41 @@ fn layout_of_any_segment() {
     }
 }
 
+/// One after the other, none of them empty, and none past the next multiple.
+fn check_cut(segment: Segment, shift: u8) {
+    let size = 1u64 << shift;
+    let end = u64::from(segment.addr) + u64::from(segment.len);
+    let mut at = u64::from(segment.addr);
+
+    for piece in segment.cut(shift) {
+        assert_eq!(u64::from(piece.addr), at, "{segment:?} by {shift}");
+        let next = at + u64::from(piece.len);
+        assert_eq!(
+            next,
+            end.min((at / size + 1) * size),
+            "{segment:?} by {shift}"
+        );
+        at = next;
+    }
+    assert_eq!(at, end, "{segment:?} by {shift}");
+}
+
+#[test]
+fn cut_of_boundary_segments() {
+    let values = boundaries();
+
+    // Below that there are too many pieces.
+    for shift in 8..16 {
+        for &addr in &values {
+            for &len in &values {
+                if u32::from(addr) + u32::from(len) <= 1 << 16 {
+                    check_cut(Segment { addr, len }, shift);
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn layout_of_boundary_segments() {
     for shift in [0, 1, 7, 8, 15] {
