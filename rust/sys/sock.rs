@@ -332,7 +332,8 @@ impl Message<'_> {
         Self(ptr, PhantomData)
     }
 
-    /// Copies bytes to the user's buffers. `EFAULT` if that is not possible. Can sleep.
+    /// Copies bytes to the user's buffers. `EFAULT` if that is not possible for all of them: then what is copied
+    /// next goes where these should have gone. Can sleep.
     pub(crate) fn copy(&mut self, data: &[u8]) -> Result {
         // SAFETY: A slice is readable.
         unsafe { self.copy_raw(data.as_ptr(), data.len()) }
@@ -347,13 +348,12 @@ impl Message<'_> {
         // SAFETY: By the type invariant the message is valid, and ours. There are the bytes, by the
         // requirements of this function.
         let copied = unsafe {
-            bindings::copy_to_iter(data.cast(), len, &raw mut (*self.0.as_ptr()).msg_iter)
+            bindings::copy_to_iter_full(data.cast(), len, &raw mut (*self.0.as_ptr()).msg_iter)
         };
 
-        if copied == len {
-            Ok(())
-        } else {
-            Err(EFAULT)
+        match copied {
+            true => Ok(()),
+            false => Err(EFAULT),
         }
     }
 

@@ -169,10 +169,10 @@ size_t rust_helper_iter_iov_len(const struct iov_iter *i)
 	return iter_iov_len(i);
 }
 
-size_t rust_helper_copy_to_iter(const void *addr, size_t bytes,
-				struct iov_iter *i)
+bool rust_helper_copy_to_iter_full(const void *addr, size_t bytes,
+				   struct iov_iter *i)
 {
-	return copy_to_iter(addr, bytes, i);
+	return copy_to_iter_full(addr, bytes, i);
 }
 
 struct xarray *rust_helper_sk_user_frags(struct sock *sk)

@@ -67,8 +67,8 @@ size_t rust_helper_iov_iter_count(const struct iov_iter *i);
 size_t rust_helper_iter_iov_addr(const struct iov_iter *i);
 size_t rust_helper_iter_iov_len(const struct iov_iter *i);
 
-size_t rust_helper_copy_to_iter(const void *addr, size_t bytes,
-				struct iov_iter *i);
+bool rust_helper_copy_to_iter_full(const void *addr, size_t bytes,
+				   struct iov_iter *i);
 
 struct xarray *rust_helper_sk_user_frags(struct sock *sk);
 struct net_devmem_tokens *rust_helper_sk_devmem_tokens(struct sock *sk);
