@@ -49,6 +49,9 @@ use super::{
     }, //
 };
 
+/// Most bytes of [`HostPages`]. Pointers to that many pages of 4 KiB take 4 MiB, as much as an allocation may.
+const MAX_SIZE: usize = 2 << 30;
+
 /// Pages that follow each other for the CPU.
 ///
 /// # Invariants
@@ -98,25 +101,22 @@ pub(crate) struct HostPages {
 impl HostPages {
     /// Takes `size` bytes of memory, in which there are zeros, and maps them for `dev` to write to.
     ///
-    /// `EINVAL` if these are not whole pages or none. `ENOMEM` if there is no memory, which is charged to the
+    /// `EINVAL` if these are not whole pages, or none, or more than 2 GiB: the table is made from an array of
+    /// pointers to the pages, which is one allocation. `ENOMEM` if there is no memory, which is charged to the
     /// current task's memory cgroup. Other errors are those of `dma_map_sgtable()`. Keeps `dev`. Can
     /// sleep.
     pub(crate) fn new(dev: DmaDevice<'_>, size: usize) -> Result<Self> {
-        if size == 0 || size % PAGE_SIZE != 0 {
+        if size == 0 || size % PAGE_SIZE != 0 || size > MAX_SIZE {
             return Err(EINVAL);
         }
-        let flags = GFP_KERNEL_ACCOUNT | __GFP_ZERO | __GFP_NOWARN;
-        let memory = VVec::with_capacity(size, flags)?;
+        // How much there is to be is up to the provider, or its user. That it may be too much is no bug in here.
+        let flags = GFP_KERNEL_ACCOUNT | __GFP_NOWARN;
+        let memory = VVec::with_capacity(size, flags | __GFP_ZERO)?;
         // INVARIANT: It has room for as many bytes, and nothing in it.
         let pages = SharedPages(Arc::new(Pages { memory, size }, GFP_KERNEL_ACCOUNT)?);
 
         let dev = dev.as_bound();
-        let table = SGTable::new(
-            dev,
-            pages.clone(),
-            DataDirection::FromDevice,
-            GFP_KERNEL_ACCOUNT,
-        );
+        let table = SGTable::new(dev, pages.clone(), DataDirection::FromDevice, flags);
         // INVARIANT: What was added to the device later goes earlier.
         Ok(Self {
             table: KBox::pin_init(table, GFP_KERNEL_ACCOUNT)?,

@@ -9,8 +9,12 @@ use core::ptr::NonNull;
 
 use kernel::{
     alloc::{
-        flags::GFP_KERNEL_ACCOUNT,
-        AllocError, //
+        flags::{
+            __GFP_NOWARN,
+            GFP_KERNEL_ACCOUNT, //
+        },
+        AllocError,
+        Flags, //
     },
     device::Device,
     page::{
@@ -62,6 +66,11 @@ use super::{
         SpinLockBh, //
     }, //
 };
+
+/// For what grows with the memory: that there may be too much of it is no bug in here.
+fn may_fail() -> Flags {
+    GFP_KERNEL_ACCOUNT | __GFP_NOWARN
+}
 
 /// Why there is no memory for a binding.
 pub(crate) enum MemoryError {
@@ -213,7 +222,7 @@ impl<S: Source> RxMemory<S> {
         let layout = Layout::of(source.segments(), niov_shift)?;
         let niovs = layout.niovs();
         let area = NetIovArea::new(niovs, layout.addresses(source.segments()))?;
-        let free = FreeList::full(KVVec::from_elem(0, niovs, GFP_KERNEL_ACCOUNT)?);
+        let free = FreeList::full(KVVec::from_elem(0, niovs, may_fail())?);
 
         let buffers = pin_init!(RxBuffers {
             free <- new_spinlock_bh!(free, "devmem_provider_free_list"),
@@ -447,7 +456,7 @@ impl<S: Source> TxMemory<S> {
             return Err(MemoryError::Direction);
         }
         let count = extent::count(source.segments())?;
-        let mut ends = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        let mut ends = KVVec::with_capacity(count, may_fail())?;
         let mut end = 0;
         for extent in extent::extents(source.segments()).take(count) {
             end += extent.len;
@@ -455,7 +464,7 @@ impl<S: Source> TxMemory<S> {
         }
 
         let (_, slots) = extent::slots(&ends).ok_or(LayoutError::Empty)?;
-        let firsts = KVVec::from_elem(0, slots, GFP_KERNEL_ACCOUNT)?;
+        let firsts = KVVec::from_elem(0, slots, may_fail())?;
 
         let addresses = extent::extents(source.segments()).map(|extent| extent.addr);
         let area = NetIovArea::new(count, addresses)?;
