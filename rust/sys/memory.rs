@@ -76,6 +76,8 @@ fn may_fail() -> Flags {
 pub(crate) enum MemoryError {
     /// Net_iovs cannot have that size.
     BufferSize,
+    /// The source has less memory when it is asked for the second time.
+    Changed,
     /// The source is mapped for the other direction.
     Direction,
     /// The segments of the source do not make net_iovs.
@@ -99,8 +101,8 @@ impl From<AllocError> for MemoryError {
 impl From<MemoryError> for Error {
     fn from(error: MemoryError) -> Self {
         match error {
-            MemoryError::BufferSize | MemoryError::Direction | MemoryError::Layout(_) => EINVAL,
             MemoryError::NoMemory => ENOMEM,
+            _ => EINVAL,
         }
     }
 }
@@ -222,6 +224,10 @@ impl<S: Source> RxMemory<S> {
         let layout = Layout::of(source.segments(), niov_shift)?;
         let niovs = layout.niovs();
         let area = NetIovArea::new(niovs, layout.addresses(source.segments()))?;
+        // The free list hands out indices, which have to be there.
+        if area.len() != niovs {
+            return Err(MemoryError::Changed);
+        }
         let free = FreeList::full(KVVec::from_elem(0, niovs, may_fail())?);
 
         let buffers = pin_init!(RxBuffers {

@@ -97,7 +97,8 @@ impl<'a> LockedNetDevice<'a> {
         // it has.
         let ptr = unsafe { bindings::netdev_queue_get_dma_dev(self.0.as_ptr(), queue, kind) };
         // INVARIANT: The device cannot be unregistered under the lock, and so its DMA device is
-        // not unbound from its driver.
+        // not unbound from its driver. That of a queue which is leased is another device's; but to be
+        // unregistered that one takes the lock of who leased it (netkit_check_lease_unregister()).
         NonNull::new(ptr).map(|ptr| DmaDevice(ptr, PhantomData))
     }
 

@@ -116,6 +116,11 @@ impl NetIovArea {
         unsafe { (*self.area.get()).binding = binding };
     }
 
+    /// How many net_iovs there are.
+    pub(super) fn len(&self) -> usize {
+        self.niovs.len()
+    }
+
     /// The net_iovs, in the order of their indices.
     pub(super) fn as_ptr(&self) -> *mut bindings::net_iov {
         self.niovs.as_ptr().cast_mut().cast()
@@ -211,8 +216,12 @@ impl DevmemIov<'_> {
     }
 
     /// Takes another reference, and leaves it to the caller. Returns the `netmem_ref`.
+    ///
+    /// # Safety
+    ///
+    /// The net_iov has to have a page pool: its references are given back to that.
     #[inline]
-    pub(super) fn take_reference(&self) -> bindings::netmem_ref {
+    pub(super) unsafe fn take_reference(&self) -> bindings::netmem_ref {
         // SAFETY: By the type invariants the net_iov is alive.
         unsafe { bindings::net_iov_pp_ref_inc(self.0.as_ptr()) };
         self.as_netmem()

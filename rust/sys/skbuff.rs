@@ -106,9 +106,9 @@ unsafe fn skb_next(skb: *const bindings::sk_buff) -> *mut bindings::sk_buff {
 ///
 /// # Invariants
 ///
-/// The pointer is to a valid skb that nobody else uses for `'a`. With `eat`, its frags have
-/// `pp_ref_count` references, it has no frag list, and it is thrown away after `'a` if all its bytes
-/// are passed.
+/// The pointer is to a valid skb that nobody else uses for `'a`. Its frags that are device memory have a page
+/// pool. With `eat`, it has `pp_ref_count` references to them and no frag list, and it is thrown away after
+/// `'a` if all its bytes are passed.
 pub(crate) struct RxSkBuff<'a> {
     skb: NonNull<bindings::sk_buff>,
     eat: bool,
@@ -119,9 +119,10 @@ pub(crate) struct RxSkBuff<'a> {
 impl RxSkBuff<'_> {
     /// # Safety
     ///
-    /// `skb` has to be to a valid skb that nobody else uses for the lifetime of the result. With `eat`,
-    /// the rest of the type invariants have to hold. If [`Self::has_lost_frags`] in the end, it has to be
-    /// thrown away.
+    /// `skb` has to be to a valid skb that nobody else uses for the lifetime of the result, and that was received
+    /// by TCP: its frags that are device memory have a page pool. Those that are sent from have none, but on their
+    /// way to a socket of this machine skb_orphan_frags_rx() refuses them. With `eat`, the rest of the type
+    /// invariants have to hold. If [`Self::has_lost_frags`] in the end, it has to be thrown away.
     pub(super) unsafe fn from_raw(skb: NonNull<bindings::sk_buff>, eat: bool) -> Self {
         // INVARIANT: By the requirements of this function.
         Self {
@@ -216,7 +217,8 @@ impl<'a> Frags<'a> {
             .filter_map(Frag::devmem_iov)
             .map(move |iov| match owned {
                 true => iov.as_netmem(),
-                false => iov.take_reference(),
+                // SAFETY: By the type invariants of `RxSkBuff` it has a page pool.
+                false => unsafe { iov.take_reference() },
             })
     }
 }

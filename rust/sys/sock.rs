@@ -270,7 +270,8 @@ impl<'a> token::Tokens<Frags<'a>> for ReaderTokens<'_> {
     fn commit(&mut self, tokens: &[u32], frags: &[Frag]) {
         let iovs = frags.iter().filter_map(Frag::devmem_iov);
 
-        self.commit_netmems(tokens, || iovs.map(|iov| iov.take_reference()));
+        // SAFETY: Frags are handed out of an `RxSkBuff` only, by whose type invariants they have a page pool.
+        self.commit_netmems(tokens, || iovs.map(|iov| unsafe { iov.take_reference() }));
     }
 
     fn commit_all(&mut self, tokens: &[u32], frags: Frags<'_>) {

@@ -145,7 +145,7 @@ impl<P: DevmemProvider> DevmemVTable<P> {
             return EINVAL.to_errno();
         };
         // SAFETY: By the requirements of this function. While the socket is locked nobody changes
-        // what is in its receive queue.
+        // what is in its receive queue. What is there was received.
         let (sk, mut skb, mut msg) = unsafe {
             (
                 LockedSock::from_raw(sk),
