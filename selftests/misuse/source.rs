@@ -7,6 +7,7 @@ use kernel::device::Device;
 use crate::sys::{
     area::Segment,
     source::{
+        CpuSource,
         Direction,
         Source, //
     },
@@ -34,4 +35,14 @@ impl Source for Anywhere { //~ E0200
     }
 
     fn backing(&self) {}
+}
+
+impl CpuSource for Anywhere { //~ E0200
+    fn bytes(_: &(), _: u64, _: u64) -> Option<*const u8> {
+        Some(core::ptr::dangling())
+    }
+
+    unsafe fn sync_for_cpu(&self, _: Segment) {} //~ unsafe_code
+
+    unsafe fn sync_for_device(&self, _: Segment) {} //~ unsafe_code
 }
