@@ -4,12 +4,16 @@
 //!
 //! A file wraps one concept of the kernel, under the name that it has there, and offers what a
 //! device memory provider needs of it. Safe code cannot misuse what is in here, whatever it does: that
-//! is what `misuse/` tries. So the plain logic that this rests on is in here, too: how memory is cut up
+//! is what `selftests/misuse/` tries. So the plain logic that this rests on is in here, too: how memory is cut up
 //! ([`area`], [`extent`]), which of it is free ([`free_list`]), what a [`token`] stands for, which part of
 //! a packet a reader wants ([`window`]). It has no unsafe code, and compiles without a kernel, for its
 //! tests.
 //!
 //! Imports nothing from outside this directory but the `kernel` crate.
+
+// Sizes and addresses of memory are taken for those of the machine's, in many places.
+#[cfg(not(CONFIG_64BIT))]
+compile_error!("64 bits are needed");
 
 pub(crate) mod area;
 mod bindings;
