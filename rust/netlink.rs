@@ -227,8 +227,10 @@ fn mapping(
     let attr = request.attr(DmabufAttr::Fd).ok_or(EINVAL)?;
     let refuse = |error, why: fmt::Arguments<'_>| request.refuse(error, Some(attr), why);
 
-    let buf = DmaBuf::get(attr.u32())
-        .map_err(|error| refuse(error, fmt!("file descriptor is not of a dma-buf")))?;
+    let buf = DmaBuf::get(attr.u32()).map_err(|error| match error {
+        EBADF => refuse(error, fmt!("no such file descriptor")),
+        _ => refuse(error, fmt!("file descriptor is not of a dma-buf")),
+    })?;
     Mapping::new(buf, dma_dev, direction).map_err(|error| match error {
         MapError::Direction => match direction {
             Direction::FromDevice => refuse(EINVAL, fmt!("dma-buf is read-only")),
