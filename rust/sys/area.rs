@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where the buffers of a dma-buf are: its DMA segments cut into net_iovs.
+//! Where the buffers of a source are: its DMA segments cut into net_iovs.
 //!
-//! All net_iovs of a binding are in one array, in the order of the dma-buf, so that a net_iov's
+//! All net_iovs of a binding are in one array, in the order of the source, so that a net_iov's
 //! index times its size is its offset. Segments matter only here, when the net_iovs get their DMA
 //! addresses: nothing later depends on how many there were.
 
@@ -105,7 +105,7 @@ impl Layout {
         self.niovs as usize
     }
 
-    /// The DMA addresses of the net_iovs, in the order of the dma-buf.
+    /// The DMA addresses of the net_iovs, in the order of the source.
     ///
     /// `segments` are those that the layout was made of.
     pub(crate) fn addresses(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where the bytes of a dma-buf are that is sent from: its DMA segments as few, long extents.
+//! Where the bytes of a source are that is sent from: its DMA segments as few, long extents.
 //!
 //! A transmit frag may begin at any byte and be of any length, as long as the device sees it
 //! contiguous. So there is one net_iov for each extent, and not one for each page: a send from
@@ -22,7 +22,7 @@ use super::area::{
 /// Longest extent in bytes. A frag tells where it begins and how long it is in 32 bits each.
 const MAX_LEN: u64 = 1 << 31;
 
-/// Most bytes of a dma-buf: more than any machine has, so that a bad length is not taken for an
+/// Most bytes of a source: more than any machine has, so that a bad length is not taken for an
 /// endless number of extents.
 const MAX_BYTES: u64 = 1 << 50;
 
@@ -86,7 +86,7 @@ pub(crate) fn count(segments: impl Iterator<Item = Segment>) -> Result<usize, La
     }
 }
 
-/// Where a segment ends in the dma-buf, if it begins at `start`.
+/// Where a segment ends in the source, if it begins at `start`.
 fn end(segment: Segment, start: u64) -> Result<u64, LayoutError> {
     // The last byte may be the last one of the address space.
     if segment.len != 0 && segment.addr.checked_add(segment.len - 1).is_none() {
@@ -98,10 +98,10 @@ fn end(segment: Segment, start: u64) -> Result<u64, LayoutError> {
         .ok_or(LayoutError::TooMany)
 }
 
-/// Which extent an offset into the dma-buf is in.
+/// Which extent an offset into a source is in.
 ///
 /// `E` is where the extents end, as offsets, for all extents in their order. `F` says where to look for
-/// them: the dma-buf is cut into slots, which are about as long as an average extent, so that few
+/// them: the source is cut into slots, which are about as long as an average extent, so that few
 /// extents are in most of them.
 ///
 /// # Invariants
@@ -147,7 +147,7 @@ where
     E: Deref<Target = [u64]>,
     F: DerefMut<Target = [u32]>,
 {
-    /// The map of extents that end at `ends`, for a dma-buf of `size` bytes. `firsts` has as many
+    /// The map of extents that end at `ends`, for a source of `size` bytes. `firsts` has as many
     /// elements as [`slots`] says, of any value.
     ///
     /// None if `ends` is empty or not strictly ascending, if an extent is too long, or if there are not
@@ -188,7 +188,7 @@ where
         self.size
     }
 
-    /// Finds `offset`, if it is in the dma-buf.
+    /// Finds `offset`, if it is in the source.
     pub(crate) fn locate(&self, offset: u64) -> Option<Place> {
         if offset >= self.size {
             return None;
@@ -213,7 +213,7 @@ where
         })
     }
 
-    /// The beginning of the extent that follows this one, if that is in the dma-buf.
+    /// The beginning of the extent that follows this one, if that is in the source.
     pub(crate) fn after(&self, extent: u32) -> Option<Place> {
         let extent = extent.checked_add(1)?;
         let range = self.range(extent as usize)?;

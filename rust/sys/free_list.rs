@@ -2,7 +2,7 @@
 
 //! The free list of a binding: which of its net_iovs nobody has.
 //!
-//! A stack of indices. Taking and putting back cost the same whatever the size of the dma-buf and
+//! A stack of indices. Taking and putting back cost the same whatever the size of the source and
 //! however many scatterlist entries it has, a page pool's whole refill is one copy, and a new list costs
 //! nothing.
 

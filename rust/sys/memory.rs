@@ -151,7 +151,7 @@ impl<S: Source> Mapped<S> {
     fn new(source: S) -> impl PinInit<Self> {
         pin_init!(Self {
             backing: source.backing(),
-            source <- new_mutex!(Some(source), "devmem_provider_mapping"),
+            source <- new_mutex!(Some(source), "devmem_mapping"),
         })
     }
 
@@ -231,7 +231,7 @@ impl<S: Source> RxMemory<S> {
         let free = FreeList::full(KVVec::from_elem(0, niovs, may_fail())?);
 
         let buffers = pin_init!(RxBuffers {
-            free <- new_spinlock_bh!(free, "devmem_provider_free_list"),
+            free <- new_spinlock_bh!(free, "devmem_free_list"),
             area,
             niov_shift,
         });
@@ -427,7 +427,7 @@ pub(crate) struct TxExtents {
 }
 
 impl TxExtents {
-    /// The memory at `offset` bytes into the dma-buf, if it is there, and its net_iov.
+    /// The memory at `offset` bytes into the source, if it is there, and its net_iov.
     #[inline]
     pub(super) fn locate(&self, offset: u64) -> Option<(bindings::netmem_ref, Place)> {
         self.with_netmem(self.map.locate(offset)?)

@@ -198,7 +198,7 @@ impl DevmemIov<'_> {
         }
     }
 
-    /// Id of the binding, and where the buffer begins in its dma-buf, in bytes.
+    /// Id of the binding, and where the buffer begins in its memory, in bytes.
     pub(crate) fn location(&self) -> (u32, u64) {
         // SAFETY: By the type invariants there is a reference to the net_iov, which keeps its area
         // and its binding alive. What is read here does not change while the binding is in use.

@@ -40,7 +40,7 @@ impl NewPagePool {
         unsafe { bindings::page_pool_order(self.0.as_ptr()) }
     }
 
-    /// Keeps the pool from syncing buffers for device or CPU: dma-bufs have their own ways.
+    /// Keeps the pool from syncing buffers for device or CPU: that is for the source to do.
     pub(super) fn disable_dma_sync(&mut self) {
         // SAFETY: By the type invariant the pool is alive, and it is ours for now.
         unsafe { bindings::page_pool_disable_dma_sync(self.0.as_ptr()) }
