@@ -111,7 +111,7 @@ pub(super) unsafe fn received_by<'a, P: DevmemProvider>(
         ((*(*base).ops).owner, (*base).direction)
     };
 
-    // What is not a module has no owner, whatever it is.
+    // What is built in has no owner, so that there is no telling whose it is.
     if owner.is_null() || owner != module || Direction::from_raw(direction) != Direction::FromDevice
     {
         return None;

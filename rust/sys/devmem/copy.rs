@@ -28,7 +28,9 @@ use super::{
 /// Returns how many. Fails only if not a byte was copied:
 ///
 /// - `EFAULT`: the reader's memory is not there, or the packet ends before.
-/// - `ENODEV`: a frag is in memory of somebody else, or in a binding that is sent from.
+/// - `ENODEV`: a frag is in memory of somebody else, or in a binding that is sent from. It is at the next try, too: a
+///   socket whose reader gets that does not get on. Of a provider that is built in, and is not a module, all frags
+///   are somebody else's: what it is known by is missing.
 ///
 /// Process context, socket locked.
 #[allow(dead_code, reason = "not every provider has memory that the CPU reads")]
