@@ -13,6 +13,10 @@
 
 use kernel::{
     bitmap::BitmapVec,
+    device::{
+        Bound,
+        Device, //
+    },
     fmt,
     page::PAGE_SHIFT,
     prelude::*, //
@@ -46,7 +50,6 @@ use crate::sys::{
         TxMemory, //
     },
     net_device::{
-        DmaDevice,
         LockedNetDevice,
         TxDevice, //
     },
@@ -198,13 +201,13 @@ fn dma_device<'a>(
     request: &BindRequest<'_>,
     dev: &'a LockedNetDevice<'_>,
     queues: &Queues,
-) -> Result<DmaDevice<'a>> {
-    let mut found: Option<(u32, Option<DmaDevice<'a>>)> = None;
+) -> Result<&'a Device<Bound>> {
+    let mut found: Option<(u32, Option<&Device<Bound>>)> = None;
 
     for rxq in queues.iter() {
         let dma_dev = dev.dma_device(rxq);
         match found {
-            Some((other, other_dev)) if other_dev != dma_dev => {
+            Some((other, other_dev)) if !same(other_dev, dma_dev) => {
                 let why =
                     fmt!("DMA device mismatch between queue {rxq} and {other} (multi-PF device?)");
                 return Err(request.refuse(EOPNOTSUPP, None, why));
@@ -219,9 +222,13 @@ fn dma_device<'a>(
     }
 }
 
+fn same(one: Option<&Device<Bound>>, other: Option<&Device<Bound>>) -> bool {
+    one.map(core::ptr::from_ref) == other.map(core::ptr::from_ref)
+}
+
 fn mapping(
     request: &BindRequest<'_>,
-    dma_dev: DmaDevice<'_>,
+    dma_dev: &Device<Bound>,
     direction: Direction,
 ) -> Result<Mapping> {
     let attr = request.attr(DmabufAttr::Fd).ok_or(EINVAL)?;

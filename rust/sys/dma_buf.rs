@@ -7,7 +7,10 @@
 use core::ptr::NonNull;
 
 use kernel::{
-    device::Device,
+    device::{
+        Bound,
+        Device, //
+    },
     error::from_err_ptr,
     prelude::*,
     scatterlist::SGTable,
@@ -17,7 +20,7 @@ use kernel::{
 use super::{
     area::Segment,
     bindings,
-    net_device::DmaDevice,
+    net_device::device_ptr,
     source::{
         Direction,
         Source, //
@@ -130,14 +133,14 @@ impl Mapping {
     /// Keeps `dev` alive. Can sleep.
     pub(crate) fn new(
         buf: DmaBuf,
-        dev: DmaDevice<'_>,
+        dev: &Device<Bound>,
         direction: Direction,
     ) -> Result<Self, MapError> {
         if !buf.allows(direction) {
             return Err(MapError::Direction);
         }
-        // SAFETY: Both are alive, the dma-buf by its type invariant, the device for its lifetime.
-        let ptr = unsafe { bindings::dma_buf_attach(buf.0.as_ptr(), dev.as_ptr()) };
+        // SAFETY: Both are alive, the dma-buf by its type invariant.
+        let ptr = unsafe { bindings::dma_buf_attach(buf.0.as_ptr(), device_ptr(dev)) };
         let ptr = non_null(ptr).map_err(MapError::Attach)?;
         // INVARIANT: It was just attached.
         let attachment = Attachment { ptr, buf };
@@ -153,8 +156,7 @@ impl Mapping {
             sgt,
             direction,
             attachment,
-            // SAFETY: The device is alive, by its type invariant.
-            dev: unsafe { Device::get_device(dev.as_ptr()) },
+            dev: dev.into(),
         })
     }
 }

@@ -19,7 +19,10 @@ use kernel::{
             GFP_KERNEL_ACCOUNT, //
         }, //
     },
-    device::Device,
+    device::{
+        Bound,
+        Device, //
+    },
     devres::Devres,
     dma::DataDirection,
     page::{
@@ -38,10 +41,7 @@ use kernel::{
 use super::{
     area::Segment,
     bindings,
-    net_device::{
-        device_ptr,
-        DmaDevice, //
-    },
+    net_device::device_ptr,
     source::{
         CpuSource,
         Direction,
@@ -105,7 +105,7 @@ impl HostPages {
     /// pointers to the pages, which is one allocation. `ENOMEM` if there is no memory, which is charged to the
     /// current task's memory cgroup. Other errors are those of `dma_map_sgtable()`. Keeps `dev`. Can
     /// sleep.
-    pub(crate) fn new(dev: DmaDevice<'_>, size: usize) -> Result<Self> {
+    pub(crate) fn new(dev: &Device<Bound>, size: usize) -> Result<Self> {
         if size == 0 || size % PAGE_SIZE != 0 || size > MAX_SIZE {
             return Err(EINVAL);
         }
@@ -115,7 +115,6 @@ impl HostPages {
         // INVARIANT: It has room for as many bytes, and nothing in it.
         let pages = SharedPages(Arc::new(Pages { memory, size }, GFP_KERNEL_ACCOUNT)?);
 
-        let dev = dev.as_bound();
         let table = SGTable::new(dev, pages.clone(), DataDirection::FromDevice, flags);
         // INVARIANT: What was added to the device later goes earlier.
         Ok(Self {

@@ -16,7 +16,10 @@ use kernel::{
         AllocError,
         Flags, //
     },
-    device::Device,
+    device::{
+        Bound,
+        Device, //
+    },
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -47,7 +50,6 @@ use super::{
         FreeList, //
     },
     net_device::{
-        DmaDevice,
         LockedNetDevice,
         TxDevice, //
     },
@@ -162,7 +164,7 @@ impl<S: Source> Mapped<S> {
     }
 
     /// Whether the memory is mapped for `dev`.
-    pub(super) fn is_for(&self, dev: DmaDevice<'_>) -> bool {
+    pub(super) fn is_for(&self, dev: &Device<Bound>) -> bool {
         self.with(|source| source.is_for(dev)).unwrap_or(false)
     }
 

@@ -81,7 +81,7 @@ impl<'a> LockedNetDevice<'a> {
 
     /// The device that does the DMA of a receive queue. None if there is no such queue, or if it
     /// does not do DMA.
-    pub(crate) fn dma_device(&self, rxq: u32) -> Option<DmaDevice<'_>> {
+    pub(crate) fn dma_device(&self, rxq: u32) -> Option<&Device<Bound>> {
         if rxq >= self.rx_queues() {
             return None;
         }
@@ -92,14 +92,14 @@ impl<'a> LockedNetDevice<'a> {
         &self,
         queue: u32,
         kind: bindings::netdev_queue_type,
-    ) -> Option<DmaDevice<'_>> {
+    ) -> Option<&Device<Bound>> {
         // SAFETY: By the type invariant the device is alive and locked. Callers ask for queues that
         // it has.
         let ptr = unsafe { bindings::netdev_queue_get_dma_dev(self.0.as_ptr(), queue, kind) };
-        // INVARIANT: The device cannot be unregistered under the lock, and so its DMA device is
+        // SAFETY: The device cannot be unregistered under the lock, and so its DMA device is
         // not unbound from its driver. That of a queue which is leased is another device's; but to be
         // unregistered that one takes the lock of who leased it (netkit_check_lease_unregister()).
-        NonNull::new(ptr).map(|ptr| DmaDevice(ptr, PhantomData))
+        NonNull::new(ptr).map(|ptr| unsafe { Device::from_raw(ptr.as_ptr()) })
     }
 
     pub(super) fn as_ptr(&self) -> *mut bindings::net_device {
@@ -128,7 +128,7 @@ impl TxDevice<'_> {
     }
 
     /// The device that does its DMA. None if it does none.
-    pub(crate) fn dma_device(&self) -> Option<DmaDevice<'_>> {
+    pub(crate) fn dma_device(&self) -> Option<&Device<Bound>> {
         self.physical()
             .queue_dma_device(0, bindings::netdev_queue_type_NETDEV_QUEUE_TYPE_TX)
     }
@@ -149,24 +149,4 @@ impl TxDevice<'_> {
 /// The `struct device` that is `dev`, which has no other content.
 pub(super) fn device_ptr(dev: &Device) -> *mut bindings::device {
     core::ptr::from_ref(dev).cast_mut().cast()
-}
-
-/// A `struct device` that does the DMA for a network device.
-///
-/// # Invariants
-///
-/// The pointer is to a device that is alive and bound to its driver for `'a`.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct DmaDevice<'a>(NonNull<bindings::device>, PhantomData<&'a ()>);
-
-impl<'a> DmaDevice<'a> {
-    pub(super) fn as_ptr(&self) -> *mut bindings::device {
-        self.0.as_ptr()
-    }
-
-    /// What the `kernel` crate knows it as.
-    pub(super) fn as_bound(&self) -> &'a Device<Bound> {
-        // SAFETY: By the type invariants it is alive and bound for as long.
-        unsafe { Device::from_raw(self.as_ptr()) }
-    }
 }

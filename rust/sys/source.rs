@@ -5,15 +5,15 @@
 //! A [`Source`] is memory that is mapped for a device: that of a [dma-buf](super::dma_buf), or [pages of
 //! the kernel](super::host_pages).
 
-use kernel::device::Device;
+use kernel::device::{
+    Bound,
+    Device, //
+};
 
 use super::{
     area::Segment,
     bindings,
-    net_device::{
-        device_ptr,
-        DmaDevice, //
-    }, //
+    net_device::device_ptr, //
 };
 
 /// Which way the DMA goes.
@@ -74,9 +74,9 @@ pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
     fn backing(&self) -> Self::Backing;
 
     /// Whether it is mapped for `dev`.
-    fn is_for(&self, dev: DmaDevice<'_>) -> bool {
+    fn is_for(&self, dev: &Device<Bound>) -> bool {
         self.device()
-            .is_some_and(|device| device_ptr(device) == dev.as_ptr())
+            .is_some_and(|device| device_ptr(device) == device_ptr(dev))
     }
 }
 

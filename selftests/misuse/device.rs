@@ -3,7 +3,13 @@
 //! A binding is made for the device that its memory is mapped for, and put on queues of the one that it was
 //! made for.
 
-use kernel::prelude::*;
+use kernel::{
+    device::{
+        Bound,
+        Device, //
+    },
+    prelude::*, //
+};
 
 use crate::{
     sys::{
@@ -14,17 +20,14 @@ use crate::{
         dma_buf::Mapping,
         genetlink::RxBindRequest,
         memory::RxMemory,
-        net_device::{
-            DmaDevice,
-            LockedNetDevice, //
-        },
+        net_device::LockedNetDevice, //
     },
     DmabufProvider, //
 };
 
 fn mapped_for_another(
     dev: LockedNetDevice<'_>,
-    dma_dev: DmaDevice<'_>,
+    dma_dev: &Device<Bound>,
     memory: impl PinInit<RxMemory<Mapping>, Error>,
     request: &RxBindRequest<'_>,
 ) {
@@ -33,4 +36,8 @@ fn mapped_for_another(
 
 fn queue_of_another(bound: &RxBound<'_>, dev: &LockedNetDevice<'_>, request: &RxBindRequest<'_>) {
     let _ = bound.open_rxq(dev, 0, request); //~ E0061
+}
+
+fn longer_than_the_lock<'a>(dev: LockedNetDevice<'a>) -> Option<&'a Device<Bound>> {
+    dev.dma_device(0) //~ E0515
 }

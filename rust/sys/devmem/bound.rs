@@ -17,6 +17,7 @@ use super::super::{
     bindings,
     genetlink::RxBindRequest,
     net_device::{
+        device_ptr,
         LockedNetDevice,
         TxDevice, //
     }, //
@@ -113,7 +114,7 @@ impl Bound<LockedNetDevice<'_>> {
         // as long as it is bound and the lock is held.
         let mapped_for = unsafe { (*base).dma_dev };
 
-        if self.dev.dma_device(rxq).map(|dev| dev.as_ptr()) != Some(mapped_for) {
+        if self.dev.dma_device(rxq).map(|dev| device_ptr(dev)) != Some(mapped_for) {
             return Err(EINVAL);
         }
         // SAFETY: By the type invariants the binding is published, and its device locked.
