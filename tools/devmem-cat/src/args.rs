@@ -6,10 +6,29 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::Parser;
+use clap::Subcommand;
 use clap::ValueEnum;
 use clap::value_parser;
 use devmem::DmaBuf;
 use nix::net::if_::if_nametoindex;
+
+/// All of it. The manual pages and completions are made of this, by `examples/pages.rs`.
+#[derive(Parser)]
+#[command(version, about, long_about = None)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What it is to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Receives into a dma-buf, and writes it to standard output
+    Receive(ReceiveArgs),
+    /// Sends standard input from a dma-buf
+    Send(SendArgs),
+}
 
 /// How the connection is made, and what of the machine it uses.
 #[derive(Args)]

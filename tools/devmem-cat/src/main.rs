@@ -19,25 +19,9 @@ mod stats;
 use std::process::ExitCode;
 
 use clap::Parser;
-use clap::Subcommand;
 
-use crate::args::ReceiveArgs;
-use crate::args::SendArgs;
-
-#[derive(Parser)]
-#[command(version, about)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Receives into a dma-buf, and writes it to standard output
-    Receive(ReceiveArgs),
-    /// Sends standard input from a dma-buf
-    Send(SendArgs),
-}
+use crate::args::Cli;
+use crate::args::Command;
 
 fn main() -> ExitCode {
     log::to_stderr();
