@@ -268,7 +268,7 @@ toolchain()
 	PATH=$CACHE/tools/bindgen-$BINDGEN_VERSION/bin:$CACHE/tools/virtme-ng-$VNG_VERSION/bin:$PATH
 	PATH=$CACHE/tools/qemu-$QEMU_MIN/bin:$PATH
 	export PATH
-	if [ -z "${RUST_LIB_SRC:-}" ]; then
+	if [ -z "${RUST_LIB_SRC:-}" ] && command -v rustc >/dev/null; then
 		local dir version
 
 		dir=$(rustc --print sysroot)/lib/rustlib/src/rust/library

@@ -27,7 +27,9 @@ def series():
                 yield f"{patch.parent.name}/{patch.name}", name, "\n".join(added) + "\n"
 
 
-class CheckKernel(unittest.TestCase):
+class MadeUpKernel(unittest.TestCase):
+    """A kernel build tree without the series."""
+
     def setUp(self):
         self.dir = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.dir)
@@ -41,6 +43,16 @@ class CheckKernel(unittest.TestCase):
     def write(self, name, text):
         (self.kdir / name).write_text(text)
 
+    def apply(self, until=None):
+        """What the series adds to headers, up to a patch."""
+        for patch, name, text in series():
+            if until is not None and patch.startswith(until):
+                break
+            with (self.kdir / name).open("a") as header:
+                header.write(text)
+
+
+class CheckKernel(MadeUpKernel):
     def check(self):
         env = dict(os.environ, DEVMEM_CACHE=str(self.dir / "cache"))
         return subprocess.run([CHECK, self.kdir], env=env, capture_output=True, text=True)
@@ -52,13 +64,6 @@ class CheckKernel(unittest.TestCase):
         self.assertEqual(len(lines), 1, result.stderr)
         for word in words:
             self.assertIn(word, lines[0])
-
-    def apply(self, until=None):
-        for patch, name, text in series():
-            if until is not None and patch.startswith(until):
-                break
-            with (self.kdir / name).open("a") as header:
-                header.write(text)
 
     def test_unpatched(self):
         self.refused("patches/15-seam/0001-page_pool-let-a-module-provide-the-memory.patch")
