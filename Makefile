@@ -16,6 +16,9 @@ ROUNDS ?=
 FROM ?=
 SET ?=
 WITH ?=
+DESTDIR ?=
+PREFIX ?= /usr/local
+export DESTDIR PREFIX
 export KDIR MO KSRC FILE TESTS GUEST DURATION SEED MODE SERIES ROUNDS FROM SET WITH
 
 PHONY := all
@@ -76,7 +79,31 @@ guest: ## a shell in the booted guest (GUEST=debug: that one), a netdevsim pair 
 
 PHONY += modules_install
 modules_install: all ## install the module where KDIR's modules live (INSTALL_MOD_PATH=)
-	@scripts/module modules_install
+	@scripts/module SAMPLES=n modules
+	@scripts/module SAMPLES=n modules_install
+
+PHONY += install
+install: ## install module (KDIR=), devmem-cat, its manual pages and completions (DESTDIR= PREFIX=/usr/local)
+ifeq ($(KDIR),)
+	@scripts/prepare kernel
+endif
+	@scripts/install module tools
+
+PHONY += install-tools
+install-tools: ## the same without the module
+	@scripts/install tools
+
+PHONY += install-dkms
+install-dkms: ## install the module's source for DKMS, in /usr/src (DESTDIR=)
+	@scripts/install dkms
+
+PHONY += uninstall
+uninstall: ## remove what these have installed (DESTDIR= PREFIX=/usr/local)
+	@scripts/install uninstall
+
+PHONY += deb
+deb: ## a Debian package of devmem-cat and of the module's source for DKMS
+	@scripts/deb
 
 PHONY += patch
 patch: ## apply the kernel series to a tree of your own, KSRC=<kernel source>, or a set of it, SET=<name>
