@@ -74,7 +74,7 @@ impl<'n> Device<'n> {
                 let ifindex = if_nametoindex(name)?;
                 let mut ethtool = Ethtool::open()?;
                 let before = ethtool.rings(ifindex)?;
-                ethtool.set_rings(ifindex, Rings::DEVMEM)?;
+                ethtool.set_rings(ifindex, before.for_devmem())?;
                 Ok((ifindex, before))
             })
             .map_err(DeviceError::new(format!(

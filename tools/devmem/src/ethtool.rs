@@ -44,6 +44,16 @@ impl Rings {
         data_split: Some(DataSplit::On),
         hds_thresh: Some(0),
     };
+
+    /// What device memory asks of a device whose rings are these: [`DEVMEM`](Self::DEVMEM), but no threshold where
+    /// there is none, as with gve: the kernel refuses to set it there.
+    #[must_use]
+    pub fn for_devmem(self) -> Self {
+        Self {
+            hds_thresh: self.hds_thresh.and(Self::DEVMEM.hds_thresh),
+            ..Self::DEVMEM
+        }
+    }
 }
 
 /// A socket of the `ethtool` family, in the network namespace of the thread that opened it.
@@ -119,4 +129,29 @@ impl Ethtool {
 
 fn device(ifindex: u32) -> Attrs<'static> {
     Attrs::new().nested(HEADER, &Attrs::new().u32(HEADER_DEV_INDEX, ifindex))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threshold_is_set_where_there_is_one() {
+        let rings = Rings {
+            data_split: Some(DataSplit::Off),
+            hds_thresh: Some(256),
+        };
+        assert_eq!(rings.for_devmem(), Rings::DEVMEM);
+    }
+
+    #[test]
+    fn no_threshold_is_set_where_there_is_none() {
+        let rings = Rings {
+            data_split: Some(DataSplit::Off),
+            hds_thresh: None,
+        };
+        let wanted = rings.for_devmem();
+        assert_eq!(wanted.data_split, Some(DataSplit::On));
+        assert_eq!(wanted.hds_thresh, None);
+    }
 }
