@@ -404,12 +404,9 @@ fn bad_requests() -> Outcome {
     drop(bind(&pair, &[1])?);
     sample.unload()?;
 
-    for (parameters, wanted) in [
-        (c"size_mib=0", Errno::EINVAL),
-        (c"size_mib=1000000", Errno::ENOMEM),
-    ] {
+    for parameters in [c"size_mib=0", c"size_mib=2049"] {
         let sample = Sample::load(parameters)?;
-        assert_eq!(refused(&[1], None), wanted, "{parameters:?}");
+        assert_eq!(refused(&[1], None), Errno::EINVAL, "{parameters:?}");
         sample.unload()?;
     }
     let _sample = Sample::load(c"size_mib=1")?;
