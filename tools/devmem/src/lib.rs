@@ -5,6 +5,8 @@
 //! The kernel places the payload of a TCP flow straight into a dma-buf and tells the receiver where
 //! each piece lies; and it sends straight from a dma-buf.
 //!
+//! It is on no registry: `cargo add devmem --path DIR/tools/devmem`, DIR being where the project was cloned to.
+//!
 //! # Receiving
 //!
 //! 1. [`DmaBuf`]: memory that a NIC can write to, from a memfd or a dma-buf heap;
