@@ -83,11 +83,8 @@ modules_install: all ## install the module where KDIR's modules live (INSTALL_MO
 	@scripts/module SAMPLES=n modules_install
 
 PHONY += install
-install: ## install module (KDIR=), devmem-cat, its manual pages and completions (DESTDIR= PREFIX=/usr/local)
-ifeq ($(KDIR),)
-	@scripts/prepare kernel
-endif
-	@scripts/install module tools
+install: ## install module (KDIR=the running kernel's), devmem-cat, its pages (DESTDIR= PREFIX=/usr/local)
+	@KDIR="$${KDIR:-/lib/modules/$$(uname -r)/build}" scripts/install module tools
 
 PHONY += install-tools
 install-tools: ## the same without the module
