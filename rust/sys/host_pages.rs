@@ -195,7 +195,8 @@ unsafe impl CpuSource for HostPages {
 
     unsafe fn sync_for_device(&self, bytes: Segment) {
         self.sync(bytes, |dev, page| {
-            // SAFETY: As above.
+            // SAFETY: The pages are mapped for now. The bytes are in them, by the requirements of this function,
+            // and in one of them.
             unsafe {
                 bindings::dma_sync_single_for_device(
                     dev,
