@@ -392,7 +392,7 @@ fn ring_closed_with_receive_in_flight() -> Outcome {
 fn ring_closed_with_tokens_held() -> Outcome {
     let bench = Receiving::new()?;
     let message = Message::leaked(MIB, 64 * cmsg::SPACE);
-    send_at(&bench, 0, 5000)?;
+    bench.send(&[5000])?;
     let mut raw = Raw::new()?;
     raw.request(raw::receive(&bench.connection.rx, message, 0), 1)?;
     assert_eq!(raw.complete(1)?, [(1, 5000)]);
@@ -413,7 +413,7 @@ fn ring_closed_with_tokens_held() -> Outcome {
 fn dontneed() -> Outcome {
     let bench = Receiving::new()?;
     let message = Message::leaked(MIB, 64 * cmsg::SPACE);
-    send_at(&bench, 0, 3000)?;
+    bench.send(&[3000])?;
     let socket = &bench.connection.rx;
     let mut raw = Raw::new()?;
     raw.request(raw::receive(socket, message, 0), 1)?;
