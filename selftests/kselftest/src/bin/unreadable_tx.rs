@@ -513,6 +513,8 @@ fn capture() -> Outcome {
     const ETHERNET: usize = 14;
     /// IPv4, and TCP with timestamps.
     const HEADERS: usize = 20 + 32;
+    /// The same with all options that there is room for.
+    const MOST_HEADERS: usize = 20 + 60;
     let bench = Sending::new()?;
     let capture = packet_socket(&bench.pair.tx)?;
     bench.sends(&bench.call(&[PART]));
@@ -532,12 +534,17 @@ fn capture() -> Outcome {
         if buffer[ETHERTYPE] == IPV4 {
             let of = u16::from_be_bytes([buffer[LENGTH], buffer[LENGTH + 1]]);
             seen.push((len, usize::from(of)));
-            assert!(len <= ETHERNET + HEADERS + 8, "{len} bytes of a packet");
         }
     }
-    observe(format_args!("captured, of packets of: {seen:?}"));
-    let expected = (ETHERNET + HEADERS, HEADERS + PART.len as usize);
-    assert!(seen.contains(&expected), "no packet with data: {seen:?}");
+    // How often, and what acknowledgements say besides, depends on what was sent again.
+    diag(format_args!("captured, of packets of: {seen:?}"));
+    let (mut data, others): (Vec<_>, Vec<_>) = seen.iter().partition(|(_, of)| *of > MOST_HEADERS);
+    data.dedup();
+    observe(format_args!("captured, of packets with data of: {data:?}"));
+    assert_eq!(data, [(ETHERNET + HEADERS, HEADERS + PART.len as usize)]);
+    for (len, of) in others {
+        assert_eq!(len, ETHERNET + of, "of a packet without data");
+    }
     Ok(())
 }
 
