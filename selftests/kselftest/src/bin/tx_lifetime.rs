@@ -75,14 +75,9 @@ fn ends_with_data_in_flight(bench: Sending) -> Outcome {
     Ok(())
 }
 
-/// From now on what is sent stays for a while, in a queue of the sender.
-fn delay(bench: &Sending) -> io::Result<()> {
-    // As long as the test takes to look, and no longer than TCP waits before it gives up.
-    let delay = Duration::from_millis(300).mul_f64(machine::slowness());
-    bench
-        .pair
-        .tx
-        .queueing(&format!("netem delay {}ms", delay.as_millis()))
+/// From now on what is sent stays in a queue of the sender until that goes, however long the test takes to look.
+fn hold_back(bench: &Sending) -> io::Result<()> {
+    bench.pair.tx.queueing("netem delay 200s")
 }
 
 #[track_caller]
@@ -177,7 +172,7 @@ fn socket_reset_with_data_in_flight() -> Outcome {
     for in_queue in [true, false] {
         let bench = Sending::new()?;
         if in_queue {
-            delay(&bench)?;
+            hold_back(&bench)?;
         } else {
             bench.pair.rx.set_up(false)?;
         }
@@ -186,6 +181,10 @@ fn socket_reset_with_data_in_flight() -> Outcome {
         reset_on_close(&bench.connection.tx)?;
         drop(bench.connection);
         drop(bench.binding);
+        if in_queue {
+            lives(id)?;
+            bench.pair.tx.mend()?;
+        }
         provider::all_buffers_back(id);
     }
     Ok(())
@@ -386,10 +385,10 @@ fn route_to_another_device_with_data_in_flight() -> Outcome {
 
 fn interface_down_and_up() -> Outcome {
     let bench = Sending::new()?;
-    delay(&bench)?;
     let call = bench.call(&[PART]);
     let mut calls = 0;
     for _ in 0..2 {
+        hold_back(&bench)?;
         bench.sends(&call);
         bench.pair.tx.set_up(false)?;
         // Whether it is refused, and why, depends on whether the socket has noticed.
@@ -397,6 +396,7 @@ fn interface_down_and_up() -> Outcome {
             Ok(_) => 2,
             Err(_) => 1,
         };
+        bench.pair.tx.mend()?;
         bench.pair.tx.set_up(true)?;
         tx::expect(&bench.connection.rx, &vec![PART; sent])?;
         calls += sent as u32;
@@ -410,10 +410,11 @@ fn interface_down_and_up() -> Outcome {
 /// A socket that has found no route looks for one when it is asked to send.
 fn first_send_after_the_interface_was_down() -> Outcome {
     let bench = Sending::new()?;
-    delay(&bench)?;
+    hold_back(&bench)?;
     let call = bench.call(&[PART]);
     bench.sends(&call);
     bench.pair.tx.set_up(false)?;
+    bench.pair.tx.mend()?;
     // It sends again what was lost, and then knows that there is no route.
     another_try(&bench.connection)?;
     fails(call.send(&bench.connection.tx), Errno::EHOSTUNREACH);
@@ -432,7 +433,7 @@ fn device_moved_with_data_in_flight() -> Outcome {
     bench.sends(&call);
     tx::expect(&bench.connection.rx, &[PART])?;
 
-    delay(&bench)?;
+    hold_back(&bench)?;
     bench.sends(&call);
     let there = Netns::new()?;
     bench
@@ -453,7 +454,7 @@ fn device_moved_with_data_in_flight() -> Outcome {
 fn device_deleted(in_queue: bool) -> Outcome {
     let bench = Sending::new()?;
     if in_queue {
-        delay(&bench)?;
+        hold_back(&bench)?;
     } else {
         bench.pair.tx.cut()?;
     }
@@ -558,7 +559,7 @@ fn device_deleted_after_unbind() -> Outcome {
 /// Both devices and namespaces go first.
 fn everything_deleted_with_data_in_flight() -> Outcome {
     let bench = Sending::new()?;
-    delay(&bench)?;
+    hold_back(&bench)?;
     bench.sends(&bench.call(&[PART]));
     let id = bench.binding.id();
     drop(bench.pair);
