@@ -460,6 +460,8 @@ mod tests {
         TcpStream::peek(&b, &mut read).unwrap();
         // With data unread, this is a reset.
         drop(b);
+        let end = Some(io::ErrorKind::ConnectionReset);
+        assert_eq!(read_to_end(&a), (vec![], end));
         assert_eq!(refusals(&a), [io::ErrorKind::NotConnected; WAYS]);
     }
 }
