@@ -213,10 +213,10 @@ fn features_lost_for_good() -> Outcome {
         tx::expect(rx, before)?;
         let dropped = bench.pair.tx.tx_dropped()?;
         bench.set(&[Feature::Checksums, Feature::ScatterGather], false)?;
-        // It goes for windows without room, too: only now there is going to be some.
-        sockopt::set(tx, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, TIMEOUT_MS)?;
         let reader = scope.spawn(|| receive_all(rx, after));
         let came = bench.drops(dropped);
+        // It goes for windows without room, too: now there has been some.
+        sockopt::set(tx, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, TIMEOUT_MS)?;
         let (calls, result) = sender.join().expect("the sender's thread");
         // What has come is read before that has an effect.
         rx.shutdown(Shutdown::Read)?;
