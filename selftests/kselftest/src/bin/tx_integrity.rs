@@ -2,8 +2,10 @@
 
 //! What is sent from a dma-buf arrives, every byte of it; each send completes, once, and not too early.
 
+use std::fs::File;
 use std::io;
 use std::io::Read;
+use std::io::Write;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -31,6 +33,10 @@ use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::extent;
 use devmem_testlib::wait;
+use nix::fcntl::FcntlArg;
+use nix::fcntl::OFlag;
+use nix::fcntl::fcntl;
+use nix::unistd::pipe2;
 
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
@@ -326,6 +332,45 @@ fn several_bindings_on_one_connection() -> Outcome {
     )
 }
 
+/// Fills much memory of the kernel's with net_iovs as those of a page pool, whose address is none, and frees it.
+fn use_memory() -> io::Result<()> {
+    const PIPES: usize = 128;
+    /// `struct net_iov`: its second word tells a page pool's by this, and the third is its address.
+    const WORDS: usize = 8;
+    const PP_SIGNATURE: u64 = 0xdead_0000_0000_0040;
+    const NO_ADDRESS: u64 = 0xdead_4ead_0000_0000;
+    let mut net_iov = [0; WORDS];
+    net_iov[1..3].copy_from_slice(&[PP_SIGNATURE, NO_ADDRESS]);
+    let net_iov: Vec<u8> = net_iov.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let pipeful = net_iov.repeat(MIB as usize / net_iov.len());
+    let pipes = (0..PIPES).map(|_| {
+        let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
+        fcntl(&writer, FcntlArg::F_SETPIPE_SZ(MIB as i32))?;
+        File::from(writer.try_clone()?).write_all(&pipeful)?;
+        Ok((reader, writer))
+    });
+    // All are there before the first goes.
+    pipes.collect::<io::Result<Vec<_>>>().map(drop)
+}
+
+/// The net_iovs of a transmit binding are allocated where other memory was, of a process that may have made them
+/// out for those of a page pool.
+fn net_iovs_in_used_memory() -> Outcome {
+    let bench = Source::new()?;
+    let connection = bench.connect(Ip::V4)?;
+    use_memory()?;
+    let bindings = (0..16)
+        .map(|_| bench.pair.tx.bind_tx(&bench.memory))
+        .collect::<Result<Vec<_>, _>>()?;
+    let bindings: Vec<_> = bindings.iter().collect();
+    transfer(
+        &connection,
+        &bindings,
+        &anywhere(13, 64, 3, 10_000),
+        |extents| tx::expect(&connection.rx, extents),
+    )
+}
+
 fn several_connections_on_one_binding() -> Outcome {
     let bench = Source::new()?;
     let listener = bench.pair.listen(Ip::V4, PORT)?;
@@ -524,6 +569,7 @@ fn main() -> ExitCode {
         fair_queueing,
         mtu_probing,
         several_bindings_on_one_connection,
+        net_iovs_in_used_memory,
         several_connections_on_one_binding,
         memory_used_again,
         memory_used_again_with_losses,
