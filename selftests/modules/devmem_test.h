@@ -15,6 +15,7 @@ struct seq_file;
 int devmem_test_make_dmabuf(const struct devmem_test_dmabuf *spec);
 int devmem_test_bench(const struct devmem_test_bench *spec);
 int devmem_test_ops(const struct devmem_test_ops *spec);
+int devmem_test_init_fails(void);
 
 struct page_pool *devmem_test_create_pool(struct net_device *dev, u32 queue,
 					  u32 size);

@@ -151,7 +151,9 @@ static struct miscdevice devmem_test_misc = {
 
 static int __init devmem_test_init(void)
 {
-	return misc_register(&devmem_test_misc);
+	int err = devmem_test_init_fails();
+
+	return err ?: misc_register(&devmem_test_misc);
 }
 module_init(devmem_test_init);
 

@@ -2,14 +2,17 @@
 
 //! Loading and unloading the module.
 
+use std::fs;
 use std::fs::File;
 use std::io;
 use std::process::ExitCode;
+use std::thread;
 
 use devmem::DmaBuf;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
+use devmem_testlib::odd;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
@@ -119,6 +122,45 @@ fn bad_parameters() -> Outcome {
     Ok(())
 }
 
+/// `devmem_test` while its init waits to be let go.
+struct Failing;
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        // If it has gone already, so have its parameters.
+        let _ = fs::write("/sys/module/devmem_test/parameters/failing", "N");
+    }
+}
+
+/// A module that registers a provider may fail to begin after that, and is freed then, whoever holds it: until
+/// then it serves nobody.
+fn init_that_fails() -> Outcome {
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    odd::unload()?;
+    let module = File::open(provider::path_from_env("DEVMEM_TEST_MODULE")?)?;
+    thread::scope(|scope| -> Outcome {
+        let loading = scope.spawn(|| finit_module(&module, c"failing=1", ModuleInitFlags::empty()));
+        let failing = Failing;
+        provider::wait_for("the provider to be registered", || {
+            Ok(devmem::provider::available()?
+                .iter()
+                .any(|name| name == "failing"))
+        });
+        let bound = pair.rx.ns.run(|| Ok(pair.request(&[1]).bind(&memory)));
+        drop(failing);
+        assert_eq!(loading.join().expect("no panic"), Err(nix::Error::EIO));
+        let binding = bound??;
+        let list = provider::bindings()?.expect("the list of bindings");
+        let info = list.iter().find(|info| info.id == binding.id());
+        let name = info.map(|info| info.provider.as_str());
+        assert_eq!(name, Some(Provider::Builtin.name()));
+        Ok(())
+    })?;
+    devmem::provider::select(provider::under_test().name())?;
+    Ok(())
+}
+
 /// Bindings stay with the provider that made them, whoever serves new ones.
 fn both_providers_at_once() -> Outcome {
     if provider::under_test() == Provider::Builtin {
@@ -185,6 +227,7 @@ fn main() -> ExitCode {
         rmmod_while_bound,
         rmmod_with_tokens_held,
         bad_parameters,
+        init_that_fails,
         both_providers_at_once,
         tokens_of_both_providers,
     ])
