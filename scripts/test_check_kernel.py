@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of scripts/check-kernel, on kernel build trees that are made up."""
 
+import functools
 import os
 import pathlib
 import re
@@ -17,8 +18,13 @@ CONFIG = "CONFIG_MODULES=y\nCONFIG_RUST=y\nCONFIG_NET_DEVMEM=y\n"
 SYMVERS = "0x0\tnet_mp_niov_clear_page_pool\tvmlinux\tEXPORT_SYMBOL_GPL\tNETDEV_INTERNAL\n"
 
 
+@functools.cache
 def series():
     """What the patches add to headers, in their order: patch, header, lines."""
+    return list(read_series())
+
+
+def read_series():
     for patch in sorted((ROOT / "patches").glob("*/*.patch")):
         for chunk in re.split(r"^diff --git ", patch.read_text(), flags=re.M)[1:]:
             name = chunk.split(" b/", 1)[1].split("\n", 1)[0]

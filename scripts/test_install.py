@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of scripts/install, scripts/deb and dkms.conf: what comes where, and goes again.
 
-devmem-cat is the real one. Kernels are made up: of the module only what is installed where is a
-matter here.
+devmem-cat is the real one, which is built once. Kernels are made up: of the module only what is
+installed where is a matter here.
 """
 
+import contextlib
+import gzip
 import os
 import pathlib
 import re
@@ -52,7 +54,7 @@ modules:
 modules_install:
 	@test "$(DEPMOD)" = true
 	@mkdir -p $(INSTALL_MOD_PATH)/lib/modules/{RELEASE}/updates
-	@for m in $(modules); do cp $(MO)/$$m.ko $(INSTALL_MOD_PATH)/lib/modules/{RELEASE}/updates; done
+	@for m in $(modules); do cp $(MO)/$$m.ko $(INSTALL_MOD_PATH)/lib/modules/{RELEASE}/updates/$$m.ko$(SUFFIX); done
 """
 
 
@@ -88,9 +90,36 @@ def sourced(conf, variable, **env):
                           capture_output=True, text=True).stdout.strip()
 
 
+@contextlib.contextmanager
+def umask(mask):
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def options(text):
     """The long options in a text."""
     return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
+
+
+# Once it has built what there is to build, cargo has nothing to do. It takes its time to find out.
+built = None
+
+
+def setUpModule():
+    global built
+    built = tempfile.TemporaryDirectory()
+    env = {**os.environ, "DESTDIR": f"{built.name}/dest", "PREFIX": "/usr"}
+    subprocess.run([INSTALL, "tools"], env=env, check=True, stdout=subprocess.DEVNULL)
+    cargo = pathlib.Path(built.name) / "cargo"
+    cargo.write_text(f'#!/bin/sh\n[ "$1" = tree ] || exit 0\nexec {shutil.which("cargo")} "$@"\n')
+    cargo.chmod(0o755)
+
+
+def tearDownModule():
+    built.cleanup()
 
 
 class Case(test_check_kernel.MadeUpKernel):
@@ -98,9 +127,10 @@ class Case(test_check_kernel.MadeUpKernel):
 
     def setUp(self):
         super().setUp()
-        self.dest = self.dir / "dest"
+        # Names that shells and tar may take for something else.
+        self.dest = self.dir / "its dest"
         # In the directory itself, too, nobody has any business but below dest.
-        self.prefix = self.dir / "prefix"
+        self.prefix = self.dir / "a\\157 prefix*"
         self.tmp = self.dir / "tmp"
         self.tmp.mkdir()
         (self.dir / "mo").mkdir()
@@ -112,14 +142,15 @@ class Case(test_check_kernel.MadeUpKernel):
         self.write("../bindgen", "#!/bin/sh\necho bindgen 0.73.2\n")
         for tool in ("rustc", "bindgen"):
             (self.dir / tool).chmod(0o755)
-        (self.kdir / "rust").mkdir()
+        (self.kdir / "rust").mkdir(exist_ok=True)
         self.write("rust/libkernel.rmeta", "")
         self.write(".config", test_check_kernel.CONFIG + "CONFIG_CC_IS_GCC=y\n"
                    f'CONFIG_RUSTC_VERSION_TEXT="{RUSTC}"\n')
 
     def run_script(self, script, *args, **env):
         env = {**os.environ, "TMPDIR": str(self.tmp), "DESTDIR": str(self.dest),
-               "PREFIX": str(self.prefix), **env}
+               "PREFIX": str(self.prefix),
+               "PATH": f"{self.dir / 'bin'}:{built.name}:{os.environ['PATH']}", **env}
         env.pop("LLVM", None)
         result = subprocess.run([script, *args], env=env, capture_output=True, text=True)
         self.assertEqual(list(self.tmp.iterdir()), [])
@@ -128,11 +159,28 @@ class Case(test_check_kernel.MadeUpKernel):
     def install(self, *args, **env):
         result = self.run_script(INSTALL, *args, **env)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+        return result.stdout
 
-    def install_module(self):
+    def refused(self, *args, **env):
+        """Nothing is done, and one line says why."""
+        before = snapshot(self.dir)
+        result = self.run_script(INSTALL, *args, **env)
+        self.assertEqual(result.returncode, 1, result.stdout + result.stderr)
+        self.assertEqual({p for p, _ in snapshot(self.dir)}, {p for p, _ in before})
+        line, = result.stderr.splitlines()
+        return line
+
+    def program(self, name, text):
+        """One that is found before the host's."""
+        path = self.dir / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+    def install_module(self, **env):
         self.fit()
-        self.install("module", KDIR=str(self.kdir), MO=str(self.dir / "mo"),
-                     RUSTC=str(self.dir / "rustc"), BINDGEN=str(self.dir / "bindgen"))
+        return self.install("module", KDIR=str(self.kdir), MO=str(self.dir / "mo"),
+                            RUSTC=str(self.dir / "rustc"), BINDGEN=str(self.dir / "bindgen"), **env)
 
     def below_prefix(self, names):
         return {f"{str(self.prefix)[1:]}/{name}" for name in names}
@@ -160,6 +208,89 @@ class Install(Case):
         self.assertEqual(files(self.dest), self.below_prefix({"share/man/man1/others.1"}))
         self.assertTrue((self.dest / str(self.prefix)[1:] / "bin").is_dir())
 
+    def test_what_is_not_made_any_more_goes(self):
+        self.install_module(SUFFIX=".zst")
+        self.assertEqual(files(self.dest) & {MODULE, f"{MODULE}.zst"}, {f"{MODULE}.zst"})
+        self.install("dkms")
+        renamed = self.dest / SOURCE / "patches/15-seam/0001-another.patch"
+        other = self.dest / "usr/src/devmem_provider-0.0.1/dkms.conf"
+        for path in renamed, other:
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        manifest = self.dest / str(self.prefix)[1:] / MANIFEST
+        with manifest.open("a") as listed:
+            listed.write(f"f /{renamed.relative_to(self.dest)}\nf /{other.relative_to(self.dest)}\n")
+        self.install_module()
+        self.install("dkms")
+        self.assertEqual(files(self.dest), self.below_prefix({MANIFEST}) | {MODULE}
+                         | source_files() | {str(other.relative_to(self.dest))})
+        listed = manifest.read_text()
+        self.assertNotIn(".zst", listed)
+        self.assertNotIn(renamed.name, listed)
+        self.assertIn(f"f /{other.relative_to(self.dest)}\n", listed)
+
+    def test_another_module_of_that_name(self):
+        other = self.dest / f"lib/modules/{RELEASE}/updates/dkms/devmem_provider.ko.xz"
+        other.parent.mkdir(parents=True)
+        other.touch()
+        self.assertIn(f"/{other.relative_to(self.dest)}\n", self.install_module())
+
+    def test_what_a_package_has_brought(self):
+        self.prefix.mkdir()
+        program = self.prefix / "bin/devmem-cat"
+        owned = f"printf '%s\\n' 'a-package: {program}'; exit 1"
+        self.program("dpkg-query", owned)
+        self.assertIn(f"{program} is of the package a-package:",
+                      self.refused("tools", DESTDIR=""))
+        # Nor is it removed, if it has come later.
+        (self.dir / "bin/dpkg-query").unlink()
+        self.program("dpkg-query", "exit 1")
+        self.install("tools", DESTDIR="")
+        self.program("dpkg-query", owned)
+        self.assertIn("is of the package a-package:", self.refused("uninstall", DESTDIR=""))
+        self.program("dpkg-query", "exit 1")
+        self.install("uninstall", DESTDIR="")
+        self.assertEqual(list(self.prefix.iterdir()), [])
+
+    def test_what_dkms_has(self):
+        self.install("dkms")
+        added = self.dest / f"var/lib/dkms/devmem_provider/{VERSION}"
+        added.mkdir(parents=True)
+        self.assertIn(f"dkms remove devmem_provider/{VERSION} --all", self.refused("uninstall"))
+        added.rmdir()
+        self.install("uninstall")
+        self.assertEqual(files(self.dest), set())
+
+    def test_removed_in_part(self):
+        self.install("tools")
+        program = self.dest / str(self.prefix)[1:] / "bin/devmem-cat"
+        program.unlink()
+        program.mkdir()
+        self.assertEqual(self.run_script(INSTALL, "uninstall").returncode, 1)
+        program.rmdir()
+        self.install("uninstall")
+        self.assertEqual(list(self.dest.iterdir()), [])
+
+    def test_nowhere_to_write(self):
+        # Root may write nearly everywhere, but not into a file.
+        self.assertIn(f"you cannot write to {INSTALL}:",
+                      self.refused("tools", DESTDIR=str(INSTALL / "none")))
+
+    def test_paths_that_are_refused(self):
+        self.assertIn("newline", self.refused("tools", PREFIX="/a\nb"))
+        self.assertIn("slash", self.refused("tools", PREFIX="usr"))
+        self.fit()
+        self.tmp = self.dir / "a tmp"
+        self.tmp.mkdir()
+        self.assertIn("TMPDIR", self.refused("module", KDIR=str(self.kdir)))
+
+    def test_staged_where_something_is(self):
+        secret = self.dir / "bin/secret"
+        secret.parent.mkdir()
+        secret.touch(0o600)
+        self.assertIn("is not empty", self.refused("stage", str(secret.parent), "dkms"))
+        self.assertEqual(secret.stat().st_mode & 0o777, 0o600)
+
     def test_installed_twice(self):
         self.install("tools")
         self.install("tools", "dkms")
@@ -167,7 +298,8 @@ class Install(Case):
         self.assertEqual(list(self.dest.iterdir()), [])
 
     def test_modes(self):
-        self.install("tools", "dkms")
+        with umask(0o077):
+            self.install("tools", "dkms")
         for path in self.dest.rglob("*"):
             program = path.is_dir() or path.name == "devmem-cat" and path.parent.name == "bin" \
                 or path.parent.name == "scripts" and path.suffix != ".sh"
@@ -185,11 +317,9 @@ class Install(Case):
                                                     kernelver=RELEASE)}, {VERSION})
 
 
-class Pages(Case):
+class Pages(unittest.TestCase):
     def setUp(self):
-        super().setUp()
-        self.install("tools")
-        self.below = self.dest / str(self.prefix)[1:]
+        self.below = pathlib.Path(built.name) / "dest/usr"
 
     def help(self, *args):
         return subprocess.run([self.below / "bin/devmem-cat", *args, "--help"], check=True,
@@ -231,6 +361,8 @@ class Pages(Case):
 class Dkms(Case):
     def setUp(self):
         super().setUp()
+        # The kernel's makefiles take no space.
+        self.dest = self.dir / "dest"
         self.install("dkms")
         self.source = self.dest / SOURCE
 
@@ -284,59 +416,105 @@ class Dkms(Case):
 
 
 class Deb(Case):
-    def build(self, name):
-        result = self.run_script(ROOT / "scripts/deb", self.dir / name)
+    def build(self, **env):
+        directory = pathlib.Path(tempfile.mkdtemp(dir=self.dir))
+        result = self.run_script(ROOT / "scripts/deb", directory, **env)
         self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
-        package, = (self.dir / name).iterdir()
+        package, = directory.iterdir()
         return package
 
-    def test_contents(self):
-        package = self.build("deb")
+    def test_package(self):
+        package = self.build()
+        for check in self.contents, self.same_again, self.installed_and_purged:
+            with self.subTest(check.__name__):
+                check(package)
+
+    def contents(self, package):
         listed = subprocess.run(["dpkg-deb", "-c", package], check=True, capture_output=True,
                                 text=True).stdout.splitlines()
         entries = {line.split()[-1][2:]: line.split() for line in listed}
         doc = "usr/share/doc/devmem-provider"
         tools = {re.sub(r"(man1/.*)$", r"\1.gz", f"usr/{f}") for f in TOOLS}
         tools = {f.replace("zsh/site-functions", "zsh/vendor-completions") for f in tools}
-        wanted = tools | source_files() | {f"{doc}/changelog.gz", f"{doc}/copyright"}
+        wanted = tools | source_files() | {
+            f"{doc}/{file}" for file in ("changelog.gz", "copyright", "crates.gz")}
         wanted -= {f"{doc}/COPYING", f"{doc}/LICENSE-MIT", f"{SOURCE}/COPYING"}
         self.assertEqual({f for f in entries if not f.endswith("/") and f}, wanted)
         self.assertEqual({e[1] for e in entries.values()}, {"root/root"})
 
+        subprocess.run(["dpkg-deb", "-R", package, self.dir / "all"], check=True)
         fields = subprocess.run(["dpkg-deb", "-f", package], check=True, capture_output=True,
                                 text=True).stdout
         self.assertIn(f"\nVersion: {VERSION}\n", fields)
         self.assertRegex(fields, r"\nDepends: .*libc6 \(>= ")
+        size = sum(-(-os.path.getsize(self.dir / "all" / f) // 1024)
+                   if not f.endswith("/") else 1 for f in entries if f)
+        self.assertIn(f"\nInstalled-Size: {size}\n", fields)
+        crates = gzip.decompress((self.dir / "all" / doc / "crates.gz").read_bytes()).decode()
+        # A crate, and words of the license that it is under.
+        self.assertRegex(crates, r"(?s)\nclap-\d.*Permission is hereby granted.*\nnix-\d.*"
+                         "Permission is hereby granted")
         # Its scripts are for a shell, and its sums are right.
-        subprocess.run(["dpkg-deb", "-R", package, self.dir / "all"], check=True)
         for script in ("postinst", "prerm"):
             subprocess.run(["sh", "-n", self.dir / "all/DEBIAN" / script], check=True)
         subprocess.run(["md5sum", "--quiet", "-c", "DEBIAN/md5sums"], cwd=self.dir / "all",
                        check=True)
-        self.assertEqual(package.read_bytes(), self.build("again").read_bytes())
 
-    def test_installed_and_purged(self):
-        package = self.build("deb")
+    def same_again(self, package):
+        with umask(0o077):
+            again = self.build(TZ="Asia/Tokyo", LC_ALL="C", PREFIX="/opt", DESTDIR="/none")
+        self.assertEqual(package.read_bytes(), again.read_bytes())
+
+    def installed_and_purged(self, package):
         root = self.dir / "root"
         admin = root / "var/lib/dpkg"
         for directory in ("info", "updates"):
             (admin / directory).mkdir(parents=True)
-        (admin / "status").touch()
+        # What it depends on is there: dpkg processes no triggers otherwise.
+        depends = subprocess.run(["dpkg-deb", "-f", package, "Depends"], check=True,
+                                 capture_output=True, text=True).stdout
+        (admin / "status").write_text("".join(
+            f"Package: {name}\nStatus: install ok installed\nVersion: 999\nArchitecture: all\n"
+            "Multi-Arch: foreign\nMaintainer: nobody <nobody@localhost>\nDescription: none\n\n"
+            for name in re.findall(r"(?:^|, )([a-z0-9.+-]+)", depends)))
         # A dkms that notes what it is asked.
-        self.write("../dkms", '#!/bin/sh\necho "$1" >>"$0.log"\n'
-                   'case $1 in status) cat "$0.added" 2>/dev/null ;; add) echo y >"$0.added" ;; '
-                   'remove) rm "$0.added" ;; esac; exit 0\n')
-        (self.dir / "dkms").chmod(0o755)
-        env = {**os.environ, "PATH": f"{self.dir}:{os.environ['PATH']}:/usr/sbin:/sbin"}
-        dpkg = ["dpkg", f"--root={root}", "--force-script-chrootless", "--force-depends",
-                "--force-not-root", "--log=/dev/null"]
-        for action in ("--install", package), ("--install", package), ("--purge", "devmem-provider"):
+        dkms = self.dir / "bin/dkms"
+        self.program("dkms", 'echo "$1" >>"$0.log"\n'
+                     'case $1 in status) cat "$0.added" 2>/dev/null ;; add) echo y >"$0.added" ;; '
+                     'remove) rm "$0.added" ;; esac; exit 0')
+        env = {**os.environ, "PATH": f"{dkms.parent}:{os.environ['PATH']}:/usr/sbin:/sbin"}
+        dpkg = ["dpkg", f"--root={root}", "--force-script-chrootless", "--force-not-root",
+                "--force-unsafe-io", "--log=/dev/null"]
+
+        def run(*action):
             subprocess.run([*dpkg, *action], env=env, check=True, capture_output=True)
+
+        # Without DKMS at first, which brings itself along later.
+        dkms.rename(self.dir / "dkms")
+        run("--install", package)
+        (self.dir / "dkms").rename(dkms)
+        self.assertFalse(dkms.with_suffix(".log").exists())
+        run("--install", self.package_of_dkms())
+        run("--purge", "dkms")
+        run("--install", package)
+        run("--purge", "devmem-provider")
         left = {f for f in files(root) if not f.startswith("var/lib/dpkg/")}
         self.assertEqual(left, set())
-        self.assertFalse((self.dir / "dkms.added").exists())
-        asked = (self.dir / "dkms.log").read_text().split()
+        self.assertFalse(dkms.with_suffix(".added").exists())
+        asked = dkms.with_suffix(".log").read_text().split()
         self.assertEqual([a for a in asked if a != "status"], ["add", "remove", "add", "remove"])
+
+    def package_of_dkms(self):
+        """One that has nothing but its name."""
+        root = self.dir / "dkms-package"
+        (root / "usr/sbin").mkdir(parents=True)
+        (root / "usr/sbin/dkms").touch()
+        (root / "DEBIAN").mkdir()
+        (root / "DEBIAN/control").write_text("Package: dkms\nVersion: 1\nArchitecture: all\n"
+                                             "Maintainer: nobody <nobody@localhost>\nDescription: none\n")
+        subprocess.run(["dpkg-deb", "-Znone", "-b", root, self.dir / "dkms.deb"], check=True,
+                       stdout=subprocess.DEVNULL)
+        return self.dir / "dkms.deb"
 
 
 if __name__ == "__main__":
