@@ -74,7 +74,7 @@ host-checks: ## the plain logic under Miri, a solver, deeper tests, and mutated
 
 PHONY += guest
 guest: ## a shell in the booted guest (GUEST=debug: that one), a netdevsim pair ready
-	@scripts/prepare
+	@scripts/prepare demo
 	@scripts/guest -i selftests/guest/shell.sh
 
 PHONY += modules_install

@@ -23,6 +23,15 @@ case $CACHE$ROOT in
 	;;
 esac
 
+# Not every shell has put a folder there: dash and zsh leave the ~ of KSRC=~/linux as it is.
+for name in KSRC KDIR MO FILE DESTDIR; do
+	# shellcheck disable=SC2088 # as it was typed
+	case ${!name:-} in
+	"~" | "~/"*) printf -v "$name" '%s' "$HOME${!name#"~"}" ;;
+	esac
+done
+unset name
+
 # Pinned versions.
 KERNEL_SERIES=7.3
 KERNEL_VERSION=7.3.4-1~bpo13+1
@@ -37,6 +46,13 @@ LIBURING_VERSION=2.15-1
 # has a configuration of its own in selftests/guest/, on top of kernel.config.
 GUEST=${GUEST:-fast}
 export GUEST
+case $GUEST in
+fast | debug | kcsan) ;;
+*)
+	echo "there is no guest $GUEST: GUEST is fast, debug or kcsan" >&2
+	exit 1
+	;;
+esac
 
 # Which patches that kernel has: all of them, or only those that make netdevsim a NIC for
 # device memory ("netdevsim"), to compare with.
@@ -94,7 +110,7 @@ version_ge()
 
 # follow PID LABEL COUNTER [TOTAL]: show how far the job PID is until it ends, and
 # return its status. COUNTER is a command that prints a number, TOTAL what it will
-# come to; without it only the number is shown. On a terminal one line is
+# come to; without it only the number is shown, and large ones as percent. On a terminal one line is
 # rewritten, otherwise a line is printed every 20 seconds.
 follow()
 {
@@ -109,7 +125,11 @@ follow()
 		if [ "$total" -gt 0 ]; then
 			# The total is a measured one: never claim the end before it.
 			[ "$n" -ge "$total" ] && n=$((total - 1))
-			text="$label: $((n * 100 / total)) %"
+			if [ "$total" -lt 1000 ]; then
+				text="$label: $n of $total"
+			else
+				text="$label: $((n * 100 / total)) %"
+			fi
 		else
 			text="$label: $n"
 		fi

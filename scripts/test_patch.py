@@ -47,9 +47,9 @@ class Patch(unittest.TestCase):
         self.file.parent.mkdir(parents=True)
         self.file.write_text(BEFORE)
 
-    def patch(self, name=""):
+    def patch(self, name="", **more):
         env = {**os.environ, "KSRC": str(self.tree), "SET": name,
-               "DEVMEM_CACHE": str(self.dir / "cache")}
+               "DEVMEM_CACHE": str(self.dir / "cache"), **more}
         return subprocess.run([self.root / "scripts/patch"], env=env, cwd=self.dir, check=False,
                               capture_output=True, text=True)
 
@@ -84,17 +84,32 @@ class Patch(unittest.TestCase):
         self.applies("first", SETS["01-first"][1])
         self.fails("first", "is in " + str(self.tree) + " already")
 
+    def test_a_tilde_that_the_shell_has_left(self):
+        done = self.patch(KSRC="~/linux", HOME=str(self.dir))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(self.file.read_text(), SETS["02-second"][1])
+
+    def make_repository(self):
+        for args in (["init", "-q"], ["config", "user.name", "a"],
+                     ["config", "user.email", "a@b.example"], ["add", "."],
+                     ["commit", "-q", "-m", "base"]):
+            subprocess.run(["git", *args], cwd=self.tree, check=True)
+
+    def log(self):
+        return subprocess.run(["git", "log", "--format=%s"], cwd=self.tree, check=True,
+                              capture_output=True, text=True).stdout.splitlines()
+
     def test_in_a_repository(self):
-        for args in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "base"]):
-            subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.example", *args],
-                           cwd=self.tree, check=True)
-        subprocess.run(["git", "config", "user.name", "a"], cwd=self.tree, check=True)
-        subprocess.run(["git", "config", "user.email", "a@b.example"], cwd=self.tree, check=True)
+        self.make_repository()
         self.fails("second", "needs: first")
         self.applies("first", SETS["01-first"][1])
-        log = subprocess.run(["git", "log", "--format=%s"], cwd=self.tree, check=True,
-                             capture_output=True, text=True).stdout
-        self.assertEqual(log.splitlines(), ["dev", "base"])
+        self.assertEqual(self.log(), ["dev", "base"])
+
+    def test_tells_that_it_is_in_the_repository_already(self):
+        self.make_repository()
+        self.applies("", SETS["02-second"][1])
+        self.fails("", "is in " + str(self.tree) + " already")
+        self.assertEqual(self.log(), ["dev", "dev", "base"])
 
     def test_no_such_set(self):
         self.fails("third", "no set third; there are: first second")
