@@ -51,7 +51,7 @@ impl error::Error for DeviceError {
     }
 }
 
-/// A device with header split on, until this is dropped.
+/// A device with header split on, until this is dropped; or [as it is](Self::as_it_is).
 #[derive(Debug)]
 #[must_use = "header split is as it was once this is dropped"]
 pub struct Device<'n> {
@@ -85,6 +85,23 @@ impl<'n> Device<'n> {
             name: name.to_owned(),
             ifindex,
             before: Some(before),
+        })
+    }
+
+    /// A device that somebody else makes ready, and puts back: for [rules](Self::steer) only.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV` if there is no such device, those of [`Netns::run`].
+    pub fn as_it_is(netns: &'n Netns, name: &str) -> Result<Self, DeviceError> {
+        let ifindex = netns
+            .ifindex(name)
+            .map_err(DeviceError::new(format!("interface {name}")))?;
+        Ok(Self {
+            netns,
+            name: name.to_owned(),
+            ifindex,
+            before: None,
         })
     }
 
@@ -133,7 +150,8 @@ impl<'n> Device<'n> {
             ids: Vec::new(),
         };
         for flow in flow_types(to.ip()) {
-            let text = self.ethtool(&["flow-type", flow, "dst-port", &port, "action", &queue])?;
+            let words = ["flow-type", flow, "dst-port", &port, "action", &queue];
+            let text = self.ethtool("-N", &words)?;
             let id = text
                 .rsplit_once("ID ")
                 .map(|(_, id)| id.trim().to_owned())
@@ -146,9 +164,39 @@ impl<'n> Device<'n> {
         Ok(rule)
     }
 
-    fn ethtool(&self, args: &[&str]) -> Result<String, DeviceError> {
+    /// Like [`steer`](Self::steer), but the rules stay: returns their numbers, one for each version of IP.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn steer_for_good(&self, to: SocketAddr, queue: u32) -> Result<Vec<String>, DeviceError> {
+        let mut rule = self.steer(to, queue)?;
+        Ok(mem::take(&mut rule.ids))
+    }
+
+    /// What `ethtool` says of the rule of this number, in one line. By that a program can tell whether it is still
+    /// the rule that it was.
+    ///
+    /// # Errors
+    ///
+    /// As of [`steer`](Self::steer): [`Other`](io::ErrorKind::Other) if there is no such rule.
+    pub fn rule_text(&self, id: &str) -> Result<String, DeviceError> {
+        let text = self.ethtool("-n", &["rule", id])?;
+        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
+    /// Removes the rule of this number, whoever made it.
+    ///
+    /// # Errors
+    ///
+    /// As of [`steer`](Self::steer).
+    pub fn remove_rule(&self, id: &str) -> Result<(), DeviceError> {
+        self.ethtool("-N", &["delete", id]).map(drop)
+    }
+
+    fn ethtool(&self, option: &str, args: &[&str]) -> Result<String, DeviceError> {
         let mut command = Command::new("ethtool");
-        command.arg("-N").arg(&self.name).args(args);
+        command.arg(option).arg(&self.name).args(args);
         let output = self
             .netns
             .run(|| command.output())
@@ -204,8 +252,7 @@ impl Rule<'_> {
     fn take_away(&mut self) -> Result<(), DeviceError> {
         let mut result = Ok(());
         for id in mem::take(&mut self.ids) {
-            let removed = self.device.ethtool(&["delete", &id]);
-            result = result.and(removed.map(drop));
+            result = result.and(self.device.remove_rule(&id));
         }
         result
     }
