@@ -35,7 +35,10 @@ const STATUSES: &[(&str, &str)] = &[
         "It was not. What a receiver has written is a part of the whole.",
     ),
     ("2", "The command line is wrong."),
-    ("130", "A signal ended it."),
+    (
+        "130",
+        "A signal ended it. With the second signal it ends at once, with the third without undoing anything.",
+    ),
 ];
 
 /// Command lines, and what they do. The first is on the machine whose NIC does device memory.
@@ -47,6 +50,10 @@ const EXAMPLES: &[(&str, &str)] = &[
     (
         "devmem-cat send --connect 192.0.2.1:5201 --interface eth1 --input file",
         "Sends it from a dma-buf on another machine.",
+    ),
+    (
+        "devmem-cat cleanup --interface eth0",
+        "Removes what a receiver that was killed has left on eth0; the next receiver does so, too.",
     ),
 ];
 

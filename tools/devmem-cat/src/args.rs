@@ -2,7 +2,6 @@
 
 //! The command line of each command.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -10,8 +9,6 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 use clap::value_parser;
-use devmem::DmaBuf;
-use nix::net::if_::if_nametoindex;
 
 /// All of it. The manual pages and completions are made of this, by `examples/pages.rs`.
 #[derive(Parser)]
@@ -28,23 +25,29 @@ pub enum Command {
     Receive(ReceiveArgs),
     /// Sends standard input from a dma-buf
     Send(SendArgs),
+    /// Removes what receivers that were killed have left on an interface: rules, and header split
+    Cleanup(CleanupArgs),
 }
 
 /// How the connection is made, and what of the machine it uses.
 #[derive(Args)]
 pub struct CommonArgs {
-    /// Wait for a connection to this address and port
+    /// Wait for a connection to this address or name, and port
     #[arg(
         short,
         long,
-        value_name = "ADDR:PORT",
+        value_name = "HOST:PORT",
         required_unless_present = "connect",
-        conflicts_with = "connect"
+        conflicts_with = "connect",
+        value_parser = host_and_port
     )]
-    pub listen: Option<SocketAddr>,
-    /// Connect to this address and port
-    #[arg(short, long, value_name = "ADDR:PORT")]
-    pub connect: Option<SocketAddr>,
+    pub listen: Option<String>,
+    /// Connect to this address or name, and port
+    #[arg(short, long, value_name = "HOST:PORT", value_parser = host_and_port)]
+    pub connect: Option<String>,
+    /// How many connections there are, all at the same time
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
+    pub connections: u32,
     /// The interface that the connection goes through
     #[arg(short, long, value_name = "NAME")]
     pub interface: String,
@@ -60,9 +63,12 @@ pub struct CommonArgs {
     /// Tell the SHA-256 of what was transferred
     #[arg(long)]
     pub sha256: bool,
-    /// Tell every second how far it is
+    /// Tell every second how far it is, on a terminal in one line
     #[arg(short, long)]
     pub progress: bool,
+    /// Tell of each connection by a line of JSON on standard output
+    #[arg(long)]
+    pub json: bool,
     /// Tell errors only
     #[arg(long, conflicts_with_all = ["progress", "sha256"])]
     pub quiet: bool,
@@ -81,22 +87,25 @@ pub struct ReceiveArgs {
     /// Have the first queue receive the connection's port, by an ntuple rule of ethtool's
     #[arg(short, long)]
     pub steer: bool,
-    /// Write to this file
+    /// Write to this file; of several connections each has its own, FILE.1 and so on
     #[arg(short, long, value_name = "FILE", conflicts_with = "discard")]
     pub output: Option<PathBuf>,
     /// Write nothing: leave it in the dma-buf
     #[arg(long)]
     pub discard: bool,
-    /// Fail unless so many bytes come
+    /// Fail unless so many bytes come, by each connection
     #[arg(long, value_name = "BYTES")]
     pub size: Option<u64>,
+    /// Go on taking connections until a signal ends it
+    #[arg(short, long, conflicts_with_all = ["connect", "connections"])]
+    pub keep_open: bool,
 }
 
 #[derive(Args)]
 pub struct SendArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Send this file
+    /// Send this file, over each of several connections
     #[arg(short = 'f', long, value_name = "FILE")]
     pub input: Option<PathBuf>,
     /// What is sent with one call, in KiB
@@ -105,6 +114,13 @@ pub struct SendArgs {
     /// Do not wait until the peer ends the connection, which tells that it has dealt with everything
     #[arg(long)]
     pub no_wait: bool,
+}
+
+#[derive(Args)]
+pub struct CleanupArgs {
+    /// The interface
+    #[arg(short, long, value_name = "NAME")]
+    pub interface: String,
 }
 
 /// Where a dma-buf comes from.
@@ -129,36 +145,110 @@ pub enum Backend {
     UringMultishot,
 }
 
-impl CommonArgs {
-    /// The dma-buf that it asks for.
-    pub fn dmabuf(&self) -> Result<DmaBuf, String> {
-        let size = self
-            .memory
-            .checked_mul(1 << 20)
-            .ok_or("--memory is too large")?;
-        let (made, device, hint) = match self.kind {
-            MemoryKind::Udmabuf => (
-                DmaBuf::udmabuf(size),
-                "/dev/udmabuf",
-                "its limit is in /sys/module/udmabuf/parameters/size_limit_mb",
-            ),
-            MemoryKind::Huge => (
-                DmaBuf::udmabuf_huge(size),
-                "/dev/udmabuf",
-                "it takes whole huge pages of 2 MiB, see vm.nr_hugepages and size_limit_mb of udmabuf",
-            ),
-            MemoryKind::System => (
-                DmaBuf::system_heap(size),
-                "/dev/dma_heap/system",
-                "the kernel needs CONFIG_DMABUF_HEAPS_SYSTEM",
-            ),
-        };
-        made.map_err(|err| format!("{} MiB from {device}: {err} ({hint})", self.memory))
+/// Looks whether it can be what is asked for. Names are looked up when they are needed.
+fn host_and_port(text: &str) -> Result<String, String> {
+    let (host, port) = text.rsplit_once(':').ok_or("there is no port")?;
+    port.parse::<u16>()
+        .map_err(|err| format!("port {port:?}: {err}"))?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    match host {
+        "" => Err("there is no address; 0.0.0.0 and [::] are all of this machine".into()),
+        host if host.contains(':') && !bracketed => {
+            Err("an address of IPv6 goes into brackets: [::1]:5201".into())
+        }
+        _ => Ok(text.into()),
+    }
+}
+
+impl ReceiveArgs {
+    /// Whether there may be more than one connection.
+    pub fn is_several(&self) -> bool {
+        self.keep_open || self.common.connections > 1
+    }
+}
+
+impl Command {
+    /// Refuses what does not go together.
+    pub fn check(&self) -> Result<(), &'static str> {
+        match self {
+            Self::Receive(args) if args.output.is_none() && !args.discard => {
+                match (args.is_several(), args.common.json) {
+                    (true, _) => Err("several connections want --output or --discard"),
+                    (_, true) => Err("--json is for standard output: with --output or --discard"),
+                    _ => Ok(()),
+                }
+            }
+            Self::Send(args) if args.input.is_none() && args.common.connections > 1 => {
+                Err("several connections want --input")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn what_clap_wants_of_it() {
+        Cli::command().debug_assert();
     }
 
-    /// The interface's number.
-    pub fn ifindex(&self) -> Result<u32, String> {
-        if_nametoindex(self.interface.as_str())
-            .map_err(|err| format!("interface {}: {err}", self.interface))
+    #[test]
+    fn where_a_connection_is_made() {
+        for good in [
+            "192.0.2.1:5201",
+            "[::]:1",
+            "[::1%lo]:1",
+            "host.example:65535",
+            "eth0:0",
+        ] {
+            assert_eq!(host_and_port(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            "host",
+            ":5201",
+            "::1",
+            "::1:5201",
+            "host:",
+            "host:65536",
+            "host:http",
+        ] {
+            host_and_port(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn what_does_not_go_together() {
+        const RECEIVE: &str = "receive -l h:1 -i eth0 -q 1";
+        const SEND: &str = "send -c h:1 -i eth0";
+        let check = |line: &str| {
+            let words = format!("devmem-cat {line}");
+            let cli = Cli::try_parse_from(words.split(' ')).map_err(drop)?;
+            cli.command.check().map_err(drop)
+        };
+        for (command, options, good) in [
+            (RECEIVE, "", true),
+            (RECEIVE, " --json", false),
+            (RECEIVE, " --json --discard", true),
+            (RECEIVE, " --json -o file", true),
+            (RECEIVE, " -n 2", false),
+            (RECEIVE, " -n 2 -o file", true),
+            (RECEIVE, " -k", false),
+            (RECEIVE, " -k --discard", true),
+            (RECEIVE, " -k -n 2 --discard", false),
+            (RECEIVE, " -n 0 --discard", false),
+            (RECEIVE, " -c h:1", false),
+            (SEND, "", true),
+            (SEND, " --json", true),
+            (SEND, " -n 2", false),
+            (SEND, " -n 2 -f file", true),
+        ] {
+            let line = format!("{command}{options}");
+            assert_eq!(check(&line).is_ok(), good, "{line}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Making the connection; and ending it early, when a signal asks for that.
+//! Making connections; and ending them early, when a signal asks for that.
 
 use std::error::Error;
 use std::io;
@@ -12,8 +12,6 @@ use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use devmem::tcp::abort;
@@ -22,87 +20,180 @@ use nix::sys::socket::Shutdown;
 use nix::sys::socket::shutdown;
 
 use crate::args::CommonArgs;
+use crate::error::Fallible;
 use crate::error::context;
+use crate::signal;
+use crate::tell;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-/// The socket that the program waits for.
-static SOCKET: Mutex<Option<Watched>> = Mutex::new(None);
+/// The sockets that the program waits for.
+static SOCKETS: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
 /// How long the peer may take to end the connection before that is told.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A socket that a signal ends.
-enum Watched {
-    Listener(OwnedFd),
-    Connection(OwnedFd),
-}
-
-/// Whether a signal has ended the connection.
-pub fn interrupted() -> bool {
-    INTERRUPTED.load(Ordering::Relaxed)
+struct Watched {
+    /// The number that the process knows it by.
+    name: i32,
+    socket: OwnedFd,
+    listens: bool,
 }
 
 /// What a transfer that was interrupted ends with.
 pub fn check_interrupted() -> io::Result<()> {
-    match interrupted() {
+    match signal::came() {
         true => Err(io::ErrorKind::Interrupted.into()),
         false => Ok(()),
     }
 }
 
-/// From now on signals end the connection, so that the program comes to its end by itself, and puts the device
-/// back as it was. The peer gets a reset: this is not the end of the stream.
-pub fn end_by_signal() -> Result<(), Box<dyn Error>> {
-    ctrlc::set_handler(|| {
-        INTERRUPTED.store(true, Ordering::Relaxed);
-        let socket = SOCKET.lock().unwrap_or_else(PoisonError::into_inner);
+/// Ends all that the program waits for. Peers get a reset: this is not the end of the stream.
+pub fn abort_all() {
+    for watched in SOCKETS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+    {
+        let socket = &watched.socket;
         // It may not be connected any more.
-        let _ = match &*socket {
-            Some(Watched::Listener(socket)) => shut_down(socket),
+        let _ = match watched.listens {
+            true => shut_down(socket),
             // Some kernels do not abort what a call waits for. What is shut down is reset when it is closed.
-            Some(Watched::Connection(socket)) => abort(socket).or_else(|_| shut_down(socket)),
-            None => Ok(()),
+            false => abort(socket).or_else(|_| shut_down(socket)),
         };
-    })
-    .map_err(context("signals"))
+    }
 }
 
 fn shut_down(socket: &OwnedFd) -> io::Result<()> {
     Ok(shutdown(socket.as_raw_fd(), Shutdown::Both)?)
 }
 
-fn watch(socket: Watched) -> Result<(), Box<dyn Error>> {
-    *SOCKET.lock().unwrap_or_else(PoisonError::into_inner) = Some(socket);
+fn watch(socket: impl AsFd, listens: bool) -> io::Result<()> {
+    let fd = socket.as_fd();
+    let watched = Watched {
+        name: fd.as_raw_fd(),
+        socket: fd.try_clone_to_owned()?,
+        listens,
+    };
+    SOCKETS
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(watched);
     // The signal may have come before that.
-    Ok(check_interrupted()?)
+    check_interrupted()
 }
 
-/// Listens, if that is what the options say.
-pub fn listen(args: &CommonArgs) -> Result<Option<TcpListener>, Box<dyn Error>> {
-    let Some(addr) = args.listen else {
-        return Ok(None);
-    };
-    let listener = TcpListener::bind(addr).map_err(context(format!("listening on {addr}")))?;
-    watch(Watched::Listener(listener.as_fd().try_clone_to_owned()?))?;
-    Ok(Some(listener))
+/// A connection, which ends by a reset, however this process ends, unless it comes to [`finish`](Self::finish).
+pub struct Connection {
+    /// The socket.
+    pub stream: TcpStream,
+    /// Where the other end is.
+    pub peer: String,
 }
 
-/// Accepts a connection, or connects. It ends by a reset, however this process ends, unless it comes to
-/// [`finish`].
-pub fn connect(
-    args: &CommonArgs,
-    listener: Option<TcpListener>,
-) -> Result<TcpStream, Box<dyn Error>> {
-    let stream = match (listener, args.connect) {
-        (Some(listener), _) => listener.accept().map_err(context("accept"))?.0,
-        (None, Some(addr)) => {
-            TcpStream::connect(addr).map_err(context(format!("connecting to {addr}")))?
+impl Connection {
+    fn new(stream: TcpStream, args: &CommonArgs, how: &str) -> Fallible<Self> {
+        // First of all: from here on the peer takes an end for that of the stream.
+        reset_on_close(&stream, true).map_err(context("SO_LINGER"))?;
+        watch(&stream, false)?;
+        let peer = stream
+            .peer_addr()
+            .map_or_else(|_| "unknown".into(), |addr| addr.to_string());
+        if !args.quiet {
+            tell::say(format_args!("{how} {peer}"));
         }
-        (None, None) => return Err("neither --listen nor --connect".into()),
-    };
-    // First of all: from here on the peer takes an end for that of the stream.
-    reset_on_close(&stream, true).map_err(context("SO_LINGER"))?;
-    watch(Watched::Connection(stream.as_fd().try_clone_to_owned()?))?;
-    Ok(stream)
+        Ok(Self { stream, peer })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let name = self.stream.as_raw_fd();
+        let mut sockets = SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.retain(|watched| watched.name != name);
+    }
+}
+
+/// Where connections come from.
+pub enum Source {
+    /// They come here.
+    Listener(TcpListener),
+    /// They are made to this.
+    To(String),
+}
+
+impl Source {
+    /// Listens, if that is what the options say.
+    pub fn new(args: &CommonArgs) -> Fallible<Self> {
+        let Some(to) = &args.listen else {
+            let to = args.connect.clone();
+            return Ok(Self::To(to.ok_or("neither --listen nor --connect")?));
+        };
+        let listener = TcpListener::bind(to).map_err(context(format!("listening on {to}")))?;
+        watch(&listener, true)?;
+        if !args.quiet {
+            tell::say(format_args!("listening on {}", listener.local_addr()?));
+        }
+        Ok(Self::Listener(listener))
+    }
+
+    /// The next connection.
+    pub fn next(&self, args: &CommonArgs) -> Fallible<Connection> {
+        match self {
+            Self::Listener(listener) => {
+                let (stream, _) = listener.accept().map_err(context("accept"))?;
+                Connection::new(stream, args, "connection from")
+            }
+            Self::To(to) => {
+                let stream =
+                    TcpStream::connect(to).map_err(context(format!("connecting to {to}")))?;
+                Connection::new(stream, args, "connected to")
+            }
+        }
+    }
+}
+
+/// What came of connections. Of several each tells by itself why it failed, of one the caller does.
+pub struct Outcomes {
+    several: bool,
+    failed: Mutex<(u32, Option<Box<dyn Error + Send + Sync>>)>,
+}
+
+impl Outcomes {
+    /// Of several or one.
+    pub fn new(several: bool) -> Self {
+        Self {
+            several,
+            failed: Mutex::new((0, None)),
+        }
+    }
+
+    /// That of a connection.
+    pub fn note(&self, peer: &str, result: Fallible<()>) {
+        let Err(err) = result else {
+            return;
+        };
+        if self.several {
+            tell::say(format_args!("{peer}: {err}"));
+        }
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.0 += 1;
+        failed.1 = Some(err);
+    }
+
+    /// That of all, so many.
+    pub fn all(self, count: u32) -> Fallible<()> {
+        match self
+            .failed
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+        {
+            (_, None) => Ok(()),
+            (failed, _) if self.several => {
+                Err(format!("{failed} of {count} connections failed").into())
+            }
+            (_, Some(err)) => Err(err),
+        }
+    }
 }
 
 /// All is well: ends the connection in good order.
@@ -131,9 +222,7 @@ pub fn wait_for_the_end(mut stream: &TcpStream, quiet: bool) -> io::Result<()> {
             Err(err) if err.kind() == io::ErrorKind::Interrupted => (),
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                 if !told {
-                    eprintln!(
-                        "devmem-cat: waiting for the peer to end the connection (see --no-wait)"
-                    );
+                    tell::say("waiting for the peer to end the connection (see --no-wait)");
                 }
                 told = true;
             }
@@ -159,6 +248,42 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (client, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn what_came_of_connections() {
+        for (several, expected) in [(false, "why"), (true, "1 of 2 connections failed")] {
+            let outcomes = Outcomes::new(several);
+            outcomes.note("one", Ok(()));
+            outcomes.note("two", Err("why".into()));
+            assert_eq!(outcomes.all(2).unwrap_err().to_string(), expected);
+            Outcomes::new(several).all(2).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_host_by_its_name() {
+        use crate::args::Cli;
+        use crate::args::Command;
+        use clap::Parser;
+
+        let send = |how: &str, to: &str| {
+            let words = ["devmem-cat", "send", "--quiet", "-i", "lo", how, to];
+            match Cli::parse_from(words).command {
+                Command::Send(args) => args.common,
+                _ => unreachable!("a sender"),
+            }
+        };
+        let here = send("-l", "localhost:0");
+        let Source::Listener(listener) = Source::new(&here).unwrap() else {
+            panic!("it does not listen");
+        };
+        let to = format!("localhost:{}", listener.local_addr().unwrap().port());
+        let there = send("-c", &to);
+        let connection = Source::new(&there).unwrap().next(&there).unwrap();
+        assert_eq!(connection.peer, listener.local_addr().unwrap().to_string());
+        let nowhere = send("-c", "no-such-host.invalid:1");
+        assert!(Source::new(&nowhere).unwrap().next(&nowhere).is_err());
     }
 
     #[test]

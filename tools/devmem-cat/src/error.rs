@@ -3,11 +3,18 @@
 //! Errors that tell what was being done, and what can be done about it.
 
 use std::error::Error;
+use std::io;
+
+use devmem::netdev::dmabuf;
+use devmem::netlink::ExtAck;
+
+/// What may fail for any reason.
+pub type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Adds what was being done to an error.
-pub fn context<'a, E: Into<Box<dyn Error>>>(
+pub fn context<'a, E: Into<Box<dyn Error + Send + Sync>>>(
     what: impl Into<String> + 'a,
-) -> impl FnOnce(E) -> Box<dyn Error> + 'a {
+) -> impl FnOnce(E) -> Box<dyn Error + Send + Sync> + 'a {
     move |err| format!("{}: {}", what.into(), err.into()).into()
 }
 
@@ -24,8 +31,55 @@ pub fn bind_error(what: &str, interface: &str, err: &devmem::Error) -> String {
         },
         _ => "",
     };
+    let said = match err {
+        devmem::Error::Refused { errno, ack } => refusal(*errno, ack),
+        err => err.to_string(),
+    };
     match hint {
-        "" => format!("{what} {interface}: {err}"),
-        hint => format!("{what} {interface}: {err}\nHint: {hint}."),
+        "" => format!("{what} {interface}: {said}"),
+        hint => format!("{what} {interface}: {said}\nHint: {hint}."),
+    }
+}
+
+/// Why the kernel refused, and which option that is about.
+fn refusal(errno: i32, ack: &ExtAck) -> String {
+    let mut said = io::Error::from_raw_os_error(errno).to_string();
+    if let Some(message) = &ack.message {
+        said = format!("{said}: {message}");
+    }
+    let path = ack.attribute.as_ref();
+    match path.and_then(|path| option(&path.types, path.nth)) {
+        Some(option) => format!("{said} ({option})"),
+        None => said,
+    }
+}
+
+/// The option that an attribute of bind-rx or bind-tx comes from, the `nth` of its kind.
+fn option(types: &[u16], nth: usize) -> Option<String> {
+    Some(match *types.first()? {
+        dmabuf::IFINDEX => "--interface".into(),
+        dmabuf::QUEUES => format!("--queue number {}", nth + 1),
+        dmabuf::FD => "the dma-buf, of --memory and --kind".into(),
+        dmabuf::RX_PAGE_SIZE => "--rx-page-size".into(),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devmem::netdev::queue;
+
+    #[test]
+    fn what_an_attribute_is_called() {
+        for (types, nth, expected) in [
+            (&[dmabuf::IFINDEX][..], 0, Some("--interface")),
+            (&[dmabuf::QUEUES, queue::ID], 1, Some("--queue number 2")),
+            (&[dmabuf::RX_PAGE_SIZE], 0, Some("--rx-page-size")),
+            (&[99], 0, None),
+            (&[], 0, None),
+        ] {
+            assert_eq!(option(types, nth).as_deref(), expected);
+        }
     }
 }

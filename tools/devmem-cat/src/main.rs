@@ -8,35 +8,55 @@
 #![warn(clippy::cast_sign_loss)]
 
 mod args;
+mod claim;
 mod connection;
 mod error;
-mod log;
+mod memory;
 mod output;
 mod receive;
 mod send;
+mod signal;
 mod stats;
+mod tell;
+mod undo;
 
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use crate::args::Cli;
 use crate::args::Command;
+use crate::error::Fallible;
+
+fn run(command: &Command) -> Fallible<()> {
+    signal::end_by_it()?;
+    match command {
+        Command::Receive(args) => receive::run(args),
+        Command::Send(args) => send::run(args),
+        Command::Cleanup(args) => undo::clean_up(&args.interface),
+    }
+}
 
 fn main() -> ExitCode {
-    log::to_stderr();
-    let result = match Cli::parse().command {
-        Command::Receive(args) => receive::run(&args),
-        Command::Send(args) => send::run(&args),
-    };
+    tell::also_for_the_library();
+    let command = Cli::parse().command;
+    if let Err(why) = command.check() {
+        Cli::command()
+            .error(ErrorKind::ArgumentConflict, why)
+            .exit();
+    }
+    let result = run(&command);
+    undo::all();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(err) if connection::interrupted() => {
-            eprintln!("devmem-cat: interrupted ({err})");
-            ExitCode::from(130)
+        Err(err) if signal::came() => {
+            tell::say(format_args!("interrupted ({err})"));
+            ExitCode::from(signal::STATUS)
         }
         Err(err) => {
-            eprintln!("devmem-cat: {err}");
+            tell::say(err);
             ExitCode::FAILURE
         }
     }

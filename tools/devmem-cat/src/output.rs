@@ -14,6 +14,19 @@ use std::io;
 use std::io::Write;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+/// Files that were made, and have nothing in them yet.
+static EMPTY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes the files that were made and have got nothing, for when the process ends at once.
+pub fn remove_what_is_empty() {
+    for path in std::mem::take(&mut *EMPTY.lock().unwrap_or_else(PoisonError::into_inner)) {
+        // Somebody else may have removed it.
+        let _ = fs::remove_file(path);
+    }
+}
 
 /// Where it goes.
 pub enum Output {
@@ -29,8 +42,6 @@ pub enum Output {
 pub struct Replaced {
     file: File,
     path: PathBuf,
-    /// Whether there was none before.
-    made: bool,
     /// Whether the content that it had is gone.
     begun: bool,
 }
@@ -40,18 +51,21 @@ impl Output {
     pub fn file(path: &Path) -> io::Result<Self> {
         let mut options = File::options();
         options.write(true);
-        let (file, made) = match options.clone().create_new(true).open(path) {
-            Ok(file) => (file, true),
+        let file = match options.clone().create_new(true).open(path) {
+            Ok(file) => {
+                let mut empty = EMPTY.lock().unwrap_or_else(PoisonError::into_inner);
+                empty.push(path.to_owned());
+                file
+            }
             // There is something; or a link that leads nowhere, the end of which is made.
             Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
-                (options.create(true).truncate(false).open(path)?, false)
+                options.create(true).truncate(false).open(path)?
             }
             Err(err) => return Err(err),
         };
         Ok(Self::File(Replaced {
             file,
             path: path.to_owned(),
-            made,
             begun: false,
         }))
     }
@@ -85,18 +99,29 @@ impl Output {
 
 impl Replaced {
     fn begin(&mut self) -> io::Result<()> {
+        if self.begun {
+            return Ok(());
+        }
+        self.is_made();
         // Only a regular file has a content that can be taken away.
-        if !self.begun && self.file.metadata()?.is_file() {
+        if self.file.metadata()?.is_file() {
             self.file.set_len(0)?;
         }
         self.begun = true;
         Ok(())
     }
+
+    /// Whether there was none before, and nothing has come there yet; nobody is told so a second time.
+    fn is_made(&self) -> bool {
+        let mut empty = EMPTY.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = empty.iter().position(|path| *path == self.path);
+        at.map(|at| empty.swap_remove(at)).is_some()
+    }
 }
 
 impl Drop for Replaced {
     fn drop(&mut self) {
-        if self.made && !self.begun {
+        if self.is_made() {
             // Somebody else may have removed it.
             let _ = fs::remove_file(&self.path);
         }

@@ -2,53 +2,69 @@
 
 //! Receiving: into a dma-buf, and from there to standard output or a file.
 
-use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::thread;
 
 use devmem::BindRx;
 use devmem::Piece;
 use devmem::Receive;
 use devmem::Receiver;
 use devmem::TokenBatch;
-use devmem::device::Device;
 use devmem::dmabuf::Mapping;
-use devmem::netns::Netns;
+use devmem::provider;
 use devmem::uring;
 
 use crate::args::Backend;
 use crate::args::ReceiveArgs;
 use crate::connection;
+use crate::connection::Connection;
+use crate::connection::Outcomes;
+use crate::connection::Source;
 use crate::connection::check_interrupted;
+use crate::error::Fallible;
 use crate::error::bind_error;
 use crate::error::context;
+use crate::memory;
 use crate::output::Output;
+use crate::signal;
+use crate::stats::Progress;
 use crate::stats::Stats;
+use crate::tell;
+use crate::undo;
 
-/// What a receiver has seen.
-struct Tally {
-    stats: Stats,
-    output: Output,
-    /// How many bytes are to come.
-    size: Option<u64>,
-    frags: u64,
-    copied: u64,
+/// What all connections are received by.
+struct Bound<'a> {
+    args: &'a ReceiveArgs,
+    mapping: Mapping,
+    /// The binding's number.
+    id: u32,
+    progress: Progress,
 }
 
-/// Receives one connection.
-pub fn run(args: &ReceiveArgs) -> Result<(), Box<dyn Error>> {
-    let common = &args.common;
-    let output = match (&args.output, args.discard) {
-        (_, true) => Output::Discard,
-        (Some(path), _) => Output::file(path).map_err(context(path.display().to_string()))?,
-        (None, false) => Output::Stdout(io::stdout()),
-    };
-    connection::end_by_signal()?;
-    let memory = common.dmabuf()?;
-    let mapping = memory.map()?;
+/// What the receiver of a connection has seen.
+struct Tally<'b> {
+    bound: &'b Bound<'b>,
+    stats: Stats<'b>,
+    output: Output,
+    frags: u64,
+    copied: u64,
+    returned: u64,
+}
 
-    let netns = Netns::current()?;
-    let device = Device::prepare(&netns, &common.interface)?;
-    let mut request = BindRx::new(device.ifindex());
+/// Receives as many connections as there are to be.
+pub fn run(args: &ReceiveArgs) -> Fallible<()> {
+    let common = &args.common;
+    // Before there is anything else that it could be too late for.
+    let only = match args.is_several() {
+        true => None,
+        false => Some(open(args, None)?),
+    };
+    let memory = memory::dmabuf(common)?;
+    let mapping = memory.map()?;
+    let mut request = BindRx::new(undo::prepare(&common.interface)?);
     for &queue in &args.queues {
         request = request.queue(queue);
     }
@@ -58,70 +74,156 @@ pub fn run(args: &ReceiveArgs) -> Result<(), Box<dyn Error>> {
     let binding = request
         .bind(&memory)
         .map_err(|err| bind_error("binding queues of", &common.interface, &err))?;
-
-    let steer = |addr| match args.queues.first() {
-        Some(&queue) if args.steer => device.steer(addr, queue).map(Some),
-        _ => Ok(None),
-    };
-    let listener = connection::listen(common)?;
-    // Before the connection there is, if possible, so that none of it goes another way.
-    let rule = match &listener {
-        Some(listener) => steer(listener.local_addr()?)?,
-        None => None,
-    };
-    let stream = connection::connect(common, listener)?;
-    let _rule = match rule {
-        None => steer(stream.local_addr()?)?,
-        some => some,
-    };
-
-    let mut tally = Tally {
-        stats: Stats::new(common),
-        output,
-        size: args.size,
-        frags: 0,
-        copied: 0,
-    };
-    let mut batch = TokenBatch::new(&stream);
-    let returned = match common.backend {
-        Backend::Blocking => {
-            tally.receive(
-                &mut Receiver::new(&stream),
-                &mut batch,
-                &mapping,
-                binding.id(),
-            )?;
-            batch.returned()
-        }
-        Backend::Uring | Backend::UringMultishot => {
-            let mut rx = match common.backend {
-                Backend::UringMultishot => uring::Receiver::multishot(&stream)?,
-                _ => uring::Receiver::new(&stream)?,
-            };
-            tally.receive(&mut rx, &mut batch, &mapping, binding.id())?;
-            rx.finish()?;
-            rx.returned()
-        }
-    };
-    if let Some(size) = args.size.filter(|&size| size != tally.stats.bytes) {
-        return Err(format!("{} of {size} bytes came", tally.stats.bytes).into());
+    let id = binding.id();
+    undo::keep(binding)?;
+    if args.queues.len() > 1 && nothing_left(id) {
+        tell::say(
+            "the first queues took all of the memory, so the last have none or too little: \
+             give more by --memory",
+        );
     }
-    tally.write_out()?;
-    // Only now, so that the sender knows.
-    connection::finish(&stream).map_err(context("ending the connection"))?;
-    tally.tell(returned);
-    Ok(())
+    let total = args.size.filter(|_| !args.keep_open);
+    let bound = Bound {
+        args,
+        mapping,
+        id,
+        progress: Progress::new(
+            common,
+            total.and_then(|size| size.checked_mul(common.connections.into())),
+        ),
+    };
+    let source = Source::new(common)?;
+    if let Source::Listener(listener) = &source {
+        // Before there is a connection, so that none of it goes another way.
+        bound.steer(listener.local_addr()?)?;
+    }
+    bound
+        .progress
+        .during(|| bound.why_nothing_comes(), || bound.all(&source, only))
 }
 
-impl Tally {
+/// Where a connection is written to; they are numbered if there are several.
+fn open(args: &ReceiveArgs, number: Option<u32>) -> Fallible<Output> {
+    Ok(match (&args.output, args.discard) {
+        (_, true) => Output::Discard,
+        (Some(path), _) => {
+            let path = number.map_or(path.clone(), |number| numbered(path, number));
+            Output::file(&path).map_err(context(path.display().to_string()))?
+        }
+        (None, false) => Output::Stdout(io::stdout()),
+    })
+}
+
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// Whether the NIC has no buffer that it could still get. Only some can know, and not of every kernel.
+fn nothing_left(id: u32) -> bool {
+    provider::binding(id).is_ok_and(|info| info.in_use == info.buffers)
+}
+
+impl Bound<'_> {
+    fn steer(&self, to: SocketAddr) -> Fallible<()> {
+        match self.args.queues.first() {
+            Some(&queue) if self.args.steer => undo::steer(to, queue),
+            _ => Ok(()),
+        }
+    }
+
+    fn why_nothing_comes(&self) {
+        if nothing_left(self.id) {
+            tell::say(
+                "nothing comes, and all of the memory is in use: more by --memory may help, \
+                 see rxN_no_buffer or the like in ethtool -S",
+            );
+        }
+    }
+
+    /// Receives all connections, each by a thread of its own.
+    fn all(&self, source: &Source, mut only: Option<Output>) -> Fallible<()> {
+        let outcomes = Outcomes::new(self.args.is_several());
+        let mut count = 0;
+        thread::scope(|scope| -> Fallible<()> {
+            while self.args.keep_open || count < self.args.common.connections {
+                let connection = source.next(&self.args.common)?;
+                count += 1;
+                if matches!(source, Source::To(_)) {
+                    self.steer(connection.stream.local_addr()?)?;
+                }
+                let output = match only.take() {
+                    Some(output) => output,
+                    None => open(self.args, Some(count))?,
+                };
+                let outcomes = &outcomes;
+                scope.spawn(move || {
+                    outcomes.note(&connection.peer, self.one(&connection, output));
+                });
+            }
+            Ok(())
+        })?;
+        outcomes.all(count)
+    }
+
+    /// Receives a connection, and tells what came of it.
+    fn one(&self, connection: &Connection, output: Output) -> Fallible<()> {
+        let mut tally = Tally {
+            bound: self,
+            stats: Stats::new(&self.args.common, &self.progress),
+            output,
+            frags: 0,
+            copied: 0,
+            returned: 0,
+        };
+        let result = tally.run(connection);
+        tally.tell(connection, &result);
+        result
+    }
+}
+
+impl Tally<'_> {
+    /// Receives to the end, and lets the peer know.
+    fn run(&mut self, connection: &Connection) -> Fallible<()> {
+        let stream = &connection.stream;
+        let mut batch = TokenBatch::new(stream);
+        match self.bound.args.common.backend {
+            Backend::Blocking => {
+                let received = self.receive(&mut Receiver::new(stream), &mut batch);
+                self.returned = batch.returned();
+                received?;
+            }
+            Backend::Uring | Backend::UringMultishot => {
+                let mut rx = match self.bound.args.common.backend {
+                    Backend::UringMultishot => uring::Receiver::multishot(stream)?,
+                    _ => uring::Receiver::new(stream)?,
+                };
+                let received = self.receive(&mut rx, &mut batch);
+                let finished = rx.finish();
+                self.returned = rx.returned();
+                received?;
+                finished?;
+            }
+        }
+        let bytes = self.stats.bytes();
+        if let Some(size) = self.bound.args.size.filter(|&size| size != bytes) {
+            return Err(format!("{bytes} of {size} bytes came").into());
+        }
+        self.output.finish().map_err(context("writing"))?;
+        // Only now, so that the sender knows.
+        connection::finish(stream).map_err(context("ending the connection"))
+    }
+
     /// Receives until the peer has sent everything.
     fn receive<'s>(
         &mut self,
         rx: &mut impl Receive<'s>,
         batch: &mut TokenBatch<'s>,
-        mapping: &Mapping,
-        id: u32,
-    ) -> Result<(), Box<dyn Error>> {
+    ) -> Fallible<()> {
+        let Bound {
+            args, mapping, id, ..
+        } = self.bound;
         let mut gathered = Vec::new();
         loop {
             let received = rx.recv().map_err(|err| self.cut(&err))?;
@@ -129,8 +231,8 @@ impl Tally {
                 // A signal ends the connection, too, and that is not all there was to come.
                 return Ok(check_interrupted()?);
             }
-            self.stats.bytes += received.total() as u64;
-            if self.size.is_some_and(|size| self.stats.bytes > size) {
+            self.stats.count(received.total() as u64);
+            if args.size.is_some_and(|size| self.stats.bytes() > size) {
                 return Err("more bytes came than --size says".into());
             }
             let wanted = self.output.wants_data() || self.stats.wants_data();
@@ -142,7 +244,7 @@ impl Tally {
                 match piece {
                     Piece::Frag(frag) => {
                         self.frags += 1;
-                        if frag.dmabuf_id != id {
+                        if frag.dmabuf_id != *id {
                             return Err(format!(
                                 "data came by binding {}, not by {id}: another program has the queue of this flow",
                                 frag.dmabuf_id
@@ -163,11 +265,10 @@ impl Tally {
                 }
             }
             batch.flush()?;
-            self.stats.tick();
         }
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<(), Box<dyn Error>> {
+    fn put(&mut self, bytes: &[u8]) -> Fallible<()> {
         self.stats.data(bytes);
         self.output.put(bytes).map_err(context("writing"))
     }
@@ -176,30 +277,52 @@ impl Tally {
     fn cut(&self, err: &io::Error) -> String {
         let hint = match err.kind() {
             // It was not the sender then.
-            _ if connection::interrupted() => "",
+            _ if signal::came() => "",
             io::ErrorKind::ConnectionReset if self.output.wants_data() => {
                 "\nHint: the sender gave up. What was written is a part."
             }
             io::ErrorKind::ConnectionReset => "\nHint: the sender gave up.",
             _ => "",
         };
-        format!("receiving: {err}, after {} bytes{hint}", self.stats.bytes)
+        format!("receiving: {err}, after {} bytes{hint}", self.stats.bytes())
     }
 
-    fn write_out(&mut self) -> Result<(), Box<dyn Error>> {
-        self.output.finish().map_err(context("writing"))
-    }
-
-    fn tell(self, returned: u64) {
-        let all_copied = self.stats.bytes > 0 && self.frags == 0;
-        self.stats.finish(&format!(
-            "{} frags in device memory, {} bytes in host memory, {returned} tokens returned",
-            self.frags, self.copied
-        ));
+    fn tell(self, connection: &Connection, result: &Fallible<()>) {
+        let ReceiveArgs { common, steer, .. } = self.bound.args;
+        let all_copied = self.stats.bytes() > 0 && self.frags == 0;
+        self.stats.finish(
+            common,
+            connection,
+            result,
+            &[
+                ("frags", "frags in device memory", self.frags),
+                ("host_bytes", "bytes in host memory", self.copied),
+                ("tokens_returned", "tokens returned", self.returned),
+            ],
+        );
         if all_copied {
-            eprintln!(
-                "devmem-cat: nothing came in device memory: the flow is on another queue. See --steer, and ethtool -S."
-            );
+            let why = match steer {
+                false => "the flow is on another queue: see --steer",
+                true => {
+                    "the flow is on another queue in spite of --steer: see what other rules ethtool -n shows"
+                }
+            };
+            tell::say(format_args!(
+                "nothing came in device memory: {why}, and ethtool -S"
+            ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_several_connections() {
+        assert_eq!(
+            numbered(Path::new("a/file.bin"), 12),
+            Path::new("a/file.bin.12")
+        );
     }
 }

@@ -1,0 +1,625 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `devmem-cat`, as users run it: what it transfers, how it ends, and that nothing of it is left on the device.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process;
+use std::process::ChildStdin;
+use std::process::ChildStdout;
+use std::process::Command;
+use std::process::ExitCode;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use devmem::ethtool::DataSplit;
+use devmem::ethtool::Ethtool;
+use devmem::ethtool::Rings;
+use devmem_testlib::Outcome;
+use devmem_testlib::Pair;
+use devmem_testlib::pair::End;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::pair::address;
+use devmem_testlib::provider;
+use devmem_testlib::report::Stop;
+use devmem_testlib::report::diag;
+use devmem_testlib::runner;
+use devmem_testlib::skip;
+use devmem_testlib::tests;
+use devmem_testlib::traffic;
+use devmem_testlib::wait;
+use nix::sys::signal::Signal;
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
+
+/// What ends a process within a moment, or brings a file over, may take so long.
+const LONG: Duration = Duration::from_secs(30);
+/// The status after a signal.
+const INTERRUPTED: Option<i32> = Some(130);
+/// What header split is before: not what a receiver wants.
+const BEFORE: Rings = Rings {
+    data_split: Some(DataSplit::Off),
+    hds_thresh: Some(0),
+};
+
+/// A devmem-cat, killed when this is dropped.
+struct Cat {
+    child: process::Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    lines: Receiver<String>,
+    /// What it has said on standard error.
+    said: Vec<String>,
+}
+
+impl Cat {
+    /// Starts one at an end, with that end's interface.
+    fn start(end: &End, command: &str, options: &str) -> io::Result<Self> {
+        let program =
+            Path::new(&env::var("DEVMEM_BIN").map_err(io::Error::other)?).join("devmem-cat");
+        let mut line = Command::new(program);
+        line.arg(command)
+            .args(["-i", &end.ifname])
+            .args(options.split_whitespace())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = end.ns.run(|| line.spawn())?;
+        let (to, lines) = mpsc::channel();
+        if let Some(stderr) = child.stderr.take() {
+            thread::spawn(move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    if to.send(line).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        Ok(Self {
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take(),
+            child,
+            lines,
+            said: Vec::new(),
+        })
+    }
+
+    /// A receiver that listens, on queue 1.
+    fn receiver(pair: &Pair, port: u16, options: &str) -> io::Result<Self> {
+        let options = format!("-l 192.0.2.1:{port} -q 1 -m 4 {options}");
+        let mut cat = Self::start(&pair.rx, "receive", &options)?;
+        cat.says("listening on");
+        Ok(cat)
+    }
+
+    /// A sender that connects.
+    fn sender(pair: &Pair, port: u16, options: &str) -> io::Result<Self> {
+        let options = format!("-c 192.0.2.1:{port} -m 4 {options}");
+        Self::start(&pair.tx, "send", &options)
+    }
+
+    /// Waits until it says this.
+    #[track_caller]
+    fn says(&mut self, what: &str) {
+        let limit = wait::stretched(LONG);
+        let start = Instant::now();
+        while !self.said.iter().any(|line| line.contains(what)) {
+            let left = limit.saturating_sub(start.elapsed());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => self.said.push(line),
+                Err(err) => panic!("it has not said {what:?}: {err}, but {:?}", self.said),
+            }
+        }
+    }
+
+    /// Whether it has said this by now. It says no more.
+    fn has_said(&self, what: &str) -> bool {
+        self.said.iter().any(|line| line.contains(what))
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
+        Ok(kill(Pid::from_raw(pid), signal)?)
+    }
+
+    /// Waits until it has ended; what it still had to say is there then.
+    #[track_caller]
+    fn status(&mut self) -> io::Result<Option<i32>> {
+        let mut status = None;
+        wait::until_or_tell(
+            "devmem-cat to end",
+            LONG,
+            || {
+                status = self.child.try_wait()?;
+                Ok(status.is_some())
+            },
+            || format!("it has said {:?}", self.said),
+        )?;
+        self.said.extend(self.lines.iter());
+        Ok(status.and_then(|status| status.code()))
+    }
+
+    /// Waits until it has ended, which has to be like this.
+    #[track_caller]
+    fn ends_with(&mut self, expected: Option<i32>) -> Outcome {
+        let status = self.status()?;
+        assert_eq!(status, expected, "it has said {:?}", self.said);
+        Ok(())
+    }
+
+    /// What it has written to standard output. It has ended.
+    fn written(&mut self) -> io::Result<String> {
+        let mut text = String::new();
+        if let Some(mut stdout) = self.stdout.take() {
+            stdout.read_to_string(&mut text)?;
+        }
+        Ok(text)
+    }
+
+    /// What it has to send, and no more than that.
+    fn give(&mut self, len: usize) -> io::Result<()> {
+        match self.stdin.take() {
+            Some(mut stdin) => stdin.write_all(traffic::bytes(0, len)),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+}
+
+impl Drop for Cat {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A file of a test's own, until this is dropped.
+struct TempFile(PathBuf);
+
+impl TempFile {
+    fn new(name: &str) -> Self {
+        Self(env::temp_dir().join(format!("devmem-cat-{name}-{}", process::id())))
+    }
+
+    fn option(&self) -> String {
+        self.0.display().to_string()
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A pair whose header split is off.
+fn pair() -> io::Result<Pair> {
+    let pair = Pair::new()?;
+    pair.rx.set_rings(BEFORE)?;
+    assert_eq!(rings(&pair)?, BEFORE);
+    Ok(pair)
+}
+
+fn rings(pair: &Pair) -> io::Result<Rings> {
+    pair.rx
+        .ns
+        .run(|| Ok(Ethtool::open()?.rings(pair.rx.ifindex)?))
+}
+
+/// How many rules there are.
+fn rules(pair: &Pair) -> io::Result<usize> {
+    let output = pair.rx.ns.run(|| {
+        Command::new("ethtool")
+            .args(["-n", &pair.rx.ifname])
+            .output()
+    })?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    Ok(text.matches("Filter:").count())
+}
+
+/// How many queues are bound.
+fn bound(pair: &Pair) -> io::Result<usize> {
+    let queues = pair.queues()?;
+    Ok(queues.iter().filter(|queue| queue.dmabuf.is_some()).count())
+}
+
+/// The device is as it was.
+#[track_caller]
+fn assert_nothing_left(pair: &Pair) -> Outcome {
+    assert_eq!(rules(pair)?, 0, "rules");
+    assert_eq!(bound(pair)?, 0, "bound queues");
+    assert_eq!(rings(pair)?, BEFORE);
+    Ok(())
+}
+
+/// Bytes of the stream, as a file has them.
+fn assert_content(path: &Path, len: usize) -> Outcome {
+    let content = fs::read(path)?;
+    assert_eq!(content.len(), len, "{}", path.display());
+    traffic::compare(0, &content);
+    Ok(())
+}
+
+const LEN: usize = 1_000_000;
+
+/// By each of the ways to make system calls, and told to programs.
+fn a_file_arrives() -> Outcome {
+    let pair = pair()?;
+    for (i, backend) in ["blocking", "uring", "uring-multishot"].iter().enumerate() {
+        let port = 5301 + i as u16;
+        let (from, to) = (TempFile::new("from"), TempFile::new("to"));
+        fs::write(&from.0, traffic::bytes(0, LEN))?;
+        let options = format!("-s --json --sha256 -b {backend} -o {}", to.option());
+        let mut rx = Cat::receiver(&pair, port, &options)?;
+        let mut tx = Cat::sender(
+            &pair,
+            port,
+            &format!("-b {backend} --json -f {}", from.option()),
+        )?;
+        tx.ends_with(Some(0))?;
+        rx.ends_with(Some(0))?;
+        assert_content(&to.0, LEN)?;
+        for cat in [&mut rx, &mut tx] {
+            let line = cat.written()?;
+            assert!(
+                line.contains("\"bytes\":1000000") && line.contains("\"error\":null"),
+                "{line}"
+            );
+            assert_eq!(line.lines().count(), 1, "{line}");
+        }
+        assert!(rx.has_said("connection from 192.0.2.2:"), "{:?}", rx.said);
+        assert!(
+            !rx.has_said("nothing came in device memory"),
+            "{:?}",
+            rx.said
+        );
+        assert_nothing_left(&pair)?;
+    }
+    Ok(())
+}
+
+/// What a devmem-cat waits for.
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Listening,
+    Reading,
+    Writing,
+    Receiving,
+    Connecting,
+}
+
+/// A devmem-cat in that state, and what it needs for it.
+fn wait_in(state: State, pair: &Pair, port: u16) -> Result<(Cat, Option<Cat>), Stop> {
+    Ok(match state {
+        State::Listening => (Cat::receiver(pair, port, "-s --discard")?, None),
+        State::Receiving | State::Reading => {
+            let mut rx = Cat::receiver(pair, port, "-s --discard")?;
+            let tx = Cat::sender(pair, port, "")?;
+            rx.says("connection from");
+            match state {
+                State::Reading => (tx, Some(rx)),
+                _ => (rx, Some(tx)),
+            }
+        }
+        State::Writing => {
+            // Nobody reads what it writes, which is more than a pipe has room for.
+            let mut rx = Cat::receiver(pair, port, "-s")?;
+            let mut tx = Cat::sender(pair, port, "")?;
+            rx.says("connection from");
+            // What nobody takes any more fails when the sender ends.
+            if let Some(mut stdin) = tx.stdin.take() {
+                thread::spawn(move || stdin.write_all(traffic::bytes(0, LEN)));
+            }
+            let pid = rx.child.id();
+            let in_write = format!("{} 0x1 ", libc::SYS_write);
+            wait::until("a write to a pipe that is full", LONG, || {
+                for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+                    let call = fs::read_to_string(thread?.path().join("syscall"))?;
+                    if call.starts_with(&in_write) {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            })?;
+            (rx, Some(tx))
+        }
+        State::Connecting => {
+            pair.unplug()?;
+            let tx = Cat::sender(pair, port, "")?;
+            let pid = tx.child.id();
+            wait::until("a connection that is tried", LONG, || {
+                let path = format!("/proc/{pid}/net/tcp");
+                // SYN_SENT
+                let text = fs::read_to_string(path)?;
+                Ok(text
+                    .lines()
+                    .any(|line| line.split_whitespace().nth(3) == Some("02")))
+            })?;
+            (tx, None)
+        }
+    })
+}
+
+/// One signal, or two, in each of the states.
+fn ended_by(signals: &[Signal]) -> Outcome {
+    for (i, state) in [
+        State::Listening,
+        State::Reading,
+        State::Writing,
+        State::Receiving,
+        State::Connecting,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let pair = pair()?;
+        let (mut cat, other) = wait_in(state, &pair, 5311 + i as u16)?;
+        let start = Instant::now();
+        for &signal in signals {
+            cat.signal(signal)?;
+        }
+        let status = cat.status()?;
+        assert_eq!(status, INTERRUPTED, "{state:?}: {:?}", cat.said);
+        diag(format_args!(
+            "{state:?}: {} ms",
+            start.elapsed().as_millis()
+        ));
+        if let Some(mut other) = other {
+            // A sender that waits for its input sees that when it goes on.
+            drop(other.stdin.take());
+            let status = other.status()?;
+            assert_eq!(
+                status,
+                Some(1),
+                "{state:?}, at the other end: {:?}",
+                other.said
+            );
+        }
+        assert_nothing_left(&pair)?;
+    }
+    Ok(())
+}
+
+fn a_signal_ends_it_in_any_state() -> Outcome {
+    ended_by(&[Signal::SIGINT])?;
+    ended_by(&[Signal::SIGTERM])
+}
+
+fn a_second_signal_leaves_nothing_either() -> Outcome {
+    ended_by(&[Signal::SIGINT, Signal::SIGTERM])
+}
+
+/// The sender learns that, and the next receiver removes what is left. So does `cleanup`.
+fn a_receiver_that_is_killed() -> Outcome {
+    let pair = pair()?;
+    for (port, next) in [(5321, "receive"), (5322, "cleanup")] {
+        let mut rx = Cat::receiver(&pair, port, "-s --discard")?;
+        let mut tx = Cat::sender(&pair, port, "")?;
+        rx.says("connection from");
+        rx.signal(Signal::SIGKILL)?;
+        rx.ends_with(None)?;
+        tx.give(LEN)?;
+        tx.ends_with(Some(1))?;
+        assert_eq!(rules(&pair)?, 1, "of the one that was killed");
+        assert_eq!(rings(&pair)?, Rings::DEVMEM);
+        if next == "receive" {
+            let mut rx = Cat::receiver(&pair, port, "-s --discard")?;
+            assert!(rx.has_said("removed rule"), "{:?}", rx.said);
+            assert_eq!(rules(&pair)?, 1, "of the one that is there");
+            rx.signal(Signal::SIGINT)?;
+            rx.ends_with(INTERRUPTED)?;
+        } else {
+            let mut cleanup = Cat::start(&pair.rx, "cleanup", "")?;
+            cleanup.ends_with(Some(0))?;
+            assert!(cleanup.has_said("removed rule"), "{:?}", cleanup.said);
+        }
+        assert_nothing_left(&pair)?;
+    }
+    Ok(())
+}
+
+/// What has come is there, and the receiver says that it is a part.
+fn a_sender_that_is_killed() -> Outcome {
+    let pair = pair()?;
+    let to = TempFile::new("part");
+    let options = format!("-s --json -o {}", to.option());
+    let mut rx = Cat::receiver(&pair, 5325, &options)?;
+    let mut tx = Cat::sender(&pair, 5325, "")?;
+    let stdin = tx.stdin.take();
+    if let Some(mut stdin) = stdin.as_ref() {
+        stdin.write_all(traffic::bytes(0, LEN))?;
+    }
+    wait::until("all of it to be written", LONG, || {
+        Ok(fs::metadata(&to.0)?.len() == LEN as u64)
+    })?;
+    tx.signal(Signal::SIGKILL)?;
+    rx.ends_with(Some(1))?;
+    assert!(rx.has_said("What was written is a part"), "{:?}", rx.said);
+    let line = rx.written()?;
+    assert!(line.contains("\"error\":\"receiving: "), "{line}");
+    assert_content(&to.0, LEN)?;
+    assert_nothing_left(&pair)
+}
+
+/// Whoever of two on one device ends first, the other one goes on, and the last puts the device back.
+fn two_receivers_on_one_device() -> Outcome {
+    let pair = pair()?;
+    let mut one = Cat::receiver(&pair, 5331, "-s --discard")?;
+    let mut other = Cat::start(
+        &pair.rx,
+        "receive",
+        "-l 192.0.2.1:5332 -q 2 -m 4 -s --discard",
+    )?;
+    other.says("listening on");
+    assert_eq!(rules(&pair)?, 2);
+    one.signal(Signal::SIGINT)?;
+    one.ends_with(INTERRUPTED)?;
+    assert_eq!(rules(&pair)?, 1);
+    assert_eq!(rings(&pair)?, Rings::DEVMEM);
+    let mut tx = Cat::sender(&pair, 5332, "")?;
+    tx.give(LEN)?;
+    tx.ends_with(Some(0))?;
+    other.ends_with(Some(0))?;
+    assert!(
+        !other.has_said("nothing came in device memory"),
+        "{:?}",
+        other.said
+    );
+    assert_nothing_left(&pair)
+}
+
+/// A socket of IPv6 that takes IPv4, too.
+fn ipv4_to_a_listener_of_ipv6() -> Outcome {
+    let pair = pair()?;
+    let mut rx = Cat::start(&pair.rx, "receive", "-l [::]:5335 -q 1 -m 4 -s --discard")?;
+    rx.says("listening on");
+    let mut tx = Cat::sender(&pair, 5335, "")?;
+    tx.give(LEN)?;
+    tx.ends_with(Some(0))?;
+    rx.ends_with(Some(0))?;
+    assert!(
+        !rx.has_said("nothing came in device memory"),
+        "{:?}",
+        rx.said
+    );
+    assert_nothing_left(&pair)
+}
+
+/// What did not come in device memory is told, and what can be done about it.
+fn a_flow_on_another_queue() -> Outcome {
+    let pair = pair()?;
+    let mut rx = Cat::receiver(&pair, 5336, "--discard")?;
+    let mut tx = Cat::sender(&pair, 5336, "")?;
+    tx.give(LEN)?;
+    tx.ends_with(Some(0))?;
+    rx.ends_with(Some(0))?;
+    assert!(
+        rx.has_said("on another queue: see --steer"),
+        "{:?}",
+        rx.said
+    );
+    assert_nothing_left(&pair)
+}
+
+/// The ring of the first queue takes it all.
+fn memory_that_is_too_small_for_its_queues() -> Outcome {
+    if provider::bindings()?.is_none() {
+        return skip("this kernel does not tell what is in use");
+    }
+    let pair = pair()?;
+    let options = "-l 192.0.2.1:5337 -q 1 -q 2 -m 1 --discard";
+    let mut rx = Cat::start(&pair.rx, "receive", options)?;
+    rx.says("give more by --memory");
+    rx.signal(Signal::SIGINT)?;
+    rx.ends_with(INTERRUPTED)?;
+    assert_nothing_left(&pair)
+}
+
+/// Several at once, and one after the other until a signal comes.
+fn several_connections() -> Outcome {
+    let pair = pair()?;
+    let (from, to) = (TempFile::new("from"), TempFile::new("several"));
+    fs::write(&from.0, traffic::bytes(0, LEN))?;
+    let files: Vec<_> = (1..=4)
+        .map(|i| TempFile(format!("{}.{i}", to.option()).into()))
+        .collect();
+    let options = format!("-s --json -n 3 -o {}", to.option());
+    let mut rx = Cat::receiver(&pair, 5341, &options)?;
+    let mut tx = Cat::sender(&pair, 5341, &format!("-n 3 -f {}", from.option()))?;
+    tx.ends_with(Some(0))?;
+    rx.ends_with(Some(0))?;
+    assert_eq!(rx.written()?.lines().count(), 3);
+    for file in &files[..3] {
+        assert_content(&file.0, LEN)?;
+        fs::remove_file(&file.0)?;
+    }
+    assert_nothing_left(&pair)?;
+
+    let mut rx = Cat::receiver(&pair, 5342, &format!("-s -k -o {}", to.option()))?;
+    for file in &files {
+        let mut tx = Cat::sender(&pair, 5342, "")?;
+        tx.give(LEN)?;
+        tx.ends_with(Some(0))?;
+        assert_content(&file.0, LEN)?;
+    }
+    rx.signal(Signal::SIGTERM)?;
+    rx.ends_with(INTERRUPTED)?;
+    assert_nothing_left(&pair)
+}
+
+/// An ordinary program, and how far it is although nothing moves.
+fn progress_of_what_stands_still() -> Outcome {
+    let pair = pair()?;
+    let mut rx = Cat::receiver(&pair, 5345, "-s --discard --progress --size 2097152")?;
+    let to = address(Ip::V4, 5345);
+    let mut tx = pair.tx.ns.run(|| TcpStream::connect(to))?;
+    tx.write_all(traffic::bytes(0, 1 << 20))?;
+    rx.says("1.0 of 2.0 MiB, 50 %, 0.0 MiB/s");
+    drop(tx);
+    rx.ends_with(Some(1))?;
+    assert!(
+        rx.has_said("1048576 of 2097152 bytes came"),
+        "{:?}",
+        rx.said
+    );
+    assert_nothing_left(&pair)
+}
+
+/// Nothing is touched by what is refused: neither a file nor the device.
+fn what_is_refused() -> Outcome {
+    let pair = pair()?;
+    let file = TempFile::new("kept");
+    fs::write(&file.0, "what was there")?;
+    let listen = "-l 192.0.2.1:5349";
+    for (options, status, said) in [
+        ("-l 192.0.2.1 -q 1", 2, "there is no port"),
+        (listen, 2, "--queue"),
+        ("-l 192.0.2.1:5349 -q 99", 1, "--queue number 1"),
+        ("-l 192.0.2.1:5349 -q 1 -q 98", 1, "--queue number 2"),
+        (
+            "-l 192.0.2.1:5349 -q 1 --rx-page-size 5",
+            1,
+            "--rx-page-size",
+        ),
+        ("-l 192.0.2.1:5349 -q 1 -m 1000000000", 1, "are available"),
+        ("-l 192.0.2.9:5349 -q 1", 1, "listening on 192.0.2.9:5349"),
+    ] {
+        let options = format!("{options} -o {}", file.option());
+        let mut rx = Cat::start(&pair.rx, "receive", &options)?;
+        rx.ends_with(Some(status))?;
+        assert!(rx.has_said(said), "{options}: {:?}", rx.said);
+        assert_eq!(fs::read_to_string(&file.0)?, "what was there");
+        assert_nothing_left(&pair)?;
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    runner::run(tests![
+        a_file_arrives,
+        a_signal_ends_it_in_any_state,
+        a_second_signal_leaves_nothing_either,
+        a_receiver_that_is_killed,
+        a_sender_that_is_killed,
+        two_receivers_on_one_device,
+        ipv4_to_a_listener_of_ipv6,
+        a_flow_on_another_queue,
+        memory_that_is_too_small_for_its_queues,
+        several_connections,
+        progress_of_what_stands_still,
+        what_is_refused,
+    ])
+}
