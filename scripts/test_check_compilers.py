@@ -8,6 +8,8 @@ import subprocess
 import tempfile
 import unittest
 
+from test_check_kernel import Refuses
+
 CHECK = pathlib.Path(__file__).resolve().parent / "check-compilers"
 # What the script itself needs; nothing else is there.
 TOOLS = ("bash", "awk", "cut", "dirname", "mkdir", "sed", "sha256sum", "sort")
@@ -20,7 +22,7 @@ CONFIG_RUSTC_VERSION_TEXT="{RUSTC}"
 LLVM = ("ld.lld", "llvm-nm", "llvm-objcopy", "llvm-strip")
 
 
-class CheckCompilers(unittest.TestCase):
+class CheckCompilers(Refuses):
     def setUp(self):
         self.dir = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.dir)
@@ -49,14 +51,6 @@ class CheckCompilers(unittest.TestCase):
     def accepted(self, llvm, **env):
         result = self.check(**env)
         self.assertEqual((result.returncode, result.stdout), (0, llvm), result.stderr)
-
-    def refused(self, *words):
-        result = self.check()
-        self.assertNotEqual(result.returncode, 0)
-        lines = result.stderr.splitlines()
-        self.assertEqual(len(lines), 1, result.stderr)
-        for word in words:
-            self.assertIn(word, lines[0])
 
     def test_the_kernels_llvm(self):
         self.accepted("-21\n")

@@ -58,10 +58,8 @@ class MadeUpKernel(unittest.TestCase):
                 header.write(text)
 
 
-class CheckKernel(MadeUpKernel):
-    def check(self):
-        env = dict(os.environ, DEVMEM_CACHE=str(self.dir / "cache"))
-        return subprocess.run([CHECK, self.kdir], env=env, capture_output=True, text=True)
+class Refuses(unittest.TestCase):
+    """Of what a script that `check()` runs refuses, in one line."""
 
     def refused(self, *words):
         result = self.check()
@@ -70,6 +68,12 @@ class CheckKernel(MadeUpKernel):
         self.assertEqual(len(lines), 1, result.stderr)
         for word in words:
             self.assertIn(word, lines[0])
+
+
+class CheckKernel(MadeUpKernel, Refuses):
+    def check(self):
+        env = dict(os.environ, DEVMEM_CACHE=str(self.dir / "cache"))
+        return subprocess.run([CHECK, self.kdir], env=env, capture_output=True, text=True)
 
     def test_unpatched(self):
         self.refused("patches/15-seam/0001-page_pool-let-a-module-provide-the-memory.patch")

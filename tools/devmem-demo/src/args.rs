@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use devmem::netns::Netns;
 
 /// What goes from where to where, for each command.
 #[derive(Args)]
@@ -31,6 +32,16 @@ pub struct Ends {
     /// Size of each dma-buf in MiB
     #[arg(long, default_value_t = 16)]
     pub memory: usize,
+}
+
+impl Ends {
+    /// The namespaces of receiver and sender.
+    pub fn namespaces(&self) -> Result<(Netns, Netns), String> {
+        let named = |name: &str| {
+            Netns::named(name).map_err(|err| format!("network namespace {name}: {err}"))
+        };
+        Ok((named(&self.rx_netns)?, named(&self.tx_netns)?))
+    }
 }
 
 #[derive(Args)]

@@ -1,16 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kernel tells about a binding.
+//! The receiver's binding, and what the kernel tells about it.
 
 use std::error::Error;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use devmem::BindRx;
+use devmem::Binding;
+use devmem::DmaBuf;
+use devmem::device::Device;
+use devmem::netns::Netns;
 use devmem::provider;
+
+use crate::args::Ends;
 
 /// How long the kernel may take to free a binding once everything is closed.
 const RELEASE: Duration = Duration::from_secs(5);
+
+/// Binds the receiver's queue.
+pub fn bind(
+    rx: &Netns,
+    device: &Device<'_>,
+    ends: &Ends,
+    memory: &DmaBuf,
+) -> Result<Binding, Box<dyn Error>> {
+    let request = BindRx::new(device.ifindex()).queue(ends.queue);
+    rx.run(|| Ok(request.bind(memory)))?
+        .map_err(|err| format!("binding queue {} of {}: {err}", ends.queue, ends.rx_if).into())
+}
 
 /// The provider that serves a binding.
 pub fn provider_of(id: u32) -> Result<String, Box<dyn Error>> {

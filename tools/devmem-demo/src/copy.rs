@@ -12,7 +12,6 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::thread;
 
-use devmem::BindRx;
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Filled;
@@ -23,12 +22,12 @@ use devmem::TokenBatch;
 use devmem::Transmit;
 use devmem::TxBinding;
 use devmem::device::Device;
-use devmem::netns::Netns;
 use devmem::uring;
 use nix::net::if_::if_nametoindex;
 
 use crate::args;
 use crate::args::CopyArgs;
+use crate::binding;
 use crate::binding::in_use_at_the_end;
 use crate::report::Copied;
 use crate::report::CopyReport;
@@ -49,10 +48,7 @@ enum Backend {
 
 /// Sends the file once by each backend.
 pub fn run(args: &CopyArgs) -> Result<(), Box<dyn Error>> {
-    let rx = Netns::named(&args.ends.rx_netns)
-        .map_err(|err| format!("network namespace {}: {err}", args.ends.rx_netns))?;
-    let tx = Netns::named(&args.ends.tx_netns)
-        .map_err(|err| format!("network namespace {}: {err}", args.ends.tx_netns))?;
+    let (rx, tx) = args.ends.namespaces()?;
     let to = SocketAddr::new(args.ends.addr, args.port);
     let file =
         fs::read(&args.ends.file).map_err(|err| format!("{}: {err}", args.ends.file.display()))?;
@@ -61,18 +57,7 @@ pub fn run(args: &CopyArgs) -> Result<(), Box<dyn Error>> {
     let mapping = rx_memory.map()?;
     let device = Device::prepare(&rx, &args.ends.rx_if)?;
     let _rule = device.steer(to, args.ends.queue)?;
-    let rx_binding = rx
-        .run(|| {
-            Ok(BindRx::new(device.ifindex())
-                .queue(args.ends.queue)
-                .bind(&rx_memory))
-        })?
-        .map_err(|err| {
-            format!(
-                "binding queue {} of {}: {err}",
-                args.ends.queue, args.ends.rx_if
-            )
-        })?;
+    let rx_binding = binding::bind(&rx, &device, &args.ends, &rx_memory)?;
 
     let tx_memory = DmaBuf::udmabuf(args::mib(args.ends.memory)?)?;
     let tx_binding = tx

@@ -22,10 +22,8 @@ use std::thread;
 
 use clap::Parser;
 use clap::Subcommand;
-use devmem::BindRx;
 use devmem::DmaBuf;
 use devmem::device::Device;
-use devmem::netns::Netns;
 use devmem::provider;
 
 use crate::args::CopyArgs;
@@ -94,10 +92,7 @@ fn run(args: &RunArgs) -> Result<(), Box<dyn Error>> {
     if args.ends.queue == args.plain_queue {
         return Err("--plain-queue has to be another queue than --queue".into());
     }
-    let rx = Netns::named(&args.ends.rx_netns)
-        .map_err(|err| format!("network namespace {}: {err}", args.ends.rx_netns))?;
-    let tx = Netns::named(&args.ends.tx_netns)
-        .map_err(|err| format!("network namespace {}: {err}", args.ends.tx_netns))?;
+    let (rx, tx) = args.ends.namespaces()?;
     let file = args.ends.file.clone();
     let digest = thread::spawn(move || FileDigest::of(&file));
 
@@ -109,18 +104,7 @@ fn run(args: &RunArgs) -> Result<(), Box<dyn Error>> {
     let device = Device::prepare(&rx, &args.ends.rx_if)?;
     let _rule = device.steer(to, args.ends.queue)?;
     let _plain_rule = device.steer(plain_to, args.plain_queue)?;
-    let binding = rx
-        .run(|| {
-            Ok(BindRx::new(device.ifindex())
-                .queue(args.ends.queue)
-                .bind(&memory))
-        })?
-        .map_err(|err| {
-            format!(
-                "binding queue {} of {}: {err}",
-                args.ends.queue, args.ends.rx_if
-            )
-        })?;
+    let binding = binding::bind(&rx, &device, &args.ends, &memory)?;
     let provider = provider_of(binding.id())?;
 
     let sent = digest

@@ -27,6 +27,7 @@ use devmem_testlib::probe::ETOOSMALL;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
+use devmem_testlib::report::Stop;
 use devmem_testlib::report::diag;
 use devmem_testlib::report::is_slow;
 use devmem_testlib::runner;
@@ -149,6 +150,42 @@ fn is_unreadable(socket: &TcpStream) {
         .assert_fails(libc::EFAULT);
 }
 
+/// Bytes that wait to be read from a connection into the sample's memory.
+struct Waiting {
+    connection: Connection,
+    binding: Binding,
+    pair: Pair,
+    // It can be unloaded when the others are gone.
+    sample: Sample,
+}
+
+impl Waiting {
+    /// So many, sent by one call.
+    fn new(bytes: u64) -> Result<Self, Stop> {
+        let sample = Sample::load(c"")?;
+        let pair = Pair::new()?;
+        let binding = bind(&pair, &[1])?;
+        let connection = pair.connect_to_queue(Ip::V4, PORT, 1)?;
+        traffic::send(&connection.tx, 0, bytes, bytes as usize)?;
+        wait_received(&connection.rx, bytes);
+        Ok(Self {
+            connection,
+            binding,
+            pair,
+            sample,
+        })
+    }
+}
+
+/// Unbinds. Then the memory comes back, and nothing uses the sample.
+#[track_caller]
+fn unbind_and_unload(binding: Binding, sample: Sample) -> Outcome {
+    let id = binding.id();
+    drop(binding);
+    provider::all_buffers_back(id);
+    Ok(sample.unload()?)
+}
+
 fn one_queue() -> Outcome {
     let sample = Sample::load(c"")?;
     let pair = Pair::new()?;
@@ -158,12 +195,7 @@ fn one_queue() -> Outcome {
     let connection = pair.connect_to_queue(Ip::V4, PORT, 1)?;
     receive(&connection, plenty())?;
     drop(connection);
-
-    let id = binding.id();
-    drop(binding);
-    provider::all_buffers_back(id);
-    sample.unload()?;
-    Ok(())
+    unbind_and_unload(binding, sample)
 }
 
 fn several_queues() -> Outcome {
@@ -185,25 +217,15 @@ fn several_queues() -> Outcome {
             .try_for_each(|receiver| receiver.join().expect("a receiver"))
     })?;
     drop(connections);
-
-    let id = binding.id();
-    drop(binding);
-    provider::all_buffers_back(id);
-    sample.unload()?;
-    Ok(())
+    unbind_and_unload(binding, sample)
 }
 
 /// In pieces of any size, from any offset into a packet, twice what is only peeked at.
 fn in_pieces() -> Outcome {
-    let _sample = Sample::load(c"")?;
-    let pair = Pair::new()?;
-    let _binding = bind(&pair, &[1])?;
-    let connection = pair.connect_to_queue(Ip::V4, PORT, 1)?;
-    traffic::send(&connection.tx, 0, 30_000, 30_000)?;
-    wait_received(&connection.rx, 30_000);
-
-    is_unreadable(&connection.rx);
-    let mut probe = Probe::new(&connection.rx, &[]);
+    let waiting = Waiting::new(30_000)?;
+    let socket = &waiting.connection.rx;
+    is_unreadable(socket);
+    let mut probe = Probe::new(socket, &[]);
     let peeked = probe.receive(&Call::new(5_000).flags(libc::MSG_PEEK));
     assert_eq!(peeked.frags().count(), 0);
     for len in [1, 100, 5_000, 4_095, 4_096, 4_097, 1_447] {
@@ -220,14 +242,8 @@ fn in_pieces() -> Outcome {
 
 /// What the reader has no room for it gets with the next call.
 fn faults() -> Outcome {
-    let _sample = Sample::load(c"")?;
-    let pair = Pair::new()?;
-    let _binding = bind(&pair, &[1])?;
-    let connection = pair.connect_to_queue(Ip::V4, PORT, 1)?;
-    traffic::send(&connection.tx, 0, 1_000, 1_000)?;
-    wait_received(&connection.rx, 1_000);
-
-    let mut probe = Probe::new(&connection.rx, &[]);
+    let waiting = Waiting::new(1_000)?;
+    let mut probe = Probe::new(&waiting.connection.rx, &[]);
     let nowhere = Call::new(1_000).data(&[Area::faulty(0, 4_096)]);
     probe.call(&nowhere).assert_fails(libc::EFAULT);
     let untold = Call::new(1_000).control(Area::good(0));
@@ -239,13 +255,12 @@ fn faults() -> Outcome {
 /// Unbound, the device is done with the memory, but those who have bytes in it are not.
 fn unread_when_unbound() -> Outcome {
     const BYTES: u64 = 40_000;
-    let sample = Sample::load(c"")?;
-    let pair = Pair::new()?;
-    let binding = bind(&pair, &[1])?;
-    let connection = pair.connect_to_queue(Ip::V4, PORT, 1)?;
-    traffic::send(&connection.tx, 0, BYTES, BYTES as usize)?;
-    wait_received(&connection.rx, BYTES);
-
+    let Waiting {
+        sample,
+        pair: _pair,
+        binding,
+        connection,
+    } = Waiting::new(BYTES)?;
     let id = binding.id();
     drop(binding);
     assert!(provider::binding(id)?.is_some(), "freed with bytes unread");
@@ -262,13 +277,12 @@ fn unread_when_unbound() -> Outcome {
 /// The same if the device goes.
 fn unread_when_the_device_goes() -> Outcome {
     const BYTES: u64 = 40_000;
-    let sample = Sample::load(c"")?;
-    let pair = Pair::new()?;
-    let binding = bind(&pair, &[1])?;
-    let connection = pair.connect_to_queue(Ip::V4, PORT, 1)?;
-    traffic::send(&connection.tx, 0, BYTES, BYTES as usize)?;
-    wait_received(&connection.rx, BYTES);
-
+    let Waiting {
+        sample,
+        pair,
+        binding,
+        connection,
+    } = Waiting::new(BYTES)?;
     let id = binding.id();
     // netdevsim waits for whoever has a buffer.
     thread::scope(|scope| {
@@ -282,10 +296,7 @@ fn unread_when_the_device_goes() -> Outcome {
         deleted.join().expect("the thread")
     })?;
     drop(connection);
-    drop(binding);
-    provider::all_buffers_back(id);
-    sample.unload()?;
-    Ok(())
+    unbind_and_unload(binding, sample)
 }
 
 fn killed_reader() -> Outcome {
