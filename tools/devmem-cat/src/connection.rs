@@ -82,6 +82,13 @@ fn watch(socket: impl AsFd, listens: bool) -> io::Result<()> {
     check_interrupted()
 }
 
+/// Closes what was kept of it.
+fn unwatch(socket: impl AsFd) {
+    let name = socket.as_fd().as_raw_fd();
+    let mut sockets = SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
+    sockets.retain(|watched| watched.name != name);
+}
+
 /// A connection, which ends by a reset, however this process ends, unless it comes to [`finish`](Self::finish).
 pub struct Connection {
     /// The socket.
@@ -107,9 +114,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let name = self.stream.as_raw_fd();
-        let mut sockets = SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
-        sockets.retain(|watched| watched.name != name);
+        unwatch(&self.stream);
     }
 }
 
@@ -148,6 +153,15 @@ impl Source {
                     TcpStream::connect(to).map_err(context(format!("connecting to {to}")))?;
                 Connection::new(stream, args, "connected to")
             }
+        }
+    }
+}
+
+/// From then on who connects is refused.
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Self::Listener(listener) = self {
+            unwatch(&*listener);
         }
     }
 }
@@ -275,13 +289,16 @@ mod tests {
             }
         };
         let here = send("-l", "localhost:0");
-        let Source::Listener(listener) = Source::new(&here).unwrap() else {
+        let source = Source::new(&here).unwrap();
+        let Source::Listener(listener) = &source else {
             panic!("it does not listen");
         };
-        let to = format!("localhost:{}", listener.local_addr().unwrap().port());
-        let there = send("-c", &to);
-        let connection = Source::new(&there).unwrap().next(&there).unwrap();
-        assert_eq!(connection.peer, listener.local_addr().unwrap().to_string());
+        let addr = listener.local_addr().unwrap();
+        let there = send("-c", &format!("localhost:{}", addr.port()));
+        let to = Source::new(&there).unwrap();
+        assert_eq!(to.next(&there).unwrap().peer, addr.to_string());
+        drop(source);
+        assert!(to.next(&there).is_err(), "somebody still listens");
         let nowhere = send("-c", "no-such-host.invalid:1");
         assert!(Source::new(&nowhere).unwrap().next(&nowhere).is_err());
     }

@@ -99,7 +99,7 @@ pub fn run(args: &ReceiveArgs) -> Fallible<()> {
     }
     bound
         .progress
-        .during(|| bound.why_nothing_comes(), || bound.all(&source, only))
+        .during(|| bound.why_nothing_comes(), || bound.all(source, only))
 }
 
 /// Where a connection is written to; they are numbered if there are several.
@@ -143,14 +143,14 @@ impl Bound<'_> {
     }
 
     /// Receives all connections, each by a thread of its own.
-    fn all(&self, source: &Source, mut only: Option<Output>) -> Fallible<()> {
+    fn all(&self, source: Source, mut only: Option<Output>) -> Fallible<()> {
         let outcomes = Outcomes::new(self.args.is_several());
         let mut count = 0;
         thread::scope(|scope| -> Fallible<()> {
             while self.args.keep_open || count < self.args.common.connections {
                 let connection = source.next(&self.args.common)?;
                 count += 1;
-                if matches!(source, Source::To(_)) {
+                if matches!(&source, Source::To(_)) {
                     self.steer(connection.stream.local_addr()?)?;
                 }
                 let output = match only.take() {
@@ -162,6 +162,7 @@ impl Bound<'_> {
                     outcomes.note(&connection.peer, self.one(&connection, output));
                 });
             }
+            drop(source);
             Ok(())
         })?;
         outcomes.all(count)

@@ -70,7 +70,7 @@ pub fn run(args: &SendArgs) -> Fallible<()> {
         .map_err(|err| bind_error("sending by", &common.interface, &err))?;
     let source = Source::new(common)?;
     let progress = Progress::new(common, total);
-    progress.during(|| (), || all(args, &source, &binding, &progress, shares))
+    progress.during(|| (), || all(args, source, &binding, &progress, shares))
 }
 
 /// What is to be sent, and how much that is if it is a file.
@@ -87,7 +87,7 @@ fn open(args: &SendArgs) -> Fallible<(Box<dyn Read + Send>, Option<u64>)> {
 /// Sends over all connections, each by a thread of its own.
 fn all(
     args: &SendArgs,
-    source: &Source,
+    source: Source,
     binding: &TxBinding,
     progress: &Progress,
     shares: Vec<Share>,
@@ -102,6 +102,7 @@ fn all(
                 outcomes.note(&connection.peer, result);
             });
         }
+        drop(source);
         Ok(())
     })?;
     outcomes.all(args.common.connections)
