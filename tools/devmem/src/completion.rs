@@ -241,6 +241,20 @@ impl<T> InFlight<T> {
         None
     }
 
+    /// There are no more calls to come for an open source for now. It comes back as all others do, even if
+    /// there were none at all.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn set_aside(&mut self, key: Key) {
+        if let Some(source) = self.close(key) {
+            let sent = Sent {
+                source,
+                bytes: 0,
+                copied: false,
+            };
+            self.done.push_back((key, sent));
+        }
+    }
+
     /// Whether it has a source, and has not given it back.
     pub(crate) fn has(&self, key: Key) -> bool {
         self.pending.contains_key(&key) || self.done.iter().any(|(done, _)| *done == key)
@@ -408,6 +422,33 @@ mod tests {
             count,
             copied: false,
         }
+    }
+
+    #[test]
+    #[cfg(feature = "tokio")]
+    fn a_source_that_was_set_aside_goes_on_or_comes_back() {
+        let mut flight = InFlight::new();
+        let nothing = flight.open("nothing");
+        let some = flight.open("some");
+        flight.add_call(some, 10);
+        for key in [some, nothing] {
+            flight.set_aside(key);
+            assert!(flight.has(key));
+            flight.reopen(key).unwrap();
+            assert_eq!(flight.take_done(), None);
+            flight.set_aside(key);
+        }
+        assert_eq!(
+            flight.take_done().map(|sent| (sent.source, sent.bytes)),
+            Some(("nothing", 0))
+        );
+        assert!(!flight.has(nothing));
+        assert_eq!(flight.take_done(), None);
+        flight.try_complete(completion(0, 1)).unwrap();
+        assert_eq!(
+            flight.take_done().map(|sent| (sent.source, sent.bytes)),
+            Some(("some", 10))
+        );
     }
 
     #[test]

@@ -153,6 +153,8 @@ pub mod tcp;
 #[cfg(test)]
 mod testing;
 pub mod token;
+#[cfg(feature = "tokio")]
+pub mod tokio;
 #[cfg(feature = "uring")]
 pub mod uring;
 mod volatile;

@@ -6,6 +6,8 @@ use std::io;
 use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+#[cfg(feature = "tokio")]
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -94,8 +96,14 @@ impl<'s> Receiver<'s> {
         }
     }
 
+    /// The socket.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// Makes one call.
-    fn call(&mut self, flags: i32) -> io::Result<(usize, libc::msghdr)> {
+    pub(crate) fn call(&mut self, flags: i32) -> io::Result<(usize, libc::msghdr)> {
         let mut iov = libc::iovec {
             iov_base: self.data.as_mut_ptr().cast(),
             iov_len: self.data.len(),
@@ -119,7 +127,8 @@ impl<'s> Receiver<'s> {
         }
     }
 
-    fn received(&self, len: usize, header: &libc::msghdr) -> Received<'_, 's> {
+    /// What that call received.
+    pub(crate) fn received(&self, len: usize, header: &libc::msghdr) -> Received<'_, 's> {
         let control = message::control(header, &self.control);
         Received::new(&self.socket, &self.data, control, len, None)
     }

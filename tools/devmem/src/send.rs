@@ -160,7 +160,7 @@ pub struct SendError<T> {
 pub struct Rest {
     /// What the sender has in flight.
     flight: u64,
-    key: Key,
+    pub(crate) key: Key,
     dmabuf_id: NonZero<u32>,
     extents: Vec<Extent>,
 }
@@ -418,8 +418,14 @@ impl<'s, T: Source> Sender<'s, T> {
         self.flight.calls()
     }
 
+    /// The socket.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd()
+    }
+
     /// Takes what is on the error queue; returns how many messages that were.
-    fn reap(&mut self) -> io::Result<usize> {
+    pub(crate) fn reap(&mut self) -> io::Result<usize> {
         let mut messages = 0;
         while let Some(completions) = completion::read(self.socket.fd())? {
             messages += 1;
@@ -528,6 +534,16 @@ pub(crate) fn send_all<T: Source>(
     source: T,
     how: impl Into<How>,
 ) -> Result<(), SendError<T>> {
+    let rest = open(sender, dmabuf_id, source)?;
+    send_rest(sender, rest, how.into())
+}
+
+/// Takes over a source of which nothing has been sent: all of it is left.
+pub(crate) fn open<T: Source>(
+    sender: &mut impl Calls<T>,
+    dmabuf_id: NonZero<u32>,
+    source: T,
+) -> Result<Rest, SendError<T>> {
     if let Err(error) = sender.flight().check_open() {
         return Err(SendError {
             error,
@@ -537,13 +553,12 @@ pub(crate) fn send_all<T: Source>(
         });
     }
     let extents = source.extents().filter(|extent| extent.len > 0).collect();
-    let rest = Rest {
+    Ok(Rest {
         flight: sender.flight().id(),
         key: sender.flight().open(source),
         dmabuf_id,
         extents,
-    };
-    send_rest(sender, rest, how.into())
+    })
 }
 
 /// Sends what is left of a source: see [`Sender::resume`].
@@ -553,6 +568,16 @@ pub(crate) fn resume<T>(
     rest: Rest,
     how: impl Into<How>,
 ) -> Result<(), SendError<T>> {
+    let rest = reopen(sender, dmabuf_id, rest)?;
+    send_rest(sender, rest, how.into())
+}
+
+/// Goes on with the source of a rest.
+pub(crate) fn reopen<T>(
+    sender: &mut impl Calls<T>,
+    dmabuf_id: NonZero<u32>,
+    rest: Rest,
+) -> Result<Rest, SendError<T>> {
     let flight = sender.flight();
     let other = match (rest.flight == flight.id(), rest.dmabuf_id == dmabuf_id) {
         (false, _) => Err("the rest is of another sender"),
@@ -565,7 +590,7 @@ pub(crate) fn resume<T>(
     let (error, rest) = match open {
         Err(error) => (error, Some(rest)),
         Ok(()) => match flight.reopen(rest.key) {
-            Ok(()) => return send_rest(sender, rest, how.into()),
+            Ok(()) => return Ok(rest),
             // It is nobody's any more.
             Err(error) => (error, None),
         },
@@ -580,29 +605,56 @@ pub(crate) fn resume<T>(
 
 /// Sends the rest of an open source, which may be all of it, and closes it.
 fn send_rest<T>(sender: &mut impl Calls<T>, mut rest: Rest, how: How) -> Result<(), SendError<T>> {
+    let (sent, result) = send_some(sender, &mut rest, how);
+    close(sender, rest, sent, result)
+}
+
+/// Sends what it can of the rest of an open source, which it shortens by that; returns how many bytes it was, and
+/// why it was not all.
+pub(crate) fn send_some<T>(
+    sender: &mut impl Calls<T>,
+    rest: &mut Rest,
+    how: How,
+) -> (u64, io::Result<()>) {
     let (key, dmabuf_id) = (rest.key, rest.dmabuf_id);
-    let result = send_extents(sender, key, dmabuf_id, &mut rest.extents, how);
-    let source = sender.flight().close(key);
-    result.map_err(|(sent, left, error)| SendError {
+    match send_extents(sender, key, dmabuf_id, &mut rest.extents, how) {
+        Ok(sent) => {
+            rest.extents.clear();
+            (sent, Ok(()))
+        }
+        Err((sent, left, error)) => {
+            rest.extents.drain(..rest.extents.len() - left);
+            (sent, Err(error))
+        }
+    }
+}
+
+/// Closes the source of a rest, after so many bytes and with this result of sending them.
+pub(crate) fn close<T>(
+    sender: &mut impl Calls<T>,
+    rest: Rest,
+    sent: u64,
+    result: io::Result<()>,
+) -> Result<(), SendError<T>> {
+    let flight = sender.flight();
+    let source = flight.close(rest.key);
+    result.map_err(|error| SendError {
         error,
         sent,
-        rest: sender.flight().has(key).then(|| {
-            rest.extents.drain(..rest.extents.len() - left);
-            rest
-        }),
+        rest: flight.has(rest.key).then_some(rest),
         source,
     })
 }
 
-/// Sends `extents`, which it shortens by what was sent. If it fails it tells how much that was, and how many of the
-/// extents are left.
+/// Sends `extents`, which it shortens by what was sent; returns how much that was. If it fails it tells that, too, and
+/// how many of the extents are left.
 fn send_extents<T>(
     sender: &mut impl Calls<T>,
     key: Key,
     dmabuf_id: NonZero<u32>,
     extents: &mut [Extent],
     how: How,
-) -> Result<(), (u64, usize, io::Error)> {
+) -> Result<u64, (u64, usize, io::Error)> {
     let mut rest = extents;
     let mut sent = 0;
     while !rest.is_empty() {
@@ -620,7 +672,7 @@ fn send_extents<T>(
             rest = advance(rest, bytes);
         }
     }
-    Ok(())
+    Ok(sent)
 }
 
 /// What sends over a socket: the [`Sender`] here, and that of [`uring`](crate::uring).
@@ -711,6 +763,14 @@ impl<T: Source> Transmit<T> for Sender<'_, T> {
 
     fn abort(&mut self) -> io::Result<()> {
         Sender::abort(self)
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl<T> Sender<'_, T> {
+    /// Leaves an open source at what was sent of it, for now.
+    pub(crate) fn set_aside(&mut self, rest: &Rest) {
+        self.flight.set_aside(rest.key);
     }
 }
 
