@@ -33,6 +33,11 @@
 //! headers, ranges of tokens, belongs to the object that made the request, and is neither lent nor
 //! freed before the kernel has completed the request. Dropping the object cancels its requests and waits
 //! for them. Should that fail the memory is leaked.
+//!
+//! # A ring for many
+//!
+//! Each of them makes a ring of its own. Programs that have one, or one thread for many connections, have them use
+//! that: see [`Ring`].
 
 mod memory;
 mod recv;
@@ -40,4 +45,8 @@ mod ring;
 mod send;
 
 pub use recv::Receiver;
+pub use ring::Ring;
 pub use send::Sender;
+
+/// The crate that the types of requests are of.
+pub use io_uring;

@@ -21,6 +21,7 @@ use io_uring::types::RecvMsgOut;
 use log::warn;
 
 use super::memory::Memory;
+use super::ring::Member;
 use super::ring::Ring;
 use crate::cmsg;
 use crate::message;
@@ -38,7 +39,6 @@ const DATA: usize = 1 << 20;
 const FRAGS: usize = 512;
 /// Buffers of a multishot receiver; a power of two, as the kernel wants it.
 const BUFFERS: u16 = 8;
-const GROUP: u16 = 0;
 
 const ENTRIES: u32 = 32;
 /// As long as the pages of any architecture.
@@ -67,7 +67,9 @@ pub struct Receiver<'s> {
 
 #[derive(Debug)]
 struct Inner {
-    ring: Ring,
+    ring: Member,
+    /// Whether the ring is nobody else's, so that nobody else enters it.
+    alone: bool,
     fd: RawFd,
     buffers: Buffers,
     /// Completions of receive requests which nobody asked for yet.
@@ -98,7 +100,8 @@ struct Returns {
 struct Buffers {
     memory: Memory,
     layout: Layout,
-    multishot: bool,
+    /// The group of the buffers that the kernel knows, of a multishot receiver.
+    group: Option<u16>,
     /// Whether a receive request is in flight.
     armed: bool,
     /// The buffer that was lent last, of a multishot request.
@@ -190,7 +193,8 @@ impl<'s> Receiver<'s> {
         data: usize,
         frags: usize,
     ) -> io::Result<Self> {
-        Self::with_layout(socket.into(), Layout::new(data, frags, 1)?, false)
+        let layout = Layout::new(data, frags, 1)?;
+        Self::with_layout(socket.into(), layout, false, None)
     }
 
     /// Like [`new`](Self::new), with one request that receives again and again.
@@ -215,19 +219,59 @@ impl<'s> Receiver<'s> {
         data: usize,
         frags: usize,
     ) -> io::Result<Self> {
-        Self::with_layout(socket.into(), Layout::new(data, frags, BUFFERS)?, true)
+        let layout = Layout::new(data, frags, BUFFERS)?;
+        Self::with_layout(socket.into(), layout, true, None)
     }
 
-    fn with_layout(socket: Socket<'s>, layout: Layout, multishot: bool) -> io::Result<Self> {
+    /// Like [`with_capacity`](Self::with_capacity), on a ring that others use, too.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if `data` and `frags` are more than a request can say; those of
+    /// `mmap()`.
+    pub fn on(
+        ring: &Ring,
+        socket: impl Into<Socket<'s>>,
+        data: usize,
+        frags: usize,
+    ) -> io::Result<Self> {
+        let layout = Layout::new(data, frags, 1)?;
+        Self::with_layout(socket.into(), layout, false, Some(ring))
+    }
+
+    /// Like [`multishot_with_capacity`](Self::multishot_with_capacity), on a ring that others use, too.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`on`](Self::on), and of `io_uring_register(IORING_REGISTER_PBUF_RING)`.
+    pub fn multishot_on(
+        ring: &Ring,
+        socket: impl Into<Socket<'s>>,
+        data: usize,
+        frags: usize,
+    ) -> io::Result<Self> {
+        let layout = Layout::new(data, frags, BUFFERS)?;
+        Self::with_layout(socket.into(), layout, true, Some(ring))
+    }
+
+    fn with_layout(
+        socket: Socket<'s>,
+        layout: Layout,
+        multishot: bool,
+        shared: Option<&Ring>,
+    ) -> io::Result<Self> {
         let mut buffers = Buffers {
             memory: Memory::new(layout.size())?,
             layout,
-            multishot,
+            group: None,
             armed: false,
             lent: None,
             tail: 0,
         };
-        let ring = Ring::new(ENTRIES)?;
+        let ring = match shared {
+            Some(ring) => ring.join()?,
+            None => Ring::new(ENTRIES)?.join()?,
+        };
         if multishot {
             buffers.register(&ring)?;
         }
@@ -237,6 +281,7 @@ impl<'s> Receiver<'s> {
             collector: Arc::new(Collector::new()),
             inner: Some(Inner {
                 ring,
+                alone: shared.is_none(),
                 fd,
                 buffers,
                 ready: VecDeque::with_capacity(BUFFERS.into()),
@@ -275,6 +320,32 @@ impl<'s> Receiver<'s> {
         self.recv_until(0, Some(timeout))
     }
 
+    /// What has been received by now, if anything: for those who wait for a [`Ring`], and not for this.
+    ///
+    /// Adds the requests to receive, and to return the tokens collected so far, which are made with the next
+    /// [`Ring::wait`] or [`Ring::submit`]. So there will be no completion before the first call of this, and no other
+    /// one while there is something that this gives. A receiver with a ring of its own makes them at once.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`recv`](Self::recv).
+    pub fn try_recv(&mut self) -> io::Result<Option<Received<'_, 's>>> {
+        let Some(inner) = &mut self.inner else {
+            return Err(io::ErrorKind::NotConnected.into());
+        };
+        let Some(completion) = inner.receive_now(&self.collector)? else {
+            return Ok(None);
+        };
+        let (data, control, len) = inner.buffers.lend(completion)?;
+        Ok(Some(Received::new(
+            &self.socket,
+            data,
+            control,
+            len,
+            Some(&self.collector),
+        )))
+    }
+
     fn recv_until(
         &mut self,
         flags: i32,
@@ -292,6 +363,13 @@ impl<'s> Receiver<'s> {
             len,
             Some(&self.collector),
         ))
+    }
+
+    /// Where its memory is.
+    #[cfg(test)]
+    pub(super) fn address(&self) -> usize {
+        let inner = self.inner.as_ref().unwrap();
+        inner.buffers.memory.at::<u8>(0, 1).addr()
     }
 
     /// How many tokens went back by this receiver.
@@ -338,35 +416,22 @@ impl Inner {
         loop {
             self.take_completions(collector);
             self.returns.check()?;
-            if let Some(completion) = self.ready.pop_front() {
-                match completion.result {
-                    // A signal; or the thread that made the request has ended, or it was cancelled in vain; or
-                    // there was no buffer left, which there is now.
-                    result
-                        if matches!(-result, libc::EINTR | libc::ECANCELED)
-                            || self.buffers.ran_out(result) =>
-                    {
-                        continue;
+            if let Some(completion) = self.next_ready()? {
+                let entered = match self.ring.has_new() {
+                    true => self.ring.enter(0, None),
+                    false => Ok(()),
+                };
+                // If that failed, what was received is there for the next call.
+                return match entered {
+                    Ok(()) => Ok(completion),
+                    Err(err) => {
+                        self.ready.push_front(completion);
+                        Err(err)
                     }
-                    result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
-                    _ => {
-                        let entered = match self.ring.has_new() {
-                            true => self.ring.enter(0, None),
-                            false => Ok(()),
-                        };
-                        // If that failed, what was received is there for the next call.
-                        return match entered {
-                            Ok(()) => Ok(completion),
-                            Err(err) => {
-                                self.ready.push_front(completion);
-                                Err(err)
-                            }
-                        };
-                    }
-                }
+                };
             }
             if !self.buffers.armed {
-                self.buffers.arm(&mut self.ring, self.fd, flags)?;
+                self.buffers.arm(&self.ring, self.fd, flags)?;
             }
             let left = deadline.map(poll::left_until);
             match self.ring.enter(1, left) {
@@ -379,6 +444,46 @@ impl Inner {
                 other => other?,
             }
         }
+    }
+
+    /// A completed receive, if there is one by now. If not, there will be.
+    fn receive_now(&mut self, collector: &Collector) -> io::Result<Option<Completion>> {
+        self.buffers.recycle();
+        self.push_returns(collector)?;
+        for last in [false, true] {
+            self.take_completions(collector);
+            self.returns.check()?;
+            if let Some(completion) = self.next_ready()? {
+                return Ok(Some(completion));
+            }
+            if last {
+                break;
+            }
+            if !self.buffers.armed {
+                self.buffers.arm(&self.ring, self.fd, 0)?;
+            }
+            if !self.alone {
+                break;
+            }
+            self.ring.enter(0, None)?;
+        }
+        Ok(None)
+    }
+
+    /// The next completed receive that is of any interest; fails if it did.
+    fn next_ready(&mut self) -> io::Result<Option<Completion>> {
+        while let Some(completion) = self.ready.pop_front() {
+            match completion.result {
+                // A signal; or the thread that made the request has ended, or it was cancelled in vain; or
+                // there was no buffer left, which there is now.
+                result
+                    if matches!(-result, libc::EINTR | libc::ECANCELED)
+                        || self.buffers.ran_out(result) => {}
+                result if result < 0 => return Err(io::Error::from_raw_os_error(-result)),
+                _ => return Ok(Some(completion)),
+            }
+        }
+        Ok(None)
     }
 
     /// Cancels the receive request. What it received until then is ready after that.
@@ -413,7 +518,7 @@ impl Inner {
             .user_data(slot as u64);
             // SAFETY: The ranges are on the heap. They stay in `in_flight`, which does not touch them,
             // until the request has completed.
-            match unsafe { self.ring.push(&entry) } {
+            match unsafe { self.ring.push(entry) } {
                 Ok(()) => self.returns.in_flight[slot] = Some(call),
                 Err(err) => {
                     collector.put_back(call);
@@ -450,6 +555,17 @@ impl Inner {
             self.returns
                 .complete(entry.user_data(), entry.result(), collector);
         }
+    }
+
+    /// Takes the buffers from the kernel; says whether that went well.
+    fn unregister(&self) -> bool {
+        let Some(group) = self.buffers.group else {
+            return true;
+        };
+        self.ring
+            .unregister_buffers(group)
+            .inspect_err(|err| warn!("the kernel has kept buffers: {err}"))
+            .is_ok()
     }
 
     /// Ends all requests. What was received and not asked for goes back to the NIC, and what could not go
@@ -526,14 +642,12 @@ impl Returns {
 
 impl Buffers {
     /// Tells the kernel of the ring of buffers, and gives it all.
-    fn register(&mut self, ring: &Ring) -> io::Result<()> {
+    fn register(&mut self, ring: &Member) -> io::Result<()> {
         let at = self.memory.at::<BufRingEntry>(BUF_RING, PAGE);
-        // SAFETY: The ring of buffers is in the memory, which outlives the io_uring instance and is
-        // written only as the kernel expects it.
-        unsafe {
-            ring.submitter()
-                .register_buf_ring_with_flags(at as u64, self.layout.buffers, GROUP, 0)
-        }?;
+        // SAFETY: The ring of buffers and they are in the memory, which is written only as the kernel expects it,
+        // and not freed before they were unregistered.
+        let group = unsafe { ring.register_buffers(at, self.layout.buffers) }?;
+        self.group = Some(group);
         for id in 0..self.layout.buffers {
             self.give(id);
         }
@@ -568,13 +682,13 @@ impl Buffers {
 
     /// Whether this result only says that there was no buffer left.
     fn ran_out(&self, result: i32) -> bool {
-        self.multishot && result == -libc::ENOBUFS
+        self.group.is_some() && result == -libc::ENOBUFS
     }
 
     /// What the kernel is told of the buffers.
     fn msghdr(&self) -> io::Result<libc::msghdr> {
         let len = self.layout.control;
-        match self.multishot {
+        match self.group.is_some() {
             // What they have room for is all that is said: the kernel chooses the buffer.
             true => message::header((ptr::null_mut(), 0), (ptr::null_mut(), len)),
             false => message::header(
@@ -585,7 +699,7 @@ impl Buffers {
     }
 
     /// Adds a receive request.
-    fn arm(&mut self, ring: &mut Ring, fd: RawFd, flags: i32) -> io::Result<()> {
+    fn arm(&mut self, ring: &Member, fd: RawFd, flags: i32) -> io::Result<()> {
         let flags =
             u32::try_from(flags | MSG_SOCK_DEVMEM).map_err(|_| io::ErrorKind::InvalidInput)?;
         let iovec = libc::iovec {
@@ -599,15 +713,15 @@ impl Buffers {
             ptr::write(msg, header);
             ptr::write(self.memory.at(IOVEC, size_of_val(&iovec)), iovec);
         }
-        let entry = match self.multishot {
-            true => opcode::RecvMsgMulti::new(Fd(fd), msg, GROUP)
+        let entry = match self.group {
+            Some(group) => opcode::RecvMsgMulti::new(Fd(fd), msg, group)
                 .flags(flags)
                 .build(),
-            false => opcode::RecvMsg::new(Fd(fd), msg).flags(flags).build(),
+            None => opcode::RecvMsg::new(Fd(fd), msg).flags(flags).build(),
         };
         // SAFETY: Message header and buffers are in the memory, of which nothing is touched while the
         // request is in flight, but buffers that the kernel has handed over. The memory outlives it.
-        unsafe { ring.push(&entry.user_data(RECEIVE)) }?;
+        unsafe { ring.push(entry.user_data(RECEIVE)) }?;
         self.armed = true;
         Ok(())
     }
@@ -615,7 +729,7 @@ impl Buffers {
     /// Data and control messages of a receive that went well, and how many bytes it was.
     fn lend(&mut self, completion: Completion) -> io::Result<(&[u8], &[u8], usize)> {
         let layout = self.layout;
-        if !self.multishot {
+        if self.group.is_none() {
             let len = usize::try_from(completion.result)
                 .map_err(|_| io::Error::from_raw_os_error(-completion.result))?;
             // SAFETY: The request has completed, and there is no other before the receiver is used
@@ -658,8 +772,8 @@ impl Drop for Receiver<'_> {
             return;
         };
         inner.shut_down(&self.collector, &self.socket);
-        // As long as there are requests in flight, their memory must not be freed.
-        if inner.ring.in_flight() > 0 {
+        // As long as there are requests in flight, or the kernel knows the buffers, the memory must not be freed.
+        if inner.ring.in_flight() > 0 || !inner.unregister() {
             mem::forget(inner);
         }
     }

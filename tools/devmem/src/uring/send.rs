@@ -19,6 +19,7 @@ use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt;
 
 use super::memory::Memory;
+use super::ring::Member;
 use super::ring::Ring;
 use crate::cmsg;
 use crate::completion;
@@ -79,7 +80,7 @@ pub struct Sender<'s, T> {
 
 #[derive(Debug)]
 struct Inner {
-    ring: Ring,
+    ring: Member,
     memory: Memory,
     /// Whether a request that reads the error queue is in flight.
     reaping: bool,
@@ -99,8 +100,21 @@ impl<'s, T: Source> Sender<'s, T> {
     /// Those of [`TxSocket::new`]; those of `io_uring_setup()`, `EPERM` where `kernel.io_uring_disabled` says so, and of
     /// `mmap()`.
     pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
+        Self::on(&Ring::new(ENTRIES)?, socket)
+    }
+
+    /// Like [`new`](Self::new), on a ring that others use, too.
+    ///
+    /// What [`completed`](Self::completed) gives is a completion that [`Ring::wait`] waits for, from the first call of it
+    /// on. With `MSG_DONTWAIT` [`send_flags`](Self::send_flags) and [`resume_flags`](Self::resume_flags) do not wait; when
+    /// there is room again a request of the program's own tells (`IORING_OP_POLL_ADD`).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TxSocket::new`] and of `mmap()`.
+    pub fn on(ring: &Ring, socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         // What may fail comes before the socket, of which there is no second one to be had.
-        let (ring, memory) = (Ring::new(ENTRIES)?, Memory::new(SIZE)?);
+        let (ring, memory) = (ring.join()?, Memory::new(SIZE)?);
         Ok(Self {
             socket: TxSocket::new(socket)?,
             flight: InFlight::new(),
@@ -433,7 +447,7 @@ impl Inner {
             .user_data(SEND);
         // SAFETY: What it refers to is in the memory, which outlives the request. What the iovecs hold are
         // offsets into a dma-buf, which the kernel takes for addresses never, as in `send_dmabuf()`.
-        unsafe { self.ring.push(&entry) }
+        unsafe { self.ring.push(entry) }
     }
 
     /// Adds a request to read the error queue.
@@ -451,7 +465,7 @@ impl Inner {
             .user_data(REAP);
         // SAFETY: What it refers to is in the memory, of which that part is not touched before the
         // request has completed, and which outlives it.
-        unsafe { self.ring.push(&entry) }?;
+        unsafe { self.ring.push(entry) }?;
         self.reaping = true;
         Ok(())
     }
@@ -487,7 +501,7 @@ impl Inner {
 impl<T> Drop for Sender<'_, T> {
     fn drop(&mut self) {
         self.flight.forget();
-        let Some(mut inner) = self.inner.take() else {
+        let Some(inner) = self.inner.take() else {
             return;
         };
         // Completions that come now have nobody to be told to. As long as there are requests in flight,
@@ -548,7 +562,7 @@ mod tests {
                 return;
             };
             let inner = sender.inner.as_mut().unwrap();
-            inner.ring.failures.push_back((libc::ENOMEM, made));
+            inner.ring.fail_next(libc::ENOMEM, made);
             let kept = Arc::new(());
             let err = send_all(&mut sender, NOBODY, Kept(Arc::clone(&kept)), 0).unwrap_err();
             assert_eq!((err.source.is_none(), err.sent), (true, 0));
