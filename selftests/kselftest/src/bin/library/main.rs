@@ -2,6 +2,9 @@
 
 //! What the library in `tools/devmem` does beyond the calls that the other programs make by it.
 
+mod futures;
+mod ring;
+
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -354,5 +357,10 @@ fn main() -> ExitCode {
         a_send_that_takes_too_long_goes_on_by_uring,
         an_aborted_connection_gives_the_memory_back,
         an_aborted_connection_gives_the_memory_back_by_uring,
+        futures::two_connections_in_one_thread,
+        futures::a_receive_that_is_dropped_loses_nothing,
+        futures::a_send_that_is_dropped_goes_on,
+        futures::completions_wake_who_waits,
+        ring::everything_by_one_ring,
     ])
 }
