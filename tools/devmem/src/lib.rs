@@ -98,8 +98,8 @@
 //!
 //! # Programs
 //!
-//! In `examples/`: `receive` and `send` are whole programs around the loops above, `uring` receives by io_uring, and
-//! `threads` several connections, the pieces of which go to another thread.
+//! In `examples/`: `receive` and `send` are whole programs around the loops above, `uring` receives by io_uring,
+//! `threads` several connections, the pieces of which go to another thread, and `tokio` several in one thread.
 //!
 //! Sockets are borrowed, or shared: see [`Socket`]. Everything that waits has a variant that does so for no longer than a
 //! while, or not at all: [`Receiver::recv_timeout`], [`Sender::send_timeout`], [`Sender::wait_timeout`],
@@ -116,12 +116,13 @@
 //! # Where it builds
 //!
 //! On Linux, with glibc or musl, on machines of 64 or 32 bits. The backend by io_uring is the feature `uring`, which is
-//! on by default. The crate below it knows machines of 64 bits only; elsewhere it has to be off.
+//! on by default. The crate below it knows machines of 64 bits only; elsewhere it has to be off. Futures are the
+//! feature `tokio`, which is off by default. Neither brings a crate that it does not need.
 //!
 //! # Below and beside
 //!
-//! [`uring`] has a receiver and a sender that do the same by io_uring; programs for either use the
-//! traits [`Receive`] and [`Transmit`].
+//! [`uring`] has a receiver and a sender that do the same by io_uring, on rings of their own or on one for all of a
+//! program; programs for either use the traits [`Receive`] and [`Transmit`]. The module `tokio` has them as futures.
 //!
 //! [`cmsg`], [`completion`] and [`TxSocket`] are what these are made of. [`netlink`] builds any
 //! request by hand, malformed ones too; [`netdev`] and [`ethtool`] are the two generic netlink families

@@ -4,6 +4,16 @@
 //!
 //! Requests are built from attributes that may be anything, so that a kernel's answer to a bad one
 //! can be tested.
+//!
+//! # Why not by generated code
+//!
+//! The crates `netlink-bindings` and `netlink-socket2` (0.3.5, MIT or Apache-2.0) have types for all attributes of
+//! `netdev` and `ethtool`, and name the one that the kernel refused. They would be used for five requests of one to five
+//! attributes each, beside what is here, which has to stay: they build no malformed request, and do not know what the
+//! kernel series of this project adds (shared transmit bindings). They take descriptors as numbers, of which nothing says
+//! that they are open when the request is sent. For that there are 1.3 MB of source to compile, and a procedural macro;
+//! and they say neither which Rust they need, nor that anybody has tried these two families. So they would add code, and
+//! take none away.
 
 use std::fmt;
 use std::io;

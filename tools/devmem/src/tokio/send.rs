@@ -3,6 +3,7 @@
 //! Sending: calls that do not wait, made when the runtime says that there is room, and completions.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 
 use ::tokio::io::Interest;
@@ -76,8 +77,6 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// Outside of a runtime that has I/O enabled.
     pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
-        use std::os::fd::AsFd;
-
         let socket = socket.into();
         // What may fail comes before the socket, of which there is no second one to be had.
         let errors = register(socket.as_fd(), Interest::ERROR)?;
