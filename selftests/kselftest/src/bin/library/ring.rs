@@ -2,9 +2,9 @@
 
 //! Receivers, senders and requests of the program's own by one ring of io_uring.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use devmem::DmaBuf;
 use devmem::Extent;
@@ -25,13 +25,17 @@ use devmem_testlib::wait;
 use io_uring::IoUring;
 use io_uring::opcode;
 use io_uring::types::Fd;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
 
 use crate::LONG;
 use crate::PORT;
 use crate::QUEUE;
 
-const LEN: u64 = 4 << 20;
-const PART: u64 = 256 << 10;
+const LEN: u64 = 1 << 20;
+const PART: u64 = 64 << 10;
+/// Less than that, so that there is not always room.
+const ROOM_FOR: usize = 128 << 10;
 /// `user_data` of a request that does nothing, and of one that waits for room.
 const NOP: u64 = 7;
 const ROOM: u64 = 8;
@@ -40,10 +44,10 @@ const ROOM: u64 = 8;
 struct Transmitter<'c> {
     tx: Sender<'c, Extent>,
     binding: &'c TxBinding,
-    /// What was sent of a part, or none of it.
+    /// What was not begun, in order.
+    parts: VecDeque<Extent>,
+    /// What is left of the part before these.
     rest: Option<Rest>,
-    /// Where what was not begun starts.
-    at: u64,
     /// Bytes that have come back.
     back: u64,
 }
@@ -51,23 +55,22 @@ struct Transmitter<'c> {
 impl Transmitter<'_> {
     /// Sends what there is room for; says whether that is all.
     fn send(&mut self) -> io::Result<bool> {
+        const FLAGS: i32 = libc::MSG_DONTWAIT;
         loop {
             let result = match self.rest.take() {
-                Some(rest) => self.tx.resume_flags(self.binding, rest, libc::MSG_DONTWAIT),
-                None if self.at == LEN => return Ok(true),
-                None => {
-                    let part = extent(self.at, PART);
-                    self.at += PART;
-                    self.tx.send_flags(self.binding, part, libc::MSG_DONTWAIT)
-                }
+                Some(rest) => self.tx.resume_flags(self.binding, rest, FLAGS),
+                None => match self.parts.pop_front() {
+                    Some(part) => self.tx.send_flags(self.binding, part, FLAGS),
+                    None => return Ok(true),
+                },
             };
             if let Err(err) = result {
                 if err.error.kind() != io::ErrorKind::WouldBlock {
                     return Err(err.into());
                 }
                 self.rest = err.rest;
-                if err.source.is_some() {
-                    self.at -= PART;
+                if let Some(part) = err.source {
+                    self.parts.push_front(part);
                 }
                 return Ok(false);
             }
@@ -76,8 +79,16 @@ impl Transmitter<'_> {
 
     fn take_back(&mut self) -> io::Result<()> {
         while let Some(sent) = self.tx.completed()? {
-            assert_eq!((sent.bytes, sent.copied), (PART, false));
+            let Extent { offset, len } = sent.source;
+            assert!(sent.bytes > 0 && !sent.copied, "{sent:?}");
             self.back += sent.bytes;
+            // It came back before the rest of it had gone, which is a part of its own now.
+            if sent.bytes < len {
+                let rest = self.rest.take().expect("what is left");
+                assert_eq!(rest.bytes(), len - sent.bytes);
+                let part = extent(offset + sent.bytes, len - sent.bytes);
+                self.parts.push_front(part);
+            }
         }
         Ok(())
     }
@@ -94,8 +105,11 @@ fn transfer(
     let mut tx = Transmitter {
         tx: Sender::on(ring, &connection.tx)?,
         binding,
+        parts: (0..LEN)
+            .step_by(PART as usize)
+            .map(|at| extent(at, PART))
+            .collect(),
         rest: None,
-        at: 0,
         back: 0,
     };
     // SAFETY: It refers to no memory.
@@ -156,10 +170,7 @@ pub fn everything_by_one_ring() -> Outcome {
             .setup_taskrun_flag(),
         8,
     )?;
-    let polled = Ring::build(
-        IoUring::builder().setup_sqpoll(Duration::from_millis(20).as_millis() as u32),
-        1,
-    )?;
+    let polled = Ring::build(IoUring::builder().setup_sqpoll(20), 1)?;
     // SAFETY: It is new.
     let theirs = unsafe { Ring::from_uring(IoUring::new(2)?) };
     let rings = [
@@ -170,6 +181,7 @@ pub fn everything_by_one_ring() -> Outcome {
     ];
     for ((ring, multishot), port) in rings.iter().zip(PORT + 1..) {
         let connection = bench.pair.connect_to_queue(Ip::V4, port, QUEUE)?;
+        setsockopt(&connection.tx, sockopt::SndBuf, &ROOM_FOR)?;
         let mut rx = match multishot {
             true => Receiver::multishot_on(ring, &connection.rx, 64 << 10, 64)?,
             false => Receiver::on(ring, &connection.rx, 64 << 10, 64)?,
