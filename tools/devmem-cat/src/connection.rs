@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::io;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -127,18 +128,24 @@ pub enum Source {
 }
 
 impl Source {
-    /// Listens, if that is what the options say.
-    pub fn new(args: &CommonArgs) -> Fallible<Self> {
+    /// Listens, if that is what the options say, and tells it after `prepare` for that address.
+    pub fn new(
+        args: &CommonArgs,
+        prepare: impl FnOnce(SocketAddr) -> Fallible<()>,
+    ) -> Fallible<Self> {
         let Some(to) = &args.listen else {
             let to = args.connect.clone();
             return Ok(Self::To(to.ok_or("neither --listen nor --connect")?));
         };
         let listener = TcpListener::bind(to).map_err(context(format!("listening on {to}")))?;
+        let address = listener.local_addr()?;
         watch(&listener, true)?;
+        let source = Self::Listener(listener);
+        prepare(address)?;
         if !args.quiet {
-            tell::say(format_args!("listening on {}", listener.local_addr()?));
+            tell::say(format_args!("listening on {address}"));
         }
-        Ok(Self::Listener(listener))
+        Ok(source)
     }
 
     /// The next connection.
@@ -289,18 +296,23 @@ mod tests {
             }
         };
         let here = send("-l", "localhost:0");
-        let source = Source::new(&here).unwrap();
+        let source = Source::new(&here, |_| Ok(())).unwrap();
         let Source::Listener(listener) = &source else {
             panic!("it does not listen");
         };
         let addr = listener.local_addr().unwrap();
         let there = send("-c", &format!("localhost:{}", addr.port()));
-        let to = Source::new(&there).unwrap();
+        let to = Source::new(&there, |_| Ok(())).unwrap();
         assert_eq!(to.next(&there).unwrap().peer, addr.to_string());
         drop(source);
         assert!(to.next(&there).is_err(), "somebody still listens");
         let nowhere = send("-c", "no-such-host.invalid:1");
-        assert!(Source::new(&nowhere).unwrap().next(&nowhere).is_err());
+        assert!(
+            Source::new(&nowhere, |_| Ok(()))
+                .unwrap()
+                .next(&nowhere)
+                .is_err()
+        );
     }
 
     #[test]

@@ -92,11 +92,8 @@ pub fn run(args: &ReceiveArgs) -> Fallible<()> {
             total.and_then(|size| size.checked_mul(common.connections.into())),
         ),
     };
-    let source = Source::new(common)?;
-    if let Source::Listener(listener) = &source {
-        // Before there is a connection, so that none of it goes another way.
-        bound.steer(listener.local_addr()?)?;
-    }
+    // Steered before anybody is told to connect, so that none of it goes another way.
+    let source = Source::new(common, |to| bound.steer(to))?;
     bound
         .progress
         .during(|| bound.why_nothing_comes(), || bound.all(source, only))

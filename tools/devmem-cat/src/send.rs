@@ -68,7 +68,7 @@ pub fn run(args: &SendArgs) -> Fallible<()> {
     let binding = BindTx::new(ifindex)
         .bind(&memory)
         .map_err(|err| bind_error("sending by", &common.interface, &err))?;
-    let source = Source::new(common)?;
+    let source = Source::new(common, |_| Ok(()))?;
     let progress = Progress::new(common, total);
     progress.during(|| (), || all(args, source, &binding, &progress, shares))
 }
