@@ -19,7 +19,10 @@ import sys
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-GUESTS = ("fast", "debug", "kcsan")
+# The last one is a kernel of the user's own: what it lacks is found out there.
+GUESTS = ("fast", "debug", "kcsan", "own")
+# That of programs which measure.
+BENCH = "bench"
 PROVIDERS = ("devmem_provider", "builtin")
 ALONE = ("host", "bench")
 NAME = re.compile(
@@ -87,7 +90,8 @@ class Programs:
     def guests(self, program):
         if program in self.cases:
             return ["upstream"]
-        return self.exceptions.get(program, (GUESTS, ""))[0]
+        guests = self.exceptions.get(program, (GUESTS, ""))[0]
+        return guests if BENCH in guests or "own" in guests else [*guests, "own"]
 
     def providers(self, program, those):
         """On which of those providers a program runs: also on both at once."""

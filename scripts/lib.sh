@@ -43,7 +43,8 @@ QEMU_MIN=8.1
 LIBURING_VERSION=2.15-1
 
 # The guest, that is its kernel: fast, or one that looks for bugs. Each but the fast one
-# has a configuration of its own in selftests/guest/, on top of kernel.config.
+# has a configuration of its own in selftests/guest/, on top of kernel.config. For "own" it is what
+# the user has built in KDIR, as it is.
 GUEST=${GUEST:-fast}
 export GUEST
 case $GUEST in
@@ -355,6 +356,45 @@ kernel_obj()
 		bindgen --version
 	} | sha256sum | cut -c1-12)
 	echo "$(kernel_source)/obj-$key"
+}
+
+# config_lacks KDIR: the options of the guests' kernel that the one built there has not, neither y nor m.
+config_lacks()
+{
+	local set='s/^\(CONFIG_[A-Z0-9_]*\)=[ym]$/\1/p'
+
+	LC_ALL=C comm -23 <(sed -n "$set" "$ROOT/selftests/guest/kernel.config" | LC_ALL=C sort -u) \
+		<(sed -n "$set" "$1/.config" | LC_ALL=C sort -u)
+}
+
+# own_kernel: checks that KDIR has a kernel to boot, and says which.
+own_kernel()
+{
+	local lacks
+
+	KDIR=$(realpath -m "$KDIR")
+	[ -e "$KDIR/.config" ] || die "$KDIR is no configured kernel build tree: it has no .config (KDIR)"
+	[ -e "$KDIR/arch/x86/boot/bzImage" ] ||
+		die "the kernel in $KDIR has not been built: it has no arch/x86/boot/bzImage (KDIR)"
+	lacks=$(config_lacks "$KDIR")
+	say "the kernel in $KDIR: linux $(own_release)"
+	[ -z "$lacks" ] ||
+		say "of the options in selftests/guest/kernel.config it lacks $(wc -w <<<"$lacks"):" "${lacks//$'\n'/ }"
+}
+
+# The release of the kernel in KDIR.
+own_release()
+{
+	cat "$KDIR/include/config/kernel.release" 2>/dev/null || echo "of unknown release"
+}
+
+# own_module: where the module for the kernel in KDIR is, if that takes one.
+own_module()
+{
+	local ko
+
+	ko=$(module_dir "$KDIR")/devmem_provider.ko
+	[ ! -e "$ko" ] || echo "$ko"
 }
 
 # lock FD MODE: MODE is -s for shared, -x for exclusive. Guests share the tree's lock and

@@ -91,6 +91,17 @@ class Choice(unittest.TestCase):
         self.assertEqual(self.lines("fast:flags flags/peek"), {"fast": whole})
         self.assertEqual(self.lines("flags/peek fast:flags"), {"fast": whole})
 
+    def test_a_kernel_of_ones_own(self):
+        plan = choose.Plan(programs(), ["own"])
+        plan.everything()
+        both = {f"{p}/{name}" for p in choose.PROVIDERS for name in ("flags", "slow")}
+        self.assertEqual(set(plan.lines("own")), both | {"devmem_provider/module", "both/fuzz"})
+        self.assertIn("own:builtin/slow", plan.results())
+        plan = self.plan("slow/walk", parts=["own"], providers=["builtin"])
+        self.assertEqual(plan.lines("own"), ["builtin/slow/walk"])
+        self.refused("own:flags", "this run has")
+        self.refused("bench-all", "runs in bench", parts=["own"])
+
     def test_alone(self):
         self.assertEqual(self.plan("host").alone, ["host"])
         self.assertEqual(self.lines("host bench"), {})

@@ -54,6 +54,16 @@ class Ktap(unittest.TestCase):
         r = ktap.parse_ktap("prog", "KTAP version 1\n1..0 # no netdevsim\n", 0)
         self.assertEqual(r.skipped, [("prog", "no netdevsim")])
 
+    def test_whole_program_skipped_as_selftests_do(self):
+        r = ktap.parse_ktap("prog", "TAP version 13\n1..0 # SKIP no netdevsim\n", 4)
+        self.assertEqual((r.passed, r.failed, r.skipped), ([], [], [("prog", "no netdevsim")]))
+
+    def test_status_of_a_skip(self):
+        self.assertEqual(verdicts("TAP version 13\n1..1\nok 1 a # SKIP b\n", 4), (0, 0, 1))
+        # One that passed was not skipped.
+        self.assertEqual(verdicts(GOOD, 4), (2, 1, 0))
+        self.assertEqual(verdicts("TAP version 13\n1..2\nok 1 a # SKIP b\nok 2 c\n", 4), (1, 1, 1))
+
     def test_too_few_results(self):
         self.assertEqual(verdicts("KTAP version 1\n1..3\nok 1 a\nok 2 b\n"), (2, 1, 0))
 
@@ -402,6 +412,20 @@ class CommandLine(unittest.TestCase):
             args = ["--intended-differences", intended.name]
             self.assertEqual(self.run_ktap(GOOD, *args)[0], 1)
             self.assertEqual(self.run_ktap(GOOD, *args, "--partial")[0], 0)
+
+    def test_skips_on_a_kernel_of_ones_own(self):
+        output = "TAP version 13\n1..2\nok 1 first\nok 2 second # SKIP lacks CONFIG_TLS\n"
+        self.assertEqual(self.run_ktap(output), (1, "2 passed, 2 failed, 0 skipped"))
+        result = self.run_ktap(output, "--may-skip")
+        self.assertEqual(result, (0, "2 passed, 0 failed, 2 skipped"))
+        # All that was to differ may be among it.
+        with tempfile.NamedTemporaryFile("w") as intended:
+            intended.write("prog/first a reason\n")
+            intended.flush()
+            args = ["--may-skip", "--intended-differences", intended.name]
+            skipped = "TAP version 13\n1..0 # SKIP no kernel\n"
+            result = self.run_ktap(skipped, *args)
+        self.assertEqual(result, (1, "0 passed, 0 failed, 2 skipped"))
 
     def test_parts(self):
         table = ktap.parts_table("prepare\t7\t11\nfast guest\t100\t120\n", 103)

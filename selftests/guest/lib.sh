@@ -2,9 +2,8 @@
 # shellcheck shell=bash
 #
 # For scripts that run in the guest: its modules and a pair of netdevsim NICs.
-# Sourced, after `set -euo pipefail`.
-
-: "${DEVMEM_MODULE:?}" "${NETDEVSIM_DIR:?}"
+# Sourced, after `set -euo pipefail`. A kernel of the user's own finds netdevsim by modprobe, and may take
+# no module of ours: NETDEVSIM_DIR and DEVMEM_MODULE are not set then.
 
 # The pair that the demo and the shell use. The tests make their own.
 RX_ID=10
@@ -26,6 +25,10 @@ load_netdevsim()
 {
 	local m
 
+	if [ -z "${NETDEVSIM_DIR:-}" ]; then
+		[ -e /sys/bus/netdevsim ] || modprobe netdevsim
+		return
+	fi
 	for m in ptp_mock netdevsim; do
 		is_loaded "$m" || insmod "$NETDEVSIM_DIR/$m.ko"
 	done
@@ -33,7 +36,7 @@ load_netdevsim()
 
 load_provider()
 {
-	is_loaded devmem_provider || insmod "$DEVMEM_MODULE"
+	[ -z "${DEVMEM_MODULE:-}" ] || is_loaded devmem_provider || insmod "$DEVMEM_MODULE"
 }
 
 # new_nic ID NETNS NAME: a netdevsim device, named NAME and moved into NETNS.

@@ -13,17 +13,16 @@ set -euo pipefail
 
 limit=$1
 shift
-load_netdevsim
+# Programs load what they need, and say what is missing.
+load_netdevsim || [ -z "${NETDEVSIM_DIR:-}" ]
 load_provider
-# Ten times as many take as many times longer.
-[ "$GUEST" = fast ] || export STORM_CONNECTIONS=${STORM_CONNECTIONS:-1000}
 
 # The guest that looks for data races does so from now on: booting has races of its own.
 look_for_races()
 {
 	local kcsan=/sys/kernel/debug/kcsan
 
-	[ "$GUEST" = kcsan ] || return 0
+	[ "${GUEST:-}" = kcsan ] || return 0
 	# fork() copies a task_struct of which other CPUs change what the copy does not use.
 	echo '!memcpy_and_pad' >"$kcsan"
 	echo on >"$kcsan"
@@ -34,7 +33,7 @@ tell_watched()
 {
 	local watched
 
-	[ "$GUEST" = kcsan ] || return 0
+	[ "${GUEST:-}" = kcsan ] || return 0
 	watched=$(sed -n 's/^setup_watchpoints: //p' /sys/kernel/debug/kcsan)
 	echo "# accesses watched by KCSAN: $watched"
 	[ "$watched" -gt 0 ]

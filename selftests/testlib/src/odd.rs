@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::kmod::DeleteModuleFlags;
 use nix::kmod::delete_module;
 
-use crate::provider;
+use crate::modules;
 
 const DEVICE: &str = "/dev/devmem_test";
 const MEMORY: u32 = 1;
@@ -51,7 +51,7 @@ mod ioctls {
 /// Opens the device of the module, which it loads if need be.
 pub(crate) fn device() -> io::Result<File> {
     if !Path::new(DEVICE).exists() {
-        provider::load(&provider::path_from_env("DEVMEM_TEST_MODULE")?)?;
+        modules::load(modules::TEST)?;
     }
     File::open(DEVICE)
 }

@@ -2,6 +2,7 @@
 
 //! Two netdevsim devices joined by a cable, each in a network namespace of its own.
 
+use std::env;
 use std::fs;
 use std::io;
 use std::io::ErrorKind;
@@ -50,6 +51,7 @@ use crate::report;
 use crate::wait;
 
 const BUS: &str = "/sys/bus/netdevsim";
+const PAGE: usize = 4096;
 /// How many queues a new device has.
 pub const QUEUES: u32 = 8;
 /// Nothing in a test takes a socket longer than this.
@@ -64,6 +66,20 @@ pub(crate) fn delete_all() {
     for id in ids {
         // Some may be gone already.
         let _ = bus("del_device", &id.to_string());
+    }
+}
+
+/// Whether devices can have device memory. Who says by the environment where modules are knows that.
+pub(crate) fn has_device_memory() -> io::Result<bool> {
+    if env::var_os("NETDEVSIM_DIR").is_some() {
+        return Ok(true);
+    }
+    let memory = DmaBuf::udmabuf(PAGE)?;
+    let pair = Pair::new()?;
+    match pair.rx.ns.run(|| Ok(pair.request(&[1]).bind(&memory)))? {
+        Err(err) if err.errno() == Some(libc::EOPNOTSUPP) => Ok(false),
+        // Whatever else is wrong is for the tests to tell.
+        _ => Ok(true),
     }
 }
 

@@ -7,22 +7,21 @@ use std::env;
 use std::ffi::CStr;
 use std::fmt::Debug;
 use std::fs;
-use std::fs::File;
 use std::io;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::LazyLock;
 use std::sync::Once;
 use std::time::Duration;
 
 use devmem::provider;
 use devmem::provider::BindingInfo;
 use nix::kmod::DeleteModuleFlags;
-use nix::kmod::ModuleInitFlags;
 use nix::kmod::delete_module;
-use nix::kmod::finit_module;
 use nix::mount::MsFlags;
 use nix::mount::mount;
 
+use crate::modules;
 use crate::report::diag;
 use crate::wait;
 
@@ -56,22 +55,22 @@ impl Provider {
     }
 }
 
-/// The provider that `DEVMEM_PROVIDER` names.
+/// Who is tested if nobody says: the module, where there is one, and a kernel that takes it.
+static DEFAULT: LazyLock<Provider> = LazyLock::new(|| {
+    let there = modules::is_there(modules::PROVIDER) || modules::file(modules::PROVIDER).is_ok();
+    match provider::serving() {
+        Ok(_) if there => Provider::Module,
+        _ => Provider::Builtin,
+    }
+});
+
+/// The provider that `DEVMEM_PROVIDER` names, by default the module.
 pub fn under_test() -> Provider {
     match env::var("DEVMEM_PROVIDER").as_deref() {
         Ok("builtin") => Provider::Builtin,
-        Ok("devmem_provider") | Err(env::VarError::NotPresent) => Provider::Module,
+        Ok("devmem_provider") => Provider::Module,
+        Err(env::VarError::NotPresent) => *DEFAULT,
         other => panic!("DEVMEM_PROVIDER: no provider is called {other:?}"),
-    }
-}
-
-/// Loads a module, unless it is loaded.
-pub fn load(path: &Path) -> io::Result<()> {
-    let module = File::open(path)
-        .map_err(|err| io::Error::new(err.kind(), format!("{}: {err}", path.display())))?;
-    match finit_module(&module, c"", ModuleInitFlags::empty()) {
-        Ok(()) | Err(nix::Error::EEXIST) => Ok(()),
-        Err(err) => Err(err.into()),
     }
 }
 
@@ -84,23 +83,21 @@ pub fn path_from_env(name: &str) -> io::Result<std::path::PathBuf> {
 
 /// Loads netdevsim, and what it needs.
 pub fn load_netdevsim() -> io::Result<()> {
-    let dir = path_from_env("NETDEVSIM_DIR")?;
-    ["ptp_mock.ko", "netdevsim.ko"]
-        .iter()
-        .try_for_each(|module| load(&dir.join(module)))
+    modules::load_in_order(&["ptp_mock", "netdevsim"])
+}
+
+fn mount_debugfs() -> io::Result<()> {
+    const DEBUGFS: &str = "/sys/kernel/debug";
+    if Path::new(DEBUGFS).join("dma_buf").exists() {
+        return Ok(());
+    }
+    let kind = Some("debugfs");
+    Ok(mount(kind, DEBUGFS, kind, MsFlags::empty(), None::<&str>)?)
 }
 
 /// Loads what is missing, and makes the provider under test serve new bindings.
 pub fn prepare() -> io::Result<Provider> {
-    if !Path::new("/sys/kernel/debug/sched").exists() {
-        mount(
-            Some("debugfs"),
-            "/sys/kernel/debug",
-            Some("debugfs"),
-            MsFlags::empty(),
-            None::<&str>,
-        )?;
-    }
+    mount_debugfs()?;
     if !Path::new("/sys/bus/netdevsim").exists() {
         load_netdevsim()?;
     }
@@ -108,8 +105,8 @@ pub fn prepare() -> io::Result<Provider> {
     let wanted = under_test();
     match provider::serving() {
         Ok(_) => {
-            if wanted == Provider::Module && !Path::new("/sys/module/devmem_provider").exists() {
-                load(&path_from_env("DEVMEM_MODULE")?)?;
+            if wanted == Provider::Module && !modules::is_there(modules::PROVIDER) {
+                modules::load(modules::PROVIDER)?;
             }
             provider::select(wanted.name())?;
             let serving = provider::serving()?;
@@ -253,8 +250,7 @@ fn reload(parameters: &CStr) -> io::Result<()> {
         Err(nix::Error::EAGAIN) => Ok(false),
         Err(err) => Err(err.into()),
     });
-    let module = File::open(path_from_env("DEVMEM_MODULE")?)?;
-    Ok(finit_module(&module, parameters, ModuleInitFlags::empty())?)
+    modules::insert(modules::PROVIDER, parameters)
 }
 
 /// Waits until this binding is gone, which it is once every buffer is back, and until no dma-buf has

@@ -7,7 +7,7 @@ use std::io;
 use nix::kmod::DeleteModuleFlags;
 use nix::kmod::delete_module;
 
-use crate::provider;
+use crate::modules;
 use crate::report;
 
 /// Where each namespace listens.
@@ -22,10 +22,8 @@ pub struct Loaded(());
 impl Loaded {
     /// Loads them.
     pub fn new() -> io::Result<Self> {
-        let dir = provider::path_from_env("NETDEVSIM_DIR")?;
         let loaded = Self(());
-        provider::load(&dir.join("rds.ko"))?;
-        provider::load(&dir.join("rds_tcp.ko"))?;
+        modules::load_in_order(&["rds", "rds_tcp"])?;
         Ok(loaded)
     }
 }

@@ -6,6 +6,9 @@ use std::env;
 use std::error::Error;
 use std::fmt;
 use std::panic::Location;
+use std::sync::LazyLock;
+
+use crate::needs;
 
 /// How a test ended.
 pub type Outcome = Result<(), Stop>;
@@ -49,7 +52,16 @@ pub fn observe(what: impl fmt::Display) {
     }
 }
 
-/// Whether the kernel is one that looks for bugs, and takes its time: `GUEST` names it.
+/// Whether the kernel is one that looks for bugs, and takes its time: `GUEST` names it, or its configuration
+/// tells.
 pub fn is_slow() -> bool {
-    env::var("GUEST").is_ok_and(|guest| guest != "fast")
+    static BY_OPTIONS: LazyLock<bool> = LazyLock::new(|| {
+        ["KASAN", "KCSAN", "PROVE_LOCKING"]
+            .iter()
+            .any(|option| needs::option(option) == Some(true))
+    });
+    match env::var("GUEST") {
+        Ok(guest) => guest != "fast",
+        Err(_) => *BY_OPTIONS,
+    }
 }

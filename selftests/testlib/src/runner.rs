@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Runs tests and reports in KTAP, version 1.
+//! Runs tests and reports in KTAP, with the head and the exit statuses that the kernel's selftests have.
 
 use std::collections::HashSet;
 use std::env;
+use std::io;
+use std::io::ErrorKind;
 use std::panic;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -12,8 +14,10 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::needs;
 use crate::pair;
 use crate::provider;
+use crate::provider::Provider;
 use crate::report::Outcome;
 use crate::report::Stop;
 use crate::report::diag;
@@ -26,6 +30,9 @@ const TIMEOUT: Duration = Duration::from_secs(90);
 /// By how many times that it may take longer on a busy machine: many that hang are not to take all the time
 /// there is.
 const LONGER: f64 = 3.0;
+
+/// The exit status of a program that has skipped all there was, `KSFT_SKIP`.
+const SKIPPED: u8 = 4;
 
 /// A test.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +94,7 @@ fn chosen(tests: &[Test]) -> Result<Vec<Test>, String> {
 /// Like [`run`], each of which may take so long, and some times longer on a slow kernel.
 pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
     let timeout = wait::patience(timeout);
-    println!("KTAP version 1");
+    println!("TAP version 13");
     let tests = match chosen(tests) {
         Ok(tests) => tests,
         Err(what) => {
@@ -95,27 +102,38 @@ pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    println!("1..{}", tests.len());
     panic::set_hook(Box::new(|info| diag(info)));
-
-    let provider = match provider::prepare() {
+    let program = program_name();
+    let provider = match prepare(&program) {
         Ok(provider) => provider,
+        Err(err) if err.kind() == ErrorKind::Unsupported => {
+            println!("1..0 # SKIP {err}");
+            return ExitCode::from(SKIPPED);
+        }
         Err(err) => {
+            println!("1..{}", tests.len());
             println!("Bail out! {err}");
             return ExitCode::FAILURE;
         }
     };
+    println!("1..{}", tests.len());
     diag(format_args!("provider: {}", provider.name()));
 
-    let mut failed = 0;
+    let (mut failed, mut skipped) = (0, 0);
     for (index, test) in tests.iter().enumerate() {
         let number = index + 1;
         let start = Instant::now();
-        let verdict = run_one(test, timeout);
+        let verdict = match needs::of_test(&program, test.name) {
+            Some(lack) => Verdict::Skip(lack),
+            None => run_one(test, timeout),
+        };
         diag(format_args!("took {} ms", start.elapsed().as_millis()));
         match verdict {
             Verdict::Ok => println!("ok {number} {}", test.name),
-            Verdict::Skip(reason) => println!("ok {number} {} # SKIP {reason}", test.name),
+            Verdict::Skip(reason) => {
+                skipped += 1;
+                println!("ok {number} {} # SKIP {reason}", test.name);
+            }
             Verdict::Failed => {
                 failed += 1;
                 storm::tell();
@@ -132,9 +150,33 @@ pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
     }
     diag(format_args!("{} of {} failed", failed, tests.len()));
     match failed {
+        0 if skipped == tests.len() => ExitCode::from(SKIPPED),
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }
+}
+
+/// The name by which this program is known.
+fn program_name() -> String {
+    env::current_exe()
+        .ok()
+        .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        .unwrap_or_default()
+}
+
+/// Has all there that the tests of a program need. `Unsupported` if that cannot be had here.
+fn prepare(program: &str) -> io::Result<Provider> {
+    let unsupported = |lack| io::Error::new(ErrorKind::Unsupported, lack);
+    if let Some(lack) = needs::of_program(program) {
+        return Err(unsupported(lack));
+    }
+    let provider = provider::prepare()?;
+    if !pair::has_device_memory()? {
+        return Err(unsupported(
+            "netdevsim of this kernel has no device memory: that takes the set netdevsim of the series".to_owned(),
+        ));
+    }
+    Ok(provider)
 }
 
 enum Verdict {

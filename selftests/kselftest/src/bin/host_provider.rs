@@ -19,6 +19,7 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::child::Child;
+use devmem_testlib::modules;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Area;
@@ -37,9 +38,7 @@ use devmem_testlib::traffic::Reader;
 use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::kmod::DeleteModuleFlags;
-use nix::kmod::ModuleInitFlags;
 use nix::kmod::delete_module;
-use nix::kmod::finit_module;
 
 const NAME: &str = "host_provider";
 const MEMORY: usize = 1 << 20;
@@ -51,10 +50,8 @@ fn plenty() -> u64 {
     if is_slow() { 8 << 20 } else { 64 << 20 }
 }
 
-fn insmod(parameters: &CStr) -> nix::Result<()> {
-    let path = provider::path_from_env("DEVMEM_HOST_MODULE").expect("what the guest's script sets");
-    let module = File::open(path).expect("the module that make has built");
-    finit_module(&module, parameters, ModuleInitFlags::empty())
+fn insmod(parameters: &CStr) -> io::Result<()> {
+    modules::insert(modules::SAMPLE, parameters)
 }
 
 fn rmmod() -> nix::Result<()> {
@@ -323,7 +320,8 @@ fn loaded_while_bound() -> Outcome {
     let sample = Sample::load(c"")?;
     let pair = Pair::new()?;
     let binding = bind(&pair, &[1])?;
-    assert_eq!(insmod(c""), Err(Errno::EEXIST));
+    let again = insmod(c"").expect_err("it is loaded");
+    assert_eq!(again.raw_os_error(), Some(libc::EEXIST));
     assert_eq!(rmmod(), Err(Errno::EAGAIN), "rmmod while bound");
     drop(binding);
     sample.unload()?;

@@ -12,6 +12,7 @@ use devmem::DmaBuf;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
+use devmem_testlib::modules;
 use devmem_testlib::odd;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Call;
@@ -36,7 +37,7 @@ fn rmmod() -> nix::Result<()> {
 }
 
 fn insmod() -> io::Result<()> {
-    provider::load(&provider::path_from_env("DEVMEM_MODULE")?)
+    modules::load(modules::PROVIDER)
 }
 
 /// Unloads the module as soon as nothing uses it.
@@ -53,7 +54,7 @@ fn insmod_twice() -> Outcome {
     if provider::under_test() == Provider::Builtin {
         return skip(NOT_A_MODULE);
     }
-    let module = File::open(provider::path_from_env("DEVMEM_MODULE")?)?;
+    let module = File::open(modules::file(modules::PROVIDER)?)?;
     let again = finit_module(&module, c"", ModuleInitFlags::empty());
     assert_eq!(again, Err(nix::Error::EEXIST));
     assert_eq!(devmem::provider::serving()?, Provider::Module.name());
@@ -114,7 +115,7 @@ fn bad_parameters() -> Outcome {
         c"max_tokens=many",
         c"max_tokens=",
     ] {
-        let module = File::open(provider::path_from_env("DEVMEM_MODULE")?)?;
+        let module = File::open(modules::file(modules::PROVIDER)?)?;
         let loaded = finit_module(&module, parameters, ModuleInitFlags::empty());
         assert_eq!(loaded, Err(nix::Error::EINVAL), "{parameters:?}");
     }
@@ -138,7 +139,7 @@ fn init_that_fails() -> Outcome {
     let memory = DmaBuf::udmabuf(MEMORY)?;
     let pair = Pair::new()?;
     odd::unload()?;
-    let module = File::open(provider::path_from_env("DEVMEM_TEST_MODULE")?)?;
+    let module = File::open(modules::file(modules::TEST)?)?;
     thread::scope(|scope| -> Outcome {
         let loading = scope.spawn(|| finit_module(&module, c"failing=1", ModuleInitFlags::empty()));
         let failing = Failing;

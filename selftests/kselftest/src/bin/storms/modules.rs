@@ -22,6 +22,7 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::aftermath;
+use devmem_testlib::modules;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
@@ -47,7 +48,7 @@ const STEADY: u32 = 2;
 
 /// Loads the module, and has the provider under test serve.
 fn load() -> io::Result<()> {
-    provider::load(&provider::path_from_env("DEVMEM_MODULE")?)?;
+    modules::load(modules::PROVIDER)?;
     devmem::provider::select(provider::under_test().name())
 }
 

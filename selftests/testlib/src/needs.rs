@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What tests need of the kernel's configuration and of the machine, and whether it is there.
+//!
+//! `selftests/needs` says it. The configuration is where `KERNEL_CONFIG` says, or where kernels have it.
+
+use std::collections::HashMap;
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::LazyLock;
+
+use nix::sys::utsname::uname;
+
+use crate::modules;
+
+const NEEDS: &str = include_str!("../../needs");
+
+/// Options of the kernel that runs, or `None` where there is nothing that tells.
+static OPTIONS: LazyLock<Option<HashMap<String, String>>> =
+    LazyLock::new(|| Some(parse(&configuration()?)));
+
+/// The options that are set in a configuration, without `CONFIG_`.
+fn parse(configuration: &str) -> HashMap<String, String> {
+    configuration
+        .lines()
+        .filter_map(|line| line.strip_prefix("CONFIG_")?.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+fn configuration() -> Option<String> {
+    const PACKED: &str = "/proc/config.gz";
+    if let Some(path) = env::var_os("KERNEL_CONFIG") {
+        return fs::read_to_string(path).ok();
+    }
+    if Path::new(PACKED).exists() {
+        let output = Command::new("zcat").arg(PACKED).output().ok()?;
+        return String::from_utf8(output.stdout).ok();
+    }
+    let release = uname().ok()?.release().to_str()?.to_owned();
+    [
+        format!("/boot/config-{release}"),
+        format!("/lib/modules/{release}/config"),
+        format!("/lib/modules/{release}/build/.config"),
+    ]
+    .iter()
+    .find_map(|path| fs::read_to_string(path).ok())
+}
+
+/// Whether an option is set, to y or m. `None` if nobody knows.
+pub fn option(name: &str) -> Option<bool> {
+    Some(OPTIONS.as_ref()?.contains_key(name))
+}
+
+/// Whether a program is in PATH.
+fn is_installed(program: &str) -> bool {
+    env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+/// What is missing of a need, as a reason to skip.
+fn lack(need: &str) -> Option<String> {
+    if let Some(module) = need.strip_prefix('@') {
+        let there = modules::is_there(module) || modules::file(module).is_ok();
+        return (!there).then(|| format!("there is no module {module}"));
+    }
+    if let Some(program) = need.strip_prefix('$') {
+        return (!is_installed(program)).then(|| format!("{program} is not installed"));
+    }
+    let options = OPTIONS.as_ref()?;
+    let (name, value) = match need.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (need, None),
+    };
+    match options.get(name) {
+        None => Some(format!("this kernel lacks CONFIG_{name}")),
+        Some(has) if value.is_some_and(|value| value != has) => Some(format!(
+            "this kernel has CONFIG_{name}={has}, not {}",
+            value.unwrap_or_default()
+        )),
+        Some(_) => None,
+    }
+}
+
+/// Each need of what is called so: `*`, a program, or program/test.
+fn needs_of(whom: &str) -> impl Iterator<Item = &'static str> {
+    NEEDS
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(str::split_whitespace)
+        .filter_map(move |mut words| (words.next()? == whom).then_some(words))
+        .flatten()
+}
+
+/// Why nothing of a program can run here.
+pub(crate) fn of_program(program: &str) -> Option<String> {
+    needs_of("*").chain(needs_of(program)).find_map(lack)
+}
+
+/// Why a test of a program that can run cannot.
+pub(crate) fn of_test(program: &str, test: &str) -> Option<String> {
+    needs_of(&format!("{program}/{test}")).find_map(lack)
+}
