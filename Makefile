@@ -29,11 +29,11 @@ endif
 	@scripts/module modules
 
 PHONY += demo
-demo: ## build everything, boot the guest and receive a file (FILE=) into a dma-buf
+demo: ## build everything, boot the guest, or KDIR's kernel, and receive a file (FILE=) into a dma-buf
 	@scripts/demo
 
 PHONY += test
-test: ## all tests, on the host and in the guests (TESTS="program[/test]..." for some, WITH=lint)
+test: ## all tests, on the host and in the guests (TESTS="program[/test]..." for some, WITH=lint); KDIR=<built kernel tree>: what that kernel allows
 	@scripts/test
 
 PHONY += test-upstream

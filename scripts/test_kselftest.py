@@ -249,6 +249,23 @@ class Runner(Temporary):
         self.assertIn(f"# {self.dir.resolve()}/c\n# 2: one two\n", output)
 
 
+class Hardware(unittest.TestCase):
+    LINES = choose.lines_of(SELFTESTS / "hardware")
+
+    def test_of_tests_that_there_are(self):
+        tests = choose.Programs(ROOT).tests
+        for name, *words in self.LINES:
+            program, _, test = name.partition("/")
+            self.assertIn(test, tests[program], name)
+            self.assertIn(words, ([], ["stream"]), name)
+
+    def test_the_table_has_the_programs(self):
+        text = (ROOT / "Documentation/testing.rst").read_text()
+        table = text.partition("\nProgram            On a NIC")[2].partition("\nall others")[0]
+        rows = re.findall(r"^``(\w+)`` ", table, flags=re.M)
+        self.assertEqual(rows, sorted({name.partition("/")[0] for name, *_ in self.LINES}))
+
+
 class Needs(unittest.TestCase):
     @staticmethod
     def lines():
@@ -270,7 +287,7 @@ class Needs(unittest.TestCase):
     def test_words(self):
         for name, *needs in self.lines():
             for need in needs:
-                self.assertRegex(need, r"^([A-Z][A-Z0-9_]*(=m)?|@\w+|\$\w+)$", name)
+                self.assertRegex(need, r"^([A-Z][A-Z0-9_]*(=m)?|@\w+|\$\w+|/[\w/]+)$", name)
 
     def test_the_guests_have_it(self):
         config = "".join((SELFTESTS / "guest" / name).read_text()

@@ -96,3 +96,30 @@ remove_pair()
 	ip netns del tx
 	ip netns del rx
 }
+
+# begin_giving: a name for the guest's first namespace, in which tests run that are given a pair.
+begin_giving()
+{
+	ip netns attach local $$
+	ip link set lo up
+}
+
+# give_pair: a NIC in the first namespace, joined to one in the namespace `remote`, and the variables by which
+# tests are told of them: drivers/net/README.rst of the kernel's selftests.
+give_pair()
+{
+	export NETIF=ethlocal LOCAL_V4=192.0.2.1 LOCAL_V6=2001:db8:1::1
+	export REMOTE_TYPE=netns REMOTE_ARGS=remote REMOTE_V4=192.0.2.2 REMOTE_V6=2001:db8:1::2
+	export LOCAL_PREFIX_V6=2001:db8:2::/64
+
+	ip netns add remote
+	ip -n remote link set lo up
+	new_pair local "$NETIF" remote ethremote
+
+	ip addr add "$LOCAL_V4/24" dev "$NETIF"
+	ip addr add "$LOCAL_V6/64" dev "$NETIF" nodad
+	ip -n remote addr add "$REMOTE_V4/24" dev ethremote
+	ip -n remote addr add "$REMOTE_V6/64" dev ethremote nodad
+	ip link set "$NETIF" up
+	ip -n remote link set ethremote up
+}

@@ -12,28 +12,6 @@ dir=$1
 limit=$2
 shift 2
 
-# What the tests ask for: drivers/net/README.rst of the kernel's selftests.
-export NETIF=ethlocal LOCAL_V4=192.0.2.1 LOCAL_V6=2001:db8:1::1
-export REMOTE_TYPE=netns REMOTE_ARGS=remote REMOTE_V4=192.0.2.2 REMOTE_V6=2001:db8:1::2
-export LOCAL_PREFIX_V6=2001:db8:2::/64
-
-make_local_pair()
-{
-	ip netns add remote
-	# The tests send from ports at random, some thirty of them, and without SO_REUSEADDR:
-	# one that waits for late segments (TIME_WAIT) would be in use still.
-	ip netns exec remote sysctl -qw net.ipv4.tcp_max_tw_buckets=0
-	ip -n remote link set lo up
-	new_pair local "$NETIF" remote ethremote
-
-	ip addr add "$LOCAL_V4/24" dev "$NETIF"
-	ip addr add "$LOCAL_V6/64" dev "$NETIF" nodad
-	ip -n remote addr add "$REMOTE_V4/24" dev ethremote
-	ip -n remote addr add "$REMOTE_V6/64" dev ethremote nodad
-	ip link set "$NETIF" up
-	ip -n remote link set ethremote up
-}
-
 # No binding may outlive its owner for long, with or without the device.
 bindings_gone()
 {
@@ -48,9 +26,7 @@ bindings_gone()
 
 load_netdevsim
 load_provider
-# The tests run in the guest's first namespace, to which this gives a name.
-ip netns attach local $$
-ip link set lo up
+begin_giving
 
 i=0
 for run; do
@@ -62,7 +38,10 @@ for run; do
 	printf '# %d/%d %s\n' "$i" $# "$name"
 	mkdir -p "$WORK/ktap/$provider"
 	echo "$provider" >/proc/sys/net/core/devmem_provider
-	make_local_pair
+	give_pair
+	# The tests send from ports at random, some thirty of them, and without SO_REUSEADDR:
+	# one that waits for late segments (TIME_WAIT) would be in use still.
+	ip netns exec remote sysctl -qw net.ipv4.tcp_max_tw_buckets=0
 	rc=0
 	(cd "$dir/${path%/*}" && timeout --kill-after=20 "$limit" /usr/bin/python3 "${path##*/}") \
 		2>&1 </dev/null | tee "$WORK/ktap/$name" | sed 's/^/    /' || rc=${PIPESTATUS[0]}

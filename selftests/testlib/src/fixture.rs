@@ -199,7 +199,7 @@ impl Sending {
     ) -> Result<Self, Stop> {
         let memory = DmaBuf::udmabuf(Self::MEMORY as usize)?;
         tx::fill(&memory)?;
-        let pair = Pair::new()?;
+        let pair = Pair::sending()?;
         let binding = pair.tx.bind_tx(&memory)?;
         let connection = connect(&pair)?;
         Ok(Self {

@@ -32,14 +32,14 @@ const ETHTOOL_GTUNABLE: u32 = 0x48;
 const ETHTOOL_STUNABLE: u32 = 0x49;
 const ETHTOOL_RX_COPYBREAK: u32 = 1;
 const ETHTOOL_TUNABLE_U32: u32 = 3;
+const ETHTOOL_SRXCLSRLDEL: u32 = 0x31;
 const ETHTOOL_SRXCLSRLINS: u32 = 0x32;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
+const ETHTOOL_GRXFHINDIR: u32 = 0x38;
 const ETHTOOL_SRXFHINDIR: u32 = 0x39;
 const ETH_SS_STATS: u32 = 1;
 const ETH_GSTRING_LEN: usize = 32;
 const RX_CLS_LOC_ANY: u32 = u32::MAX;
-/// How many entries netdevsim's RSS table has.
-const RSS_TABLE_SIZE: usize = 128;
 
 /// `struct in6_ifreq`.
 #[repr(C)]
@@ -64,6 +64,25 @@ struct RxFlow {
     location: u32,
     padding: u32,
     rule_count: u32,
+}
+
+impl RxFlow {
+    fn new(cmd: u32, location: u32) -> Self {
+        Self {
+            cmd,
+            unused: 0,
+            data: 0,
+            flow_type: 0,
+            fields: [0; 52],
+            more_fields: [0; 20],
+            masks: [0; 52],
+            more_masks: [0; 20],
+            ring: 0,
+            location,
+            padding: 0,
+            rule_count: 0,
+        }
+    }
 }
 
 /// Flows by the destination port of TCP.
@@ -136,7 +155,7 @@ impl Interface {
     }
 
     /// Like [`ethtool`](Self::ethtool), for a command of words that an array follows.
-    fn ethtool_words(&self, words: &mut [u64]) -> io::Result<()> {
+    fn ethtool_words<T>(&self, words: &mut [T]) -> io::Result<()> {
         let mut request = self.ifreq();
         request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
         self.ioctl(SIOCETHTOOL, &mut request)
@@ -150,6 +169,13 @@ impl Interface {
         let bit = libc::IFF_UP as libc::c_short;
         request.ifr_ifru.ifru_flags = if up { flags | bit } else { flags & !bit };
         self.ioctl(libc::SIOCSIFFLAGS, &mut request)
+    }
+
+    pub(crate) fn mtu(&self) -> io::Result<u32> {
+        let mut request = self.ifreq();
+        self.ioctl(libc::SIOCGIFMTU, &mut request)?;
+        // SAFETY: SIOCGIFMTU has just set this field.
+        Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
     }
 
     pub(crate) fn set_mtu(&self, mtu: u32) -> io::Result<()> {
@@ -264,14 +290,21 @@ impl Interface {
     /// Has a queue receive all flows that nothing else steers.
     pub(crate) fn receive_by_queue(&self, queue: u32) -> io::Result<()> {
         // struct ethtool_rxfh_indir: the command, the size of the table, and the table.
-        let mut table = [queue; 2 + RSS_TABLE_SIZE];
+        let mut size = [ETHTOOL_GRXFHINDIR, 0];
+        self.ethtool(&mut size)?;
+        let mut table = vec![queue; 2 + size[1] as usize];
         table[0] = ETHTOOL_SRXFHINDIR;
-        table[1] = RSS_TABLE_SIZE as u32;
-        self.ethtool(&mut table)
+        table[1] = size[1];
+        self.ethtool_words(&mut table)
     }
 
-    /// Has a queue receive all flows to a port.
-    pub(crate) fn steer(&self, flow: Flow, port: u16, queue: u32) -> io::Result<()> {
+    /// Spreads flows that nothing else steers as the driver does by itself.
+    pub(crate) fn receive_by_default(&self) -> io::Result<()> {
+        self.ethtool(&mut [ETHTOOL_SRXFHINDIR, 0])
+    }
+
+    /// Has a queue receive all flows to a port. Returns where that rule is.
+    pub(crate) fn steer(&self, flow: Flow, port: u16, queue: u32) -> io::Result<u32> {
         self.steer_at(RX_CLS_LOC_ANY, flow, port, queue)
     }
 
@@ -282,25 +315,22 @@ impl Interface {
         flow: Flow,
         port: u16,
         queue: u32,
-    ) -> io::Result<()> {
+    ) -> io::Result<u32> {
         let (flow_type, at) = flow.layout();
         let mut rule = RxFlow {
-            cmd: ETHTOOL_SRXCLSRLINS,
-            unused: 0,
-            data: 0,
             flow_type,
-            fields: [0; 52],
-            more_fields: [0; 20],
-            masks: [0; 52],
-            more_masks: [0; 20],
             ring: queue.into(),
-            location,
-            padding: 0,
-            rule_count: 0,
+            ..RxFlow::new(ETHTOOL_SRXCLSRLINS, location)
         };
         rule.fields[at..at + 2].copy_from_slice(&port.to_be_bytes());
         rule.masks[at..at + 2].copy_from_slice(&[0xff; 2]);
-        self.ethtool(&mut rule)
+        self.ethtool(&mut rule)?;
+        Ok(rule.location)
+    }
+
+    /// Removes the rule at a location.
+    pub(crate) fn unsteer(&self, location: u32) -> io::Result<()> {
+        self.ethtool(&mut RxFlow::new(ETHTOOL_SRXCLSRLDEL, location))
     }
 
     /// A counter as `ethtool -S` shows it.

@@ -18,6 +18,7 @@ pub mod faults;
 pub mod fixture;
 pub mod frames;
 pub mod grace;
+pub mod hardware;
 mod ifctl;
 pub mod iptfs;
 pub mod kcm;

@@ -13,6 +13,7 @@ use std::sync::LazyLock;
 
 use nix::sys::utsname::uname;
 
+use crate::hardware;
 use crate::modules;
 
 const NEEDS: &str = include_str!("../../needs");
@@ -69,6 +70,9 @@ fn lack(need: &str) -> Option<String> {
     if let Some(program) = need.strip_prefix('$') {
         return (!is_installed(program)).then(|| format!("{program} is not installed"));
     }
+    if need.starts_with('/') {
+        return (!Path::new(need).exists()).then(|| format!("this kernel has no {need}"));
+    }
     let options = OPTIONS.as_ref()?;
     let (name, value) = match need.split_once('=') {
         Some((name, value)) => (name, Some(value)),
@@ -96,7 +100,11 @@ fn needs_of(whom: &str) -> impl Iterator<Item = &'static str> {
 
 /// Why nothing of a program can run here.
 pub(crate) fn of_program(program: &str) -> Option<String> {
-    needs_of("*").chain(needs_of(program)).find_map(lack)
+    let netdevsim = match hardware::given() {
+        Ok(Some(_)) => None,
+        _ => lack("NETDEVSIM"),
+    };
+    netdevsim.or_else(|| needs_of("*").chain(needs_of(program)).find_map(lack))
 }
 
 /// Why a test of a program that can run cannot.

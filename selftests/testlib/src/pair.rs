@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Two netdevsim devices joined by a cable, each in a network namespace of its own.
+//! Two netdevsim devices joined by a cable, each in a network namespace of its own; or a NIC that was given, and its
+//! other end.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::io;
@@ -23,6 +25,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 use devmem::BindRx;
@@ -43,17 +46,24 @@ use nix::sched::CloneFlags;
 use nix::sched::unshare;
 use nix::sys::socket::SockaddrStorage;
 
+use crate::hardware;
+use crate::hardware::Nic;
+use crate::hardware::Way;
 pub use crate::ifctl::Feature;
 use crate::ifctl::Flow;
 use crate::ifctl::Interface;
 use crate::provider;
 use crate::report;
+use crate::report::reason_to_skip;
+use crate::sockopt;
 use crate::wait;
 
 const BUS: &str = "/sys/bus/netdevsim";
 const PAGE: usize = 4096;
 /// How many queues a new device has.
 pub const QUEUES: u32 = 8;
+/// How many of a NIC that was given tests use, the first one included.
+const QUEUES_NEEDED: u32 = 3;
 /// Nothing in a test takes a socket longer than this.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -102,7 +112,26 @@ pub enum Ip {
     V6,
 }
 
-/// A device in a namespace of its own.
+/// What an end is.
+#[derive(Debug)]
+enum Device {
+    /// One that was made, by its number on the bus.
+    Simulated(u32),
+    /// A NIC that was given. It is put back as it was: its rings, and without these rules.
+    Given {
+        before: Rings,
+        rules: Mutex<BTreeSet<u32>>,
+    },
+    /// The other end of such a NIC, which is as it is.
+    Other,
+}
+
+/// What a NIC that was given cannot do.
+fn only_simulated(what: &str) -> io::Error {
+    reason_to_skip(format!("{what} takes netdevsim, and NETIF is set"))
+}
+
+/// A device, in a namespace of its own if it was made.
 #[derive(Debug)]
 pub struct End {
     /// The namespace.
@@ -111,7 +140,7 @@ pub struct End {
     pub ifindex: u32,
     /// Its name there.
     pub ifname: String,
-    id: u32,
+    device: Device,
 }
 
 impl End {
@@ -143,7 +172,7 @@ impl End {
             ns,
             ifindex: 0,
             ifname: String::new(),
-            id,
+            device: Device::Simulated(id),
         };
 
         (end.ifindex, end.ifname) = end.ns.run(|| {
@@ -160,11 +189,55 @@ impl End {
         Ok(end)
     }
 
+    /// The NIC that was given.
+    fn given(nic: &Nic) -> io::Result<Self> {
+        let (ns, ifname) = (Netns::current()?, nic.ifname.clone());
+        let ifindex = ns.ifindex(&ifname)?;
+        let before = ns.run(|| Ok(Ethtool::open()?.rings(ifindex)?))?;
+        let device = Device::Given {
+            before,
+            rules: Mutex::default(),
+        };
+        Ok(Self {
+            ns,
+            ifindex,
+            ifname,
+            device,
+        })
+    }
+
+    /// Its other end.
+    fn other(nic: &Nic) -> io::Result<Self> {
+        let (ns, ifname) = match &nic.way {
+            Way::Netns(name) => {
+                let ns = Netns::named(name)?;
+                let ifname = ns.run(|| device_of(nic))?;
+                (ns, ifname)
+            }
+            // It has nothing here but its name, by which nobody is to call it.
+            Way::Ssh(_) => (Netns::current()?, "lo".to_owned()),
+        };
+        Ok(Self {
+            ifindex: ns.ifindex(&ifname)?,
+            ns,
+            ifname,
+            device: Device::Other,
+        })
+    }
+
     fn interface<T: Send>(
         &self,
         f: impl FnOnce(&Interface) -> io::Result<T> + Send,
     ) -> io::Result<T> {
         self.ns.run(|| f(&Interface::new(&self.ifname)?))
+    }
+
+    /// Its number on the bus.
+    fn on_the_bus(&self, what: &str) -> io::Result<u32> {
+        match self.device {
+            Device::Simulated(id) => Ok(id),
+            _ => Err(only_simulated(what)),
+        }
     }
 
     /// How the bus calls it.
@@ -182,9 +255,16 @@ impl End {
         self.interface(|interface| interface.set_up(up))
     }
 
-    /// Sets the MTU.
+    /// Sets the MTU. That of a NIC which was given is not changed.
     pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
-        self.interface(|interface| interface.set_mtu(mtu))
+        self.interface(|interface| match self.device {
+            Device::Simulated(_) => interface.set_mtu(mtu),
+            _ if interface.mtu()? == mtu => Ok(()),
+            _ => Err(reason_to_skip(format!(
+                "{} has another MTU than {mtu}",
+                self.ifname
+            ))),
+        })
     }
 
     /// Sets the number of queues, of which there were 8 at first.
@@ -204,7 +284,8 @@ impl End {
 
     /// Restarts a receive queue, in one of netdevsim's ways to do that (0 to 3).
     pub fn reset_queue(&self, queue: u32, mode: u32) -> io::Result<()> {
-        let dir = format!("/sys/kernel/debug/netdevsim/netdevsim{}/ports/0", self.id);
+        let id = self.on_the_bus("restarting a queue")?;
+        let dir = format!("/sys/kernel/debug/netdevsim/netdevsim{id}/ports/0");
         fs::write(format!("{dir}/queue_reset"), format!("{queue} {mode}"))
     }
 
@@ -322,25 +403,69 @@ impl End {
 
     /// Deletes the device, whether or not that was tried before.
     pub fn delete_again(&self) -> io::Result<()> {
-        bus("del_device", &self.id.to_string())
+        let id = self.on_the_bus("deleting the device")?;
+        bus("del_device", &id.to_string())
     }
 
     /// Deletes the device.
     pub fn delete(&self) -> io::Result<()> {
+        let id = self.on_the_bus("deleting the device")?;
         let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(at) = devices.iter().position(|&id| id == self.id) else {
+        let Some(at) = devices.iter().position(|&device| device == id) else {
             return Ok(());
         };
         devices.swap_remove(at);
         drop(devices);
-        bus("del_device", &self.id.to_string())
+        bus("del_device", &id.to_string())
     }
+
+    /// Notes a rule that was made, to be removed in the end.
+    fn note_rule(&self, location: u32) {
+        if let Device::Given { rules, .. } = &self.device {
+            let mut rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
+            rules.insert(location);
+        }
+    }
+
+    /// Puts a NIC that was given back as it was.
+    fn restore(&self, before: Rings, rules: &Mutex<BTreeSet<u32>>) -> io::Result<()> {
+        let rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
+        self.interface(|interface| {
+            rules
+                .iter()
+                .try_for_each(|&location| interface.unsteer(location))?;
+            interface.receive_by_default()
+        })?;
+        self.set_rings(before)
+    }
+}
+
+/// The device of the calling thread's namespace that has an address of the other end.
+fn device_of(nic: &Nic) -> io::Result<String> {
+    let wanted: Vec<_> = [Ip::V4, Ip::V6]
+        .iter()
+        .filter_map(|&ip| nic.remote(ip).ok())
+        .collect();
+    let has_one = |address: &SockaddrStorage| {
+        let v4 = address.as_sockaddr_in().map(|at| IpAddr::V4(at.ip()));
+        let v6 = address.as_sockaddr_in6().map(|at| IpAddr::V6(at.ip()));
+        v4.or(v6).is_some_and(|at| wanted.contains(&at))
+    };
+    getifaddrs()?
+        .find(|interface| interface.address.as_ref().is_some_and(has_one))
+        .map(|interface| interface.interface_name)
+        .ok_or_else(|| io::Error::other(format!("no device has an address of {wanted:?}")))
 }
 
 impl Drop for End {
     fn drop(&mut self) {
-        if let Err(err) = self.delete() {
-            report::diag(format_args!("deleting {}: {err}", self.ifname));
+        let done = match &self.device {
+            Device::Simulated(_) => self.delete(),
+            Device::Given { before, rules } => self.restore(*before, rules),
+            Device::Other => Ok(()),
+        };
+        if let Err(err) = done {
+            report::diag(format_args!("putting {} away: {err}", self.ifname));
         }
     }
 }
@@ -355,19 +480,60 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Makes a pair with 8 queues. What is not steered is received by the first.
+    /// Makes a pair with 8 queues. What is not steered is received by the first. A NIC that was given receives.
     pub fn new() -> io::Result<Self> {
-        Self::of(End::new(1)?, End::new(2)?)
+        match hardware::given()? {
+            None => Self::of(End::new(1)?, End::new(2)?),
+            Some(nic) => Self::receiving(nic),
+        }
+    }
+
+    /// The same, for tests of sending: a NIC that was given sends.
+    pub fn sending() -> io::Result<Self> {
+        match hardware::given()? {
+            None => Self::new(),
+            Some(nic) if matches!(nic.way, Way::Ssh(_)) => Err(reason_to_skip(
+                "sending takes an other end in a namespace, and REMOTE_TYPE is ssh",
+            )),
+            Some(nic) => Ok(Self {
+                rx: End::other(nic)?,
+                tx: End::given(nic)?,
+            }),
+        }
+    }
+
+    fn receiving(nic: &Nic) -> io::Result<Self> {
+        let pair = Self {
+            rx: End::given(nic)?,
+            tx: End::other(nic)?,
+        };
+        let queues = pair.queues()?.len() as u32;
+        if queues < QUEUES_NEEDED {
+            return Err(reason_to_skip(format!(
+                "{} has {queues} receive queues of {QUEUES_NEEDED} that are needed",
+                nic.ifname
+            )));
+        }
+        if let Device::Given { before, .. } = &pair.rx.device {
+            pair.rx.set_rings(before.for_devmem())?;
+        }
+        pair.rx
+            .interface(|interface| interface.receive_by_queue(0))?;
+        Ok(pair)
     }
 
     /// Makes a pair whose receiving end is in this namespace.
     pub fn into_namespace(rx: Netns) -> io::Result<Self> {
+        if hardware::given()?.is_some() {
+            return Err(only_simulated("a device in a namespace of choice"));
+        }
         Self::of(End::in_namespace(rx, 1)?, End::new(2)?)
     }
 
     /// Makes another pair between the namespaces of this one; its ends have addresses of their own,
     /// in the same network.
     pub fn beside(&self) -> io::Result<Self> {
+        self.rx.on_the_bus("another pair")?;
         let end = |other: &End, host| End::in_namespace(other.ns.run(Netns::current)?, host);
         Self::of(end(&self.rx, 11)?, end(&self.tx, 12)?)
     }
@@ -384,12 +550,14 @@ impl Pair {
 
     /// Plugs the cable in.
     pub fn plug(&self) -> io::Result<()> {
+        self.rx.on_the_bus("plugging in")?;
         let (rx, tx) = (self.rx.on_bus(), self.tx.on_bus());
         bus("link_device", &format!("{rx} {tx}"))
     }
 
     /// Pulls the cable out.
     pub fn unplug(&self) -> io::Result<()> {
+        self.rx.on_the_bus("unplugging")?;
         bus("unlink_device", &self.rx.on_bus())
     }
 
@@ -402,8 +570,10 @@ impl Pair {
     /// Has flows to this TCP port received by this queue.
     pub fn steer(&self, port: u16, queue: u32) -> io::Result<()> {
         self.rx.interface(|interface| {
-            interface.steer(Flow::Tcp4, port, queue)?;
-            interface.steer(Flow::Tcp6, port, queue)
+            for flow in [Flow::Tcp4, Flow::Tcp6] {
+                self.rx.note_rule(interface.steer(flow, port, queue)?);
+            }
+            Ok(())
         })
     }
 
@@ -415,8 +585,11 @@ impl Pair {
     /// Has a queue receive a port by the rules of this number, which replaces those there.
     pub fn steer_nth(&self, number: u32, port: u16, queue: u32) -> io::Result<()> {
         self.rx.interface(|interface| {
-            interface.steer_at(2 * number, Flow::Tcp4, port, queue)?;
-            interface.steer_at(2 * number + 1, Flow::Tcp6, port, queue)
+            for (location, flow) in (2 * number..).zip([Flow::Tcp4, Flow::Tcp6]) {
+                self.rx
+                    .note_rule(interface.steer_at(location, flow, port, queue)?);
+            }
+            Ok(())
         })
     }
 
@@ -458,19 +631,42 @@ impl Pair {
         Ok(all.into_iter().filter(|queue| queue.rx).collect())
     }
 
+    /// Where the receiving end listens.
+    fn address(&self, ip: Ip, port: u16) -> io::Result<SocketAddr> {
+        let address = match (&self.rx.device, hardware::given()?) {
+            (Device::Given { .. }, Some(nic)) => nic.local(ip)?,
+            (Device::Other, Some(nic)) => nic.remote(ip)?,
+            _ => return Ok(address(ip, port)),
+        };
+        Ok(SocketAddr::new(address, port))
+    }
+
     /// Listens at the receiving end.
     pub fn listen(&self, ip: Ip, port: u16) -> io::Result<TcpListener> {
-        self.rx.ns.run(|| TcpListener::bind(address(ip, port)))
+        let at = self.address(ip, port)?;
+        self.rx.ns.run(|| TcpListener::bind(at))
     }
 
     /// Connects to the receiving end; both sockets give up after a while.
     pub fn connect(&self, listener: &TcpListener) -> io::Result<Connection> {
         let to = listener.local_addr()?;
         let timeout = wait::patience(SOCKET_TIMEOUT);
-        let tx = self
-            .tx
-            .ns
-            .run(|| TcpStream::connect_timeout(&to, timeout))?;
+        let tx = match hardware::given()? {
+            Some(Nic {
+                way: Way::Ssh(args),
+                ..
+            }) => {
+                let tx = connect_by_ssh(args, to)?;
+                wait::until("the other machine to connect", SOCKET_TIMEOUT, || {
+                    Ok(sockopt::poll(listener)? != 0)
+                })?;
+                tx
+            }
+            _ => self
+                .tx
+                .ns
+                .run(|| TcpStream::connect_timeout(&to, timeout))?,
+        };
         accepted(listener, tx)
     }
 
@@ -512,7 +708,24 @@ fn accepted(listener: &TcpListener, tx: TcpStream) -> io::Result<Connection> {
     Ok(Connection { rx, tx })
 }
 
-/// Where the receiving end listens.
+/// Has another machine connect to an address. What is written to the result is sent from there, as it comes.
+fn connect_by_ssh(args: &[String], to: SocketAddr) -> io::Result<TcpStream> {
+    let version = if to.is_ipv4() { 4 } else { 6 };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let here = TcpStream::connect(listener.local_addr()?)?;
+    let (there, _) = listener.accept()?;
+    let mut ssh = Command::new("ssh")
+        .args(args)
+        .arg(format!("socat - TCP{version}:{to}"))
+        .stdin(OwnedFd::from(there.try_clone()?))
+        .stdout(OwnedFd::from(there))
+        .spawn()?;
+    // It ends with the connection, and its end tells no more than that.
+    thread::spawn(move || ssh.wait());
+    Ok(here)
+}
+
+/// Where the receiving end of a pair that was made listens.
 pub fn address(ip: Ip, port: u16) -> SocketAddr {
     let address = match ip {
         Ip::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
@@ -521,7 +734,7 @@ pub fn address(ip: Ip, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
 }
 
-/// The sending end's address.
+/// The sending end's address, if it was made.
 pub fn sender(ip: Ip) -> IpAddr {
     match ip {
         Ip::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),

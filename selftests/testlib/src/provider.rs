@@ -12,6 +12,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::LazyLock;
 use std::sync::Once;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use devmem::provider;
@@ -21,6 +22,7 @@ use nix::kmod::delete_module;
 use nix::mount::MsFlags;
 use nix::mount::mount;
 
+use crate::hardware;
 use crate::modules;
 use crate::report::diag;
 use crate::wait;
@@ -86,7 +88,8 @@ pub fn load_netdevsim() -> io::Result<()> {
     modules::load_in_order(&["ptp_mock", "netdevsim"])
 }
 
-fn mount_debugfs() -> io::Result<()> {
+/// Has debugfs be where it always is.
+pub(crate) fn mount_debugfs() -> io::Result<()> {
     const DEBUGFS: &str = "/sys/kernel/debug";
     if Path::new(DEBUGFS).join("dma_buf").exists() {
         return Ok(());
@@ -98,7 +101,7 @@ fn mount_debugfs() -> io::Result<()> {
 /// Loads what is missing, and makes the provider under test serve new bindings.
 pub fn prepare() -> io::Result<Provider> {
     mount_debugfs()?;
-    if !Path::new("/sys/bus/netdevsim").exists() {
+    if hardware::given()?.is_none() && !Path::new("/sys/bus/netdevsim").exists() {
         load_netdevsim()?;
     }
 
@@ -126,6 +129,10 @@ pub fn prepare() -> io::Result<Provider> {
                 format!("choosing a provider: {err}"),
             ));
         }
+    }
+    if hardware::given()?.is_some() {
+        let bound = bindings()?.map_or(0, |list| list.len()) as u64;
+        OTHERS.get_or_init(|| attachments().map_or(0, |all| all.saturating_sub(bound)));
     }
     Ok(wanted)
 }
@@ -253,6 +260,15 @@ fn reload(parameters: &CStr) -> io::Result<()> {
     modules::insert(modules::PROVIDER, parameters)
 }
 
+/// Devices attached for others than the tests, before these began: a machine with a NIC has other users, too.
+static OTHERS: OnceLock<u64> = OnceLock::new();
+
+/// Devices attached that may be the tests' own.
+fn own_attachments() -> io::Result<u64> {
+    let others = *OTHERS.get().unwrap_or(&0);
+    Ok(attachments()?.saturating_sub(others))
+}
+
 /// Waits until this binding is gone, which it is once every buffer is back, and until no dma-buf has
 /// more devices attached than there are bindings: a binding lets go of its own when it is not listed
 /// any more.
@@ -265,7 +281,7 @@ pub fn all_buffers_back(id: u32) {
                 return Ok(true);
             };
             let is_gone = list.iter().all(|binding| binding.id != id);
-            Ok(is_gone && attachments()? <= list.len() as u64)
+            Ok(is_gone && own_attachments()? <= list.len() as u64)
         },
     );
 }

@@ -5,6 +5,8 @@
 use std::env;
 use std::error::Error;
 use std::fmt;
+use std::io;
+use std::io::ErrorKind;
 use std::panic::Location;
 use std::sync::LazyLock;
 
@@ -27,11 +29,26 @@ pub fn skip(reason: impl fmt::Display) -> Outcome {
     Err(Stop::Skip(reason.to_string()))
 }
 
-impl<E: Error> From<E> for Stop {
+/// A test ends early with most errors, and is skipped with some, see [`reason_to_skip`].
+impl<E: Error + 'static> From<E> for Stop {
     #[track_caller]
     fn from(err: E) -> Self {
-        Self::Fail(err.to_string(), Location::caller())
+        let any: &dyn Error = &err;
+        match any.downcast_ref::<io::Error>() {
+            Some(err) if is_reason_to_skip(err) => Self::Skip(err.to_string()),
+            _ => Self::Fail(err.to_string(), Location::caller()),
+        }
     }
+}
+
+/// An error that is a reason to skip.
+pub(crate) fn reason_to_skip(what: impl Into<String>) -> io::Error {
+    io::Error::new(ErrorKind::Unsupported, what.into())
+}
+
+/// Whether an error is one. What the kernel does not support has a number, and is an error like any other.
+pub(crate) fn is_reason_to_skip(err: &io::Error) -> bool {
+    err.kind() == ErrorKind::Unsupported && err.raw_os_error().is_none()
 }
 
 /// Prints a line of diagnostics.

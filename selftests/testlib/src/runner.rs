@@ -5,7 +5,6 @@
 use std::collections::HashSet;
 use std::env;
 use std::io;
-use std::io::ErrorKind;
 use std::panic;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -14,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::hardware;
 use crate::needs;
 use crate::pair;
 use crate::provider;
@@ -21,6 +21,8 @@ use crate::provider::Provider;
 use crate::report::Outcome;
 use crate::report::Stop;
 use crate::report::diag;
+use crate::report::is_reason_to_skip;
+use crate::report::reason_to_skip;
 use crate::storm;
 use crate::wait;
 
@@ -106,7 +108,7 @@ pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
     let program = program_name();
     let provider = match prepare(&program) {
         Ok(provider) => provider,
-        Err(err) if err.kind() == ErrorKind::Unsupported => {
+        Err(err) if is_reason_to_skip(&err) => {
             println!("1..0 # SKIP {err}");
             return ExitCode::from(SKIPPED);
         }
@@ -123,7 +125,7 @@ pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
     for (index, test) in tests.iter().enumerate() {
         let number = index + 1;
         let start = Instant::now();
-        let verdict = match needs::of_test(&program, test.name) {
+        let verdict = match not_here(&program, test.name) {
             Some(lack) => Verdict::Skip(lack),
             None => run_one(test, timeout),
         };
@@ -164,17 +166,24 @@ fn program_name() -> String {
         .unwrap_or_default()
 }
 
-/// Has all there that the tests of a program need. `Unsupported` if that cannot be had here.
+/// Why a test cannot run here.
+fn not_here(program: &str, test: &str) -> Option<String> {
+    hardware::refuses(program, test).or_else(|| needs::of_test(program, test))
+}
+
+/// Has all there that the tests of a program need, or tells why that cannot be had.
 fn prepare(program: &str) -> io::Result<Provider> {
-    let unsupported = |lack| io::Error::new(ErrorKind::Unsupported, lack);
+    let mounted = provider::mount_debugfs();
     if let Some(lack) = needs::of_program(program) {
-        return Err(unsupported(lack));
+        return Err(reason_to_skip(lack));
     }
+    mounted?;
     let provider = provider::prepare()?;
     if !pair::has_device_memory()? {
-        return Err(unsupported(
-            "netdevsim of this kernel has no device memory: that takes the set netdevsim of the series".to_owned(),
-        ));
+        return Err(reason_to_skip(match hardware::given()? {
+            Some(nic) => format!("{} has no device memory", nic.ifname),
+            None => "netdevsim of this kernel has no device memory: that takes the set netdevsim-devmem of the series".to_owned(),
+        }));
     }
     Ok(provider)
 }

@@ -82,12 +82,14 @@ impl End {
         let binding = self
             .ns
             .run(|| Ok(BindTx::new(self.ifindex).bind(memory)))??;
-        let info = provider::binding(binding.id())?.expect("the new binding");
-        assert_eq!(
-            (info.provider.as_str(), info.direction.as_str()),
-            (provider::under_test().name(), "tx"),
-            "the new binding"
-        );
+        if provider::bindings()?.is_some() {
+            let info = provider::binding(binding.id())?.expect("the new binding");
+            assert_eq!(
+                (info.provider.as_str(), info.direction.as_str()),
+                (provider::under_test().name(), "tx"),
+                "the new binding"
+            );
+        }
         Ok(binding)
     }
 

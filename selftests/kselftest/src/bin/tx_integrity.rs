@@ -89,7 +89,7 @@ impl Source {
 
     fn with(memory: DmaBuf) -> Result<Self, report::Stop> {
         tx::fill(&memory)?;
-        let pair = Pair::new()?;
+        let pair = Pair::sending()?;
         let binding = pair.tx.bind_tx(&memory)?;
         Ok(Self {
             pair,
