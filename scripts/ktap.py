@@ -28,6 +28,7 @@ CARGO_TEST = re.compile(r"^test (?P<name>.+) \.\.\. (?P<result>ok|FAILED|ignored
 CARGO_SUM = re.compile(r"^test result: (?:ok|FAILED)\. (\d+) passed; (\d+) failed; (\d+) ignored")
 UNIT_TEST = re.compile(r"^(?P<name>.+) \.\.\. (?P<result>ok|FAIL|ERROR|skipped .*)$")
 UNIT_SUM = re.compile(r"^Ran (\d+) tests? in ")
+HEADS = ("KTAP version 1", "TAP version 13", "TAP version 14")
 SAW = "# saw: "
 TOOK = re.compile(r"took \d+ ms")
 TIMED_OUT = (124, 137)
@@ -69,7 +70,7 @@ def parse_level(lines, start, indent, prefix, results):
         line = lines[i]
         depth = len(line) - len(line.lstrip(" "))
         text = line.strip()
-        starts_level = text in ("KTAP version 1", "TAP version 13", "TAP version 14")
+        starts_level = text in HEADS
         if starts_level and depth > indent:
             nested = Results()
             i = parse_level(lines, i, depth, prefix, nested)
@@ -149,7 +150,7 @@ def parse_ktap(program, text, status):
     """Results of one program, from what it printed and its exit status."""
     results = Results()
     lines = text.splitlines()
-    start = next((i for i, l in enumerate(lines) if l.strip().endswith("TAP version 1")), 0)
+    start = next((i for i, l in enumerate(lines) if l.strip().endswith(HEADS)), 0)
     end = parse_level(lines, start, 0, program, results)
     if end < len(lines):
         results.fail(program, f"output that makes no sense: {lines[end]}")

@@ -28,9 +28,11 @@ def reasons(text, status=0):
 
 class Ktap(unittest.TestCase):
     def test_all_pass(self):
-        r = ktap.parse_ktap("prog", "noise before\n" + GOOD, 0)
-        self.assertEqual(r.passed, ["prog/first", "prog/second"])
-        self.assertEqual((r.failed, r.skipped), ([], []))
+        for head in ktap.HEADS:
+            text = GOOD.replace("KTAP version 1", head)
+            r = ktap.parse_ktap("prog", "noise before\n" + text, 0)
+            self.assertEqual(r.passed, ["prog/first", "prog/second"])
+            self.assertEqual((r.failed, r.skipped), ([], []))
 
     def test_failure_carries_its_diagnostics(self):
         text = "KTAP version 1\n1..1\n# at foo.rs:3\n# left 1, right 2\nnot ok 1 sums\n"
