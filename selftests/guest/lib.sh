@@ -45,7 +45,12 @@ new_nic()
 	local dir=/sys/bus/netdevsim/devices/netdevsim$1/net
 
 	echo "$1 1 $QUEUES" >/sys/bus/netdevsim/new_device
-	ip link set dev "$(ls "$dir")" name "$3" netns "$2"
+	# Where udev runs, it may give it another name meanwhile.
+	for _ in {1..20}; do
+		! ip link set dev "$(ls "$dir")" name "$3" netns "$2" || return 0
+		sleep 0.1
+	done
+	die "no netdevsim device $3"
 }
 
 ifindex()
