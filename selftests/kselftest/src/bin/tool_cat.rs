@@ -68,8 +68,7 @@ struct Cat {
 impl Cat {
     /// Starts one at an end, with that end's interface.
     fn start(end: &End, command: &str, options: &str) -> io::Result<Self> {
-        let program =
-            Path::new(&env::var("DEVMEM_BIN").map_err(io::Error::other)?).join("devmem-cat");
+        let program = env::current_exe()?.with_file_name("devmem-cat");
         let mut line = Command::new(program);
         line.arg(command)
             .args(["-i", &end.ifname])
