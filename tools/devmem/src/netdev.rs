@@ -135,6 +135,12 @@ impl Netdev {
         self.socket.request(self.family, command, attrs)
     }
 
+    /// What the kernel said beside its success, if the last request had one: of a binding, that its memory may not
+    /// be where the device would reach it.
+    pub fn warning(&self) -> Option<&str> {
+        self.socket.warning()
+    }
+
     /// Binds by a request that was built by hand; returns the binding's number.
     ///
     /// The binding lives until this socket is dropped.
@@ -163,6 +169,13 @@ impl Netdev {
             // There is none of this number, and in a call of sendmsg() it means that there are addresses.
             .filter(|&id| id != 0)
             .ok_or(Error::Answer("the answer to a bind request has no id"))
+    }
+
+    /// Logs what the kernel had to say of a binding.
+    fn log_warning(&self) {
+        if let Some(warning) = self.warning() {
+            log::warn!("{warning}");
+        }
     }
 
     /// All queues of a device.
@@ -301,6 +314,7 @@ impl BindRx {
     pub fn bind(&self, dmabuf: impl AsFd) -> Result<Binding, Error> {
         let mut netdev = Netdev::open()?;
         let id = netdev.bind_rx(&self.attrs(&dmabuf))?;
+        netdev.log_warning();
         Ok(Binding { id, netdev })
     }
 }
@@ -393,6 +407,7 @@ impl BindTx {
         let mut netdev = Netdev::open()?;
         let id = netdev.bind_tx(&self.attrs(&dmabuf))?;
         let id = NonZero::new(id).ok_or(Error::Answer("a binding without a number"))?;
+        netdev.log_warning();
         Ok(TxBinding {
             id,
             netdev: Some(netdev),

@@ -348,6 +348,7 @@ impl fmt::Display for Error {
 pub struct GenericSocket {
     socket: Socket,
     sequence: u32,
+    warning: Option<String>,
 }
 
 impl fmt::Debug for GenericSocket {
@@ -381,6 +382,7 @@ impl GenericSocket {
         Ok(Self {
             socket,
             sequence: 0,
+            warning: None,
         })
     }
 
@@ -406,6 +408,11 @@ impl GenericSocket {
             .find(|(kind, _)| *kind == CTRL_ATTR_FAMILY_ID)
             .and_then(|(_, id)| id.try_into().map(u16::from_ne_bytes).ok())
             .ok_or(Error::Answer("the family's answer has no id"))
+    }
+
+    /// What the kernel said beside its success, if the last request had one.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
     }
 
     /// Sends a request, and gives the attributes of each message of the answer.
@@ -442,6 +449,7 @@ impl GenericSocket {
         attrs: &Attrs,
     ) -> Result<Vec<Vec<u8>>, Error> {
         self.sequence += 1;
+        self.warning = None;
         let request = encode(family, command, flags | NLM_F_REQUEST, self.sequence, attrs)
             .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
         self.socket.send(&request, 0)?;
@@ -463,8 +471,9 @@ impl GenericSocket {
                 }
                 match message.message_type() {
                     NLMSG_ERROR | NLMSG_DONE => {
-                        return finish(message.message_type(), message.flags(), body, &request)
-                            .map(|()| answer);
+                        self.warning =
+                            finish(message.message_type(), message.flags(), body, &request)?;
+                        return Ok(answer);
                     }
                     _ => answer.push(body.get(GENL_HEADER..).unwrap_or(&[]).to_vec()),
                 }
@@ -489,15 +498,12 @@ fn encode(family: u16, command: u8, flags: u16, sequence: u32, attrs: &Attrs) ->
     Some(out)
 }
 
-/// Reads the message that ends an answer.
-fn finish(kind: u16, flags: u16, body: &[u8], request: &[u8]) -> Result<(), Error> {
+/// Reads the message that ends an answer; with success there may be a warning.
+fn finish(kind: u16, flags: u16, body: &[u8], request: &[u8]) -> Result<Option<String>, Error> {
     let code = body
         .get(..4)
         .and_then(|code| code.try_into().map(i32::from_ne_bytes).ok())
         .ok_or(Error::Answer("a truncated acknowledgement"))?;
-    if code >= 0 {
-        return Ok(());
-    }
     // An error repeats the request, or just its header when capped; the end of a dump does not.
     let repeated = match kind {
         NLMSG_DONE => 0,
@@ -508,9 +514,13 @@ fn finish(kind: u16, flags: u16, body: &[u8], request: &[u8]) -> Result<(), Erro
         0 => &[],
         _ => body.get(4 + repeated..).unwrap_or(&[]),
     };
+    let ack = ExtAck::parse(tlvs, request);
+    if code >= 0 {
+        return Ok(ack.message);
+    }
     Err(Error::Refused {
         errno: code.saturating_neg(),
-        ack: Box::new(ExtAck::parse(tlvs, request)),
+        ack: Box::new(ack),
     })
 }
 
@@ -637,8 +647,18 @@ mod tests {
 
     #[test]
     fn zero_is_success() {
-        assert!(finish(NLMSG_ERROR, 0, &[0; 20], &request().1).is_ok());
+        let zero = finish(NLMSG_ERROR, 0, &[0; 20], &request().1);
+        assert!(matches!(zero, Ok(None)), "{zero:?}");
         assert!(finish(NLMSG_ERROR, 0, &[0; 3], &request().1).is_err());
+    }
+
+    #[test]
+    fn success_with_a_warning() {
+        let mut body = vec![0; 4 + NLMSG_HEADER];
+        body.extend(Attrs::new().string(1, "but slowly").0);
+        let flags = NLM_F_CAPPED | NLM_F_ACK_TLVS;
+        let answer = finish(NLMSG_ERROR, flags, &body, &request().1);
+        assert_eq!(answer.unwrap().as_deref(), Some("but slowly"));
     }
 
     #[test]
