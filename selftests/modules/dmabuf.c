@@ -3,17 +3,24 @@
  * A dma-buf with any scatterlist
  *
  * Its entries are memory of any length at any place in a page, or nothing but
- * numbers that say where memory would be.
+ * numbers that say where memory would be. Who attaches is asked for what exporters
+ * of device memory ask for, and looked after: that memory which nobody has mapped
+ * is not written to.
  */
 
+#include <linux/crc32.h>
 #include <linux/dma-buf.h>
+#include <linux/dma-fence.h>
 #include <linux/dma-mapping.h>
+#include <linux/dma-resv.h>
 #include <linux/fcntl.h>
 #include <linux/gfp.h>
 #include <linux/mm.h>
+#include <linux/mutex.h>
 #include <linux/overflow.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
+#include <linux/spinlock.h>
 #include <linux/uaccess.h>
 
 #include "devmem_test.h"
@@ -28,8 +35,22 @@ struct test_segment {
 	void *memory;
 };
 
+struct test_fence {
+	struct dma_fence base;
+	spinlock_t lock; /* that of the fence */
+};
+
 struct test_dmabuf {
 	struct devmem_test_dmabuf spec;
+	/* Protects what DEVMEM_TEST_IOC_STATE tells: who waits for a fence has the
+	 * reservation lock, in which this one nests.
+	 */
+	struct mutex lock;
+	struct devmem_test_state state;
+	/* What the memory held when the last one unmapped it. */
+	u32 crc;
+	/* What the kernel has to do with the memory, or NULL. */
+	struct dma_fence *fence;
 	struct test_segment *segments;
 	/* What all attachments are told if there is no memory to map: made once, so
 	 * that it is no part of what a binding costs.
@@ -42,11 +63,74 @@ static size_t memory_size(const struct test_segment *segment)
 	return segment->spec.addr + segment->spec.len;
 }
 
+static u32 memory_crc(const struct test_dmabuf *test)
+{
+	unsigned int i;
+	u32 crc = 0;
+
+	if (!(test->spec.flags & DEVMEM_TEST_MEMORY))
+		return 0;
+	for (i = 0; i < test->spec.num_segments; i++)
+		crc = crc32_le(crc, test->segments[i].memory,
+			       memory_size(&test->segments[i]));
+	return crc;
+}
+
 static int test_attach(struct dma_buf *dmabuf, struct dma_buf_attachment *attachment)
 {
-	const struct test_dmabuf *test = dmabuf->priv;
+	bool revocable = dma_buf_attach_revocable(attachment);
+	struct test_dmabuf *test = dmabuf->priv;
+	u32 flags = test->spec.flags;
 
-	return -test->spec.attach_error;
+	if (test->spec.attach_error)
+		return -test->spec.attach_error;
+	if (flags & DEVMEM_TEST_PEER && !attachment->peer2peer)
+		return -EOPNOTSUPP;
+	if (flags & DEVMEM_TEST_REVOCABLE && !revocable)
+		return -EOPNOTSUPP;
+	if (flags & DEVMEM_TEST_HOST)
+		attachment->peer2peer = false;
+
+	mutex_lock(&test->lock);
+	test->state.attached++;
+	test->state.peers += attachment->peer2peer;
+	test->state.revocable += revocable;
+	mutex_unlock(&test->lock);
+	return 0;
+}
+
+static void test_detach(struct dma_buf *dmabuf, struct dma_buf_attachment *attachment)
+{
+	struct test_dmabuf *test = dmabuf->priv;
+
+	mutex_lock(&test->lock);
+	test->state.attached--;
+	test->state.peers -= attachment->peer2peer;
+	test->state.revocable -= dma_buf_attach_revocable(attachment);
+	mutex_unlock(&test->lock);
+}
+
+static int test_pin(struct dma_buf_attachment *attachment)
+{
+	struct test_dmabuf *test = attachment->dmabuf->priv;
+
+	if (test->spec.pin_error)
+		return -test->spec.pin_error;
+
+	mutex_lock(&test->lock);
+	test->state.pinned++;
+	mutex_unlock(&test->lock);
+	return 0;
+}
+
+static void test_unpin(struct dma_buf_attachment *attachment)
+{
+	struct test_dmabuf *test = attachment->dmabuf->priv;
+
+	mutex_lock(&test->lock);
+	WARN_ON(!test->state.pinned);
+	test->state.pinned--;
+	mutex_unlock(&test->lock);
 }
 
 static int map_memory(const struct test_dmabuf *test, struct device *dev,
@@ -64,17 +148,12 @@ static int map_memory(const struct test_dmabuf *test, struct device *dev,
 	return dma_map_sgtable(dev, sgt, direction, 0);
 }
 
-static struct sg_table *test_map(struct dma_buf_attachment *attachment,
-				 enum dma_data_direction direction)
+static struct sg_table *make_table(const struct test_dmabuf *test,
+				   struct device *dev,
+				   enum dma_data_direction direction)
 {
-	struct test_dmabuf *test = attachment->dmabuf->priv;
 	struct sg_table *sgt;
 	int err;
-
-	if (test->spec.map_error)
-		return ERR_PTR(-test->spec.map_error);
-	if (!(test->spec.flags & DEVMEM_TEST_MEMORY))
-		return &test->numbers;
 
 	sgt = kzalloc_obj(*sgt);
 	if (!sgt)
@@ -84,7 +163,7 @@ static struct sg_table *test_map(struct dma_buf_attachment *attachment,
 	if (err)
 		goto err_free;
 
-	err = map_memory(test, attachment->dev, sgt, direction);
+	err = map_memory(test, dev, sgt, direction);
 	if (err)
 		goto err_free_table;
 
@@ -97,16 +176,42 @@ err_free:
 	return ERR_PTR(err);
 }
 
+static struct sg_table *test_map(struct dma_buf_attachment *attachment,
+				 enum dma_data_direction direction)
+{
+	struct test_dmabuf *test = attachment->dmabuf->priv;
+	struct sg_table *sgt = &test->numbers;
+
+	if (test->spec.map_error)
+		return ERR_PTR(-test->spec.map_error);
+	if (test->spec.flags & DEVMEM_TEST_MEMORY)
+		sgt = make_table(test, attachment->dev, direction);
+	if (IS_ERR(sgt))
+		return sgt;
+
+	mutex_lock(&test->lock);
+	test->state.mapped++;
+	mutex_unlock(&test->lock);
+	return sgt;
+}
+
 static void test_unmap(struct dma_buf_attachment *attachment,
 		       struct sg_table *sgt, enum dma_data_direction direction)
 {
-	const struct test_dmabuf *test = attachment->dmabuf->priv;
+	struct test_dmabuf *test = attachment->dmabuf->priv;
 
-	if (!(test->spec.flags & DEVMEM_TEST_MEMORY))
-		return;
-	dma_unmap_sgtable(attachment->dev, sgt, direction, 0);
-	sg_free_table(sgt);
-	kfree(sgt);
+	if (test->spec.flags & DEVMEM_TEST_MEMORY) {
+		dma_unmap_sgtable(attachment->dev, sgt, direction, 0);
+		sg_free_table(sgt);
+		kfree(sgt);
+	}
+
+	mutex_lock(&test->lock);
+	WARN_ON(!test->state.mapped);
+	test->state.mapped--;
+	if (!test->state.mapped)
+		test->crc = memory_crc(test);
+	mutex_unlock(&test->lock);
 }
 
 static void test_free(struct test_dmabuf *test)
@@ -119,20 +224,61 @@ static void test_free(struct test_dmabuf *test)
 					 memory_size(&test->segments[i]));
 	sg_free_table(&test->numbers);
 	kvfree(test->segments);
+	dma_fence_put(test->fence);
+	mutex_destroy(&test->lock);
 	kfree(test);
 }
 
 static void test_release(struct dma_buf *dmabuf)
 {
-	test_free(dmabuf->priv);
+	struct test_dmabuf *test = dmabuf->priv;
+
+	/* Each has to end. */
+	if (test->fence)
+		dma_fence_signal(test->fence);
+	test_free(test);
 }
 
 static const struct dma_buf_ops test_ops = {
 	.attach		= test_attach,
+	.detach		= test_detach,
 	.map_dma_buf	= test_map,
 	.unmap_dma_buf	= test_unmap,
 	.release	= test_release,
 };
+
+static const struct dma_buf_ops test_moving_ops = {
+	.attach		= test_attach,
+	.detach		= test_detach,
+	.pin		= test_pin,
+	.unpin		= test_unpin,
+	.map_dma_buf	= test_map,
+	.unmap_dma_buf	= test_unmap,
+	.release	= test_release,
+};
+
+static const char *test_fence_name(struct dma_fence *fence)
+{
+	return "devmem_test";
+}
+
+static const struct dma_fence_ops test_fence_ops = {
+	.get_driver_name	= test_fence_name,
+	.get_timeline_name	= test_fence_name,
+};
+
+static struct dma_fence *test_fence_new(void)
+{
+	struct test_fence *fence;
+
+	fence = kzalloc_obj(*fence);
+	if (!fence)
+		return NULL;
+	spin_lock_init(&fence->lock);
+	dma_fence_init(&fence->base, &test_fence_ops, &fence->lock,
+		       dma_fence_context_alloc(1), 1);
+	return &fence->base;
+}
 
 static int fill(struct test_segment *segment, const void __user **data)
 {
@@ -207,22 +353,41 @@ static struct test_dmabuf *test_new(const struct devmem_test_dmabuf *spec)
 		return ERR_PTR(-EINVAL);
 	/* An error is a number that ERR_PTR() takes. */
 	if (spec->attach_error < 0 || spec->attach_error > MAX_ERRNO ||
-	    spec->map_error < 0 || spec->map_error > MAX_ERRNO)
+	    spec->map_error < 0 || spec->map_error > MAX_ERRNO ||
+	    spec->pin_error < 0 || spec->pin_error > MAX_ERRNO)
 		return ERR_PTR(-EINVAL);
 
 	test = kzalloc_obj(*test);
 	if (!test)
 		return ERR_PTR(-ENOMEM);
+	mutex_init(&test->lock);
 	test->spec = *spec;
 	test->segments = kvzalloc_objs(*test->segments, spec->num_segments);
 	err = test->segments ? read_segments(test) : -ENOMEM;
 	if (!err && !(spec->flags & DEVMEM_TEST_MEMORY))
 		err = make_numbers(test);
+	if (!err && spec->flags & DEVMEM_TEST_FENCE) {
+		test->fence = test_fence_new();
+		if (!test->fence)
+			err = -ENOMEM;
+	}
 	if (err) {
 		test_free(test);
 		return ERR_PTR(err);
 	}
 	return test;
+}
+
+static int add_fence(struct dma_buf *dmabuf, struct dma_fence *fence)
+{
+	int err;
+
+	dma_resv_lock(dmabuf->resv, NULL);
+	err = dma_resv_reserve_fences(dmabuf->resv, 1);
+	if (!err)
+		dma_resv_add_fence(dmabuf->resv, fence, DMA_RESV_USAGE_KERNEL);
+	dma_resv_unlock(dmabuf->resv);
+	return err;
 }
 
 int devmem_test_make_dmabuf(const struct devmem_test_dmabuf *spec)
@@ -236,7 +401,7 @@ int devmem_test_make_dmabuf(const struct devmem_test_dmabuf *spec)
 	if (IS_ERR(test))
 		return PTR_ERR(test);
 
-	info.ops = &test_ops;
+	info.ops = spec->flags & DEVMEM_TEST_MOVES ? &test_moving_ops : &test_ops;
 	info.size = spec->size;
 	info.flags = O_RDWR;
 	info.priv = test;
@@ -245,9 +410,99 @@ int devmem_test_make_dmabuf(const struct devmem_test_dmabuf *spec)
 		test_free(test);
 		return PTR_ERR(dmabuf);
 	}
+	if (test->fence) {
+		int err = add_fence(dmabuf, test->fence);
+
+		if (err) {
+			dma_buf_put(dmabuf);
+			return err;
+		}
+	}
 
 	fd = dma_buf_fd(dmabuf, O_CLOEXEC);
 	if (fd < 0)
 		dma_buf_put(dmabuf);
 	return fd;
+}
+
+static struct dma_buf *test_get(int fd)
+{
+	struct dma_buf *dmabuf = dma_buf_get(fd);
+
+	if (IS_ERR(dmabuf))
+		return dmabuf;
+	if (dmabuf->ops != &test_ops && dmabuf->ops != &test_moving_ops) {
+		dma_buf_put(dmabuf);
+		return ERR_PTR(-EINVAL);
+	}
+	return dmabuf;
+}
+
+int devmem_test_state(struct devmem_test_state *state)
+{
+	struct dma_buf *dmabuf = test_get(state->fd);
+	int fd = state->fd;
+	struct test_dmabuf *test;
+
+	if (IS_ERR(dmabuf))
+		return PTR_ERR(dmabuf);
+	test = dmabuf->priv;
+
+	mutex_lock(&test->lock);
+	*state = test->state;
+	/* Before the first one unmapped it, there is nothing to compare with. */
+	state->written = !state->mapped && test->crc &&
+			 test->crc != memory_crc(test);
+	mutex_unlock(&test->lock);
+	state->fd = fd;
+
+	dma_buf_put(dmabuf);
+	return 0;
+}
+
+int devmem_test_signal(int fd)
+{
+	struct dma_buf *dmabuf = test_get(fd);
+	const struct test_dmabuf *test;
+	int err = -EINVAL;
+
+	if (IS_ERR(dmabuf))
+		return PTR_ERR(dmabuf);
+	test = dmabuf->priv;
+
+	if (test->fence && !dma_fence_is_signaled(test->fence)) {
+		dma_fence_signal(test->fence);
+		err = 0;
+	}
+
+	dma_buf_put(dmabuf);
+	return err;
+}
+
+int devmem_test_move(int fd)
+{
+	struct dma_buf *dmabuf = test_get(fd);
+	struct test_dmabuf *test;
+	int err = 0;
+
+	if (IS_ERR(dmabuf))
+		return PTR_ERR(dmabuf);
+	test = dmabuf->priv;
+
+	/* Nobody pins it meanwhile. */
+	dma_resv_lock(dmabuf->resv, NULL);
+	mutex_lock(&test->lock);
+	if (dmabuf->ops != &test_moving_ops)
+		err = -EINVAL;
+	else if (test->state.pinned)
+		err = -EBUSY;
+	else
+		test->state.moves++;
+	mutex_unlock(&test->lock);
+	if (!err)
+		dma_buf_invalidate_mappings(dmabuf);
+	dma_resv_unlock(dmabuf->resv);
+
+	dma_buf_put(dmabuf);
+	return err;
 }

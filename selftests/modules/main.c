@@ -99,8 +99,10 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 	struct seq_file *seq = file->private_data;
 	struct devmem_test *test = seq->private;
 	struct devmem_test_dmabuf dmabuf;
+	struct devmem_test_state state;
 	struct devmem_test_bench bench;
 	struct devmem_test_ops ops;
+	s32 fd;
 	long ret;
 
 	switch (cmd) {
@@ -108,6 +110,20 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 		if (copy_from_user(&dmabuf, (void __user *)arg, sizeof(dmabuf)))
 			return -EFAULT;
 		return devmem_test_make_dmabuf(&dmabuf);
+	case DEVMEM_TEST_IOC_STATE:
+		if (copy_from_user(&state, (void __user *)arg, sizeof(state)))
+			return -EFAULT;
+		ret = devmem_test_state(&state);
+		if (!ret && copy_to_user((void __user *)arg, &state, sizeof(state)))
+			return -EFAULT;
+		return ret;
+	case DEVMEM_TEST_IOC_SIGNAL:
+	case DEVMEM_TEST_IOC_MOVE:
+		if (copy_from_user(&fd, (void __user *)arg, sizeof(fd)))
+			return -EFAULT;
+		if (cmd == DEVMEM_TEST_IOC_SIGNAL)
+			return devmem_test_signal(fd);
+		return devmem_test_move(fd);
 	case DEVMEM_TEST_IOC_BENCH:
 		if (copy_from_user(&bench, (void __user *)arg, sizeof(bench)))
 			return -EFAULT;

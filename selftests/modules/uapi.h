@@ -19,6 +19,16 @@ struct devmem_test_segment {
 
 /* Segments are memory, filled with the bytes at @data. */
 #define DEVMEM_TEST_MEMORY	1
+/* Only who takes memory without struct pages can attach. */
+#define DEVMEM_TEST_PEER	2
+/* Only who can be told that the memory goes can attach. */
+#define DEVMEM_TEST_REVOCABLE	4
+/* Who attaches is told that the memory is not where the device would reach it. */
+#define DEVMEM_TEST_HOST	8
+/* The memory can move, unless it is pinned. */
+#define DEVMEM_TEST_MOVES	16
+/* The kernel has something to do with the memory until DEVMEM_TEST_IOC_SIGNAL. */
+#define DEVMEM_TEST_FENCE	32
 
 struct devmem_test_dmabuf {
 	/* What the dma-buf says that its size is. */
@@ -29,9 +39,14 @@ struct devmem_test_dmabuf {
 	__u32 flags;
 	/* Address of the bytes of all segments, one after the other. */
 	__u64 data;
-	/* Errno with which attaching, or mapping, fails; or 0. */
+	/* Errno with which attaching, mapping, or pinning fails; or 0. The last one
+	 * is for memory that can move.
+	 */
 	__s32 attach_error;
 	__s32 map_error;
+	__s32 pin_error;
+	/* 0 */
+	__u32 reserved;
 };
 
 /* Makes a dma-buf, and returns its file descriptor. */
@@ -125,5 +140,39 @@ struct devmem_test_ops {
  * ends it.
  */
 #define DEVMEM_TEST_IOC_OPS	_IOW('D', 0x45, struct devmem_test_ops)
+
+struct devmem_test_state {
+	/* The dma-buf. */
+	__s32 fd;
+	/* How many are attached, have the memory pinned, and have it mapped. */
+	__u32 attached;
+	__u32 pinned;
+	__u32 mapped;
+	/* How many of those that are attached take memory without struct pages, and
+	 * can be told that it goes.
+	 */
+	__u32 peers;
+	__u32 revocable;
+	/* How often it moved. */
+	__u32 moves;
+	/* Whether the bytes of the memory, which nobody has mapped any more, are others
+	 * than when the last one unmapped it.
+	 */
+	__u32 written;
+};
+
+/* Tells what is with a dma-buf of ours. -EINVAL if it is none. */
+#define DEVMEM_TEST_IOC_STATE	_IOWR('D', 0x46, struct devmem_test_state)
+
+/* The argument of these two is a pointer to the file descriptor of a dma-buf of ours.
+ *
+ * What the kernel had to do with the memory is done. -EINVAL if there was nothing.
+ */
+#define DEVMEM_TEST_IOC_SIGNAL	_IOW('D', 0x47, __s32)
+
+/* Moves the memory, of which all who have it mapped are told. -EINVAL if it does not
+ * move, -EBUSY if it is pinned.
+ */
+#define DEVMEM_TEST_IOC_MOVE	_IOW('D', 0x48, __s32)
 
 #endif /* DEVMEM_TEST_UAPI_H */

@@ -19,6 +19,11 @@ use crate::modules;
 
 const DEVICE: &str = "/dev/devmem_test";
 const MEMORY: u32 = 1;
+const PEER: u32 = 2;
+const REVOCABLE: u32 = 4;
+const HOST: u32 = 8;
+const MOVES: u32 = 16;
+const FENCE: u32 = 32;
 
 /// An entry of a scatterlist.
 #[repr(C)]
@@ -40,12 +45,39 @@ struct Request {
     data: u64,
     attach_error: i32,
     map_error: i32,
+    pin_error: i32,
+    reserved: u32,
+}
+
+/// What is with a dma-buf, `struct devmem_test_state`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DmaBufState {
+    fd: i32,
+    /// How many devices are attached.
+    pub attached: u32,
+    /// How many have it pinned.
+    pub pinned: u32,
+    /// How many have it mapped.
+    pub mapped: u32,
+    /// How many of those that are attached do peer-to-peer.
+    pub peers: u32,
+    /// How many of those that are attached can be told that it goes.
+    pub revocable: u32,
+    /// How often it moved.
+    pub moves: u32,
+    /// Whether somebody wrote to the memory after the last one unmapped it.
+    pub written: u32,
 }
 
 mod ioctls {
+    use super::DmaBufState;
     use super::Request;
 
     nix::ioctl_write_ptr!(dmabuf, b'D', 0x40, Request);
+    nix::ioctl_readwrite!(state, b'D', 0x46, DmaBufState);
+    nix::ioctl_write_ptr!(signal, b'D', 0x47, i32);
+    nix::ioctl_write_ptr!(r#move, b'D', 0x48, i32);
 }
 
 /// Opens the device of the module, which it loads if need be.
@@ -69,8 +101,10 @@ pub fn unload() -> io::Result<()> {
 pub struct Shape {
     segments: Vec<Segment>,
     size: u64,
+    flags: u32,
     attach_error: i32,
     map_error: i32,
+    pin_error: i32,
 }
 
 impl Shape {
@@ -80,8 +114,10 @@ impl Shape {
         Self {
             segments: segments.to_vec(),
             size,
+            flags: 0,
             attach_error: 0,
             map_error: 0,
+            pin_error: 0,
         }
     }
 
@@ -103,6 +139,44 @@ impl Shape {
         Self { map_error, ..self }
     }
 
+    fn flag(self, flag: u32) -> Self {
+        let flags = self.flags | flag;
+        Self { flags, ..self }
+    }
+
+    /// Only who does peer-to-peer can attach.
+    pub fn demands_peer(self) -> Self {
+        self.flag(PEER)
+    }
+
+    /// Only who can be told that the memory goes can attach.
+    pub fn demands_revocable(self) -> Self {
+        self.flag(REVOCABLE)
+    }
+
+    /// It falls back to host memory.
+    pub fn in_host_memory(self) -> Self {
+        self.flag(HOST)
+    }
+
+    /// It can move, unless it is pinned.
+    pub fn moves(self) -> Self {
+        self.flag(MOVES)
+    }
+
+    /// It can move, and cannot be pinned.
+    pub fn pin_error(self, pin_error: i32) -> Self {
+        Self {
+            pin_error,
+            ..self.moves()
+        }
+    }
+
+    /// The kernel has something to do with the memory, until [`OddDmaBuf::signal`].
+    pub fn with_fence(self) -> Self {
+        self.flag(FENCE)
+    }
+
     /// Makes it of nothing: no device may touch it.
     pub fn of_nothing(&self) -> io::Result<OddDmaBuf> {
         self.make(0, &[])
@@ -120,10 +194,12 @@ impl Shape {
             size: self.size,
             segments: self.segments.as_ptr().expose_provenance() as u64,
             num_segments: self.segments.len() as u32,
-            flags,
+            flags: self.flags | flags,
             data: bytes.as_ptr().expose_provenance() as u64,
             attach_error: self.attach_error,
             map_error: self.map_error,
+            pin_error: self.pin_error,
+            reserved: 0,
         };
         // SAFETY: The argument of this ioctl, which refers to arrays of the lengths that it tells, and
         // reads them only.
@@ -136,6 +212,34 @@ impl Shape {
 /// An odd dma-buf.
 #[derive(Debug)]
 pub struct OddDmaBuf(OwnedFd);
+
+impl OddDmaBuf {
+    /// What is with it.
+    pub fn state(&self) -> io::Result<DmaBufState> {
+        let mut state = DmaBufState {
+            fd: self.0.as_raw_fd(),
+            ..DmaBufState::default()
+        };
+        // SAFETY: The argument of this ioctl.
+        unsafe { ioctls::state(device()?.as_raw_fd(), &raw mut state) }?;
+        Ok(DmaBufState { fd: 0, ..state })
+    }
+
+    /// The kernel is done with what it had to do with the memory. `EINVAL` if there was nothing.
+    pub fn signal(&self) -> io::Result<()> {
+        // SAFETY: The argument of this ioctl, which reads it only.
+        unsafe { ioctls::signal(device()?.as_raw_fd(), &self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    /// Moves the memory. `EINVAL` if it does not move, `EBUSY` if it is pinned.
+    pub fn relocate(&self) -> nix::Result<()> {
+        let device = device().expect("the module's device");
+        // SAFETY: The argument of this ioctl, which reads it only.
+        unsafe { ioctls::r#move(device.as_raw_fd(), &self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+}
 
 impl AsFd for OddDmaBuf {
     fn as_fd(&self) -> BorrowedFd<'_> {
