@@ -50,6 +50,7 @@ use crate::sys::{
         TxMemory, //
     },
     net_device::{
+        DmaDevice,
         LockedNetDevice,
         TxDevice, //
     },
@@ -60,22 +61,29 @@ use crate::sys::{
 ///
 /// Checks everything that can be checked before it touches the device. If a queue cannot be opened,
 /// those that were are closed again.
+///
+/// Exporters take their time. The device is not locked meanwhile: its driver stays, and all else is looked at again.
 pub(crate) fn bind_rx<'a, P>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>>
 where
     P: DevmemProvider<Source = Mapping>,
 {
     let niov_shift = niov_shift(request)?;
-    let dev = rx_device(request)?;
-    let queues = Queues::of(request, &dev)?;
-    let dma_dev = dma_device(request, &dev, &queues)?;
-    let mapping = mapping(request, dma_dev, Direction::FromDevice)?;
+    let dma_dev = {
+        let dev = rx_device(request)?;
+        dma_device(request, &dev, &Queues::of(request, &dev)?)?
+    };
+    let mapping = mapping(request, &dma_dev, Direction::FromDevice)?;
+    let is_peer_to_peer = mapping.is_peer_to_peer();
     let memory = RxMemory::new(mapping, niov_shift)
         .map_err(|error| refuse_memory(request, error, niov_shift))?;
 
+    let dev = rx_device(request)?;
+    let queues = Queues::of(request, &dev)?;
     let bound = Draft::receive::<P>(dev, memory, request)?.publish(request)?;
     for rxq in queues.iter() {
         bound.open_rxq(rxq, request)?;
     }
+    tell_where_memory_is(request, is_peer_to_peer);
     Ok(bound)
 }
 
@@ -84,13 +92,17 @@ pub(crate) fn bind_tx<'a, P>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'
 where
     P: DevmemProvider<Source = Mapping>,
 {
-    let dev = device(request)?;
-    let tx_dev = tx_device(request, dev)?;
-    let dma_dev = tx_dev.dma_device().ok_or_else(|| refuse_dma(request))?;
-    let mapping = mapping(request, dma_dev, Direction::ToDevice)?;
+    let dma_dev = tx_device(request)?
+        .hold_dma_device()
+        .ok_or_else(|| refuse_dma(request))?;
+    let mapping = mapping(request, &dma_dev, Direction::ToDevice)?;
+    let is_peer_to_peer = mapping.is_peer_to_peer();
     let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
-    Draft::transmit::<P>(tx_dev, memory, request)?.publish(request)
+    let dev = tx_device(request)?;
+    let bound = Draft::transmit::<P>(dev, memory, request)?.publish(request)?;
+    tell_where_memory_is(request, is_peer_to_peer);
+    Ok(bound)
 }
 
 /// log2 of the size of a net_iov, in bytes. The policy sees to it that none is below the page size.
@@ -131,7 +143,8 @@ fn rx_device<'a>(request: &'a BindRequest<'_>) -> Result<LockedNetDevice<'a>> {
     Ok(dev)
 }
 
-fn tx_device<'a>(request: &BindRequest<'_>, dev: LockedNetDevice<'a>) -> Result<TxDevice<'a>> {
+fn tx_device<'a>(request: &'a BindRequest<'_>) -> Result<TxDevice<'a>> {
+    let dev = device(request)?;
     let attr = request.attr(DmabufAttr::Ifindex);
     let refuse = |why: fmt::Arguments<'_>| request.refuse(EOPNOTSUPP, attr, why);
 
@@ -197,11 +210,11 @@ impl Queues {
 }
 
 /// The device that does the DMA for all of `queues`.
-fn dma_device<'a>(
+fn dma_device(
     request: &BindRequest<'_>,
-    dev: &'a LockedNetDevice<'_>,
+    dev: &LockedNetDevice<'_>,
     queues: &Queues,
-) -> Result<&'a Device<Bound>> {
+) -> Result<DmaDevice> {
     let mut found: Option<(u32, Option<&Device<Bound>>)> = None;
 
     for rxq in queues.iter() {
@@ -216,10 +229,9 @@ fn dma_device<'a>(
         }
     }
 
-    match found {
-        Some((_, Some(dma_dev))) => Ok(dma_dev),
-        _ => Err(refuse_dma(request)),
-    }
+    found
+        .and_then(|(rxq, _)| dev.hold_dma_device(rxq))
+        .ok_or_else(|| refuse_dma(request))
 }
 
 fn same(one: Option<&Device<Bound>>, other: Option<&Device<Bound>>) -> bool {
@@ -246,6 +258,15 @@ fn mapping(
         MapError::Attach(error) => refuse(error, fmt!("Failed to bind dmabuf to device")),
         MapError::Map(error) => refuse(error, fmt!("Failed to map dmabuf attachment")),
     })
+}
+
+/// The exporter may serve a device that does not reach its memory by a copy in host memory.
+fn tell_where_memory_is(request: &BindRequest<'_>, is_peer_to_peer: bool) {
+    if !is_peer_to_peer {
+        request.warn(fmt!(
+            "dma-buf is not peer-to-peer: its exporter may have moved it to host memory"
+        ));
+    }
 }
 
 fn refuse_memory(request: &BindRequest<'_>, error: MemoryError, niov_shift: u32) -> Error {

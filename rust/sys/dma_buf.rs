@@ -2,19 +2,32 @@
 
 //! dma-bufs, and their mapping for a device.
 //!
-//! C header: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h)
+//! A device is attached to a dma-buf ([`Attachment`]). Under the reservation lock ([`Locked`]) the memory is then
+//! [pinned](Pinned) and [mapped](Table), each undone when dropped, under that lock, unless it is kept: as a
+//! [`Mapping`], which takes the lock to undo it.
+//!
+//! C headers: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h),
+//! [`include/linux/dma-resv.h`](srctree/include/linux/dma-resv.h)
 
-use core::ptr::NonNull;
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
 
 use kernel::{
     device::{
         Bound,
         Device, //
     },
-    error::from_err_ptr,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
     prelude::*,
     scatterlist::SGTable,
-    sync::aref::ARef, //
+    sync::aref::ARef,
+    task::MAX_SCHEDULE_TIMEOUT,
+    types::NotThreadSafe, //
 };
 
 use super::{
@@ -70,6 +83,11 @@ impl DmaBuf {
         // SAFETY: By the type invariant the dma-buf is alive, and its size does not change.
         unsafe { (*self.0.as_ptr()).size as u64 }
     }
+
+    fn resv(&self) -> *mut bindings::dma_resv {
+        // SAFETY: By the type invariant the dma-buf is alive, and keeps its reservation object.
+        unsafe { (*self.0.as_ptr()).resv }
+    }
 }
 
 impl Drop for DmaBuf {
@@ -79,20 +97,199 @@ impl Drop for DmaBuf {
     }
 }
 
+/// What exporters are told of us, who import.
+///
+/// Nobody here looks for the struct pages of the memory: there need be none.
+static IMPORTER: bindings::dma_buf_attach_ops = bindings::dma_buf_attach_ops {
+    allow_peer2peer: true,
+    // Exporters that may take pinned memory back do not let us attach. To serve them takes somebody who takes
+    // the binding off its queues then.
+    invalidate_mappings: None,
+};
+
 /// The attachment of a device to a dma-buf.
 ///
 /// # Invariants
 ///
-/// The pointer is to an attachment to `buf`, and nothing else will detach it.
+/// The pointer is to a dynamic attachment to `buf`, and nothing else will detach it.
 struct Attachment {
     ptr: NonNull<bindings::dma_buf_attachment>,
     buf: DmaBuf,
 }
 
+impl Attachment {
+    fn new(buf: DmaBuf, dev: &Device<Bound>) -> Result<Self> {
+        // SAFETY: Both are alive, the dma-buf by its type invariant. The exporter looks at the ops until it is
+        // detached, which is before the module goes; they have no use for private data.
+        let ptr = unsafe {
+            bindings::dma_buf_dynamic_attach(
+                buf.0.as_ptr(),
+                device_ptr(dev),
+                &IMPORTER,
+                core::ptr::null_mut(),
+            )
+        };
+
+        // INVARIANT: It was just attached.
+        Ok(Self {
+            ptr: non_null(ptr)?,
+            buf,
+        })
+    }
+
+    /// Takes the reservation lock of the dma-buf. Can sleep.
+    fn lock(&self) -> Locked<'_> {
+        // SAFETY: By the type invariant the dma-buf is alive, and with it its reservation object. Without a
+        // context to acquire several it is a mutex, and taking it does not fail.
+        unsafe { bindings::dma_resv_lock(self.buf.resv(), core::ptr::null_mut()) };
+
+        // INVARIANT: Taken right above.
+        Locked(self, NotThreadSafe)
+    }
+
+    /// Whether the device reaches the memory where that is, as far as the exporter says.
+    fn is_peer_to_peer(&self) -> bool {
+        // SAFETY: By the type invariant it is attached. Exporters write to it while they attach or pin it only.
+        unsafe { (*self.ptr.as_ptr()).peer2peer }
+    }
+}
+
 impl Drop for Attachment {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants this is the attachment's one and only end.
+        // SAFETY: By the type invariants this is the attachment's one and only end. Whoever has the lock of its
+        // dma-buf borrows it.
         unsafe { bindings::dma_buf_detach(self.buf.0.as_ptr(), self.ptr.as_ptr()) }
+    }
+}
+
+/// An attachment under the reservation lock of its dma-buf, until this is dropped.
+///
+/// # Invariants
+///
+/// The current thread holds the lock.
+struct Locked<'a>(&'a Attachment, NotThreadSafe);
+
+impl Locked<'_> {
+    /// Has the exporter leave the memory where it is. `EOPNOTSUPP` if it cannot.
+    ///
+    /// Who exports memory that never moves has nothing to do.
+    fn pin(&self) -> Result<Pinned<'_>> {
+        // SAFETY: The attachment is there by its type invariant, and a dynamic one. By that of this its dma-buf is
+        // locked.
+        to_result(unsafe { bindings::dma_buf_pin(self.0.ptr.as_ptr()) })?;
+
+        // INVARIANT: It was just pinned.
+        Ok(Pinned(self))
+    }
+
+    /// Waits until the kernel has done with the memory what it is about to: only then is in it what its users
+    /// think there is. `EAGAIN` if a signal comes before.
+    fn wait(&self) -> Result {
+        // SAFETY: By the type invariants the dma-buf is alive, and with it its reservation object.
+        let left = unsafe {
+            bindings::dma_resv_wait_timeout(
+                self.0.buf.resv(),
+                bindings::dma_resv_usage_DMA_RESV_USAGE_KERNEL,
+                true,
+                MAX_SCHEDULE_TIMEOUT as c_ulong,
+            )
+        };
+
+        // Without a limit of time there is time left, unless it failed. A request is no system call that is
+        // begun again by itself.
+        match left {
+            0.. => Ok(()),
+            _ => Err(EAGAIN),
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the current thread holds the lock.
+        unsafe { bindings::dma_resv_unlock(self.0.buf.resv()) }
+    }
+}
+
+/// An attachment whose memory stays where it is, until this is dropped: under the lock, which it borrows.
+///
+/// # Invariants
+///
+/// The attachment is pinned, and nothing else will undo it.
+struct Pinned<'a>(&'a Locked<'a>);
+
+impl<'a> Pinned<'a> {
+    /// Maps the memory for the device. Can sleep.
+    fn map(self, direction: Direction) -> Result<Table<'a>> {
+        // SAFETY: The attachment is there by its type invariant, and the dma-buf locked by that of `Locked`.
+        let sgt =
+            unsafe { bindings::dma_buf_map_attachment(self.0 .0.ptr.as_ptr(), direction.as_raw()) };
+
+        // INVARIANT: It was just mapped.
+        Ok(Table {
+            sgt: non_null(sgt)?,
+            direction,
+            pinned: self,
+        })
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant it is pinned, and this the end of that. By that of `Locked` its dma-buf is
+        // locked.
+        unsafe { bindings::dma_buf_unpin(self.0 .0.ptr.as_ptr()) }
+    }
+}
+
+/// The table of an attachment that is mapped, until this is dropped: under the lock, which it borrows.
+///
+/// # Invariants
+///
+/// `sgt` is the mapping of the attachment for `direction`, and nothing else will undo it.
+struct Table<'a> {
+    sgt: NonNull<bindings::sg_table>,
+    direction: Direction,
+    // Dropped after the mapping was undone.
+    pinned: Pinned<'a>,
+}
+
+impl<'a> Table<'a> {
+    /// Leaves attachment and memory as they are, pinned and mapped.
+    fn keep(self) -> NonNull<bindings::sg_table> {
+        ManuallyDrop::new(self).sgt
+    }
+
+    /// What [`keep`](Self::keep) left, to be undone when dropped.
+    ///
+    /// # Safety
+    ///
+    /// `sgt` has to be kept from this attachment, mapped for that direction. This is called once for it.
+    unsafe fn kept(
+        locked: &'a Locked<'a>,
+        sgt: NonNull<bindings::sg_table>,
+        direction: Direction,
+    ) -> Self {
+        // INVARIANT: By the requirements of this function. What is mapped is pinned.
+        Self {
+            sgt,
+            direction,
+            pinned: Pinned(locked),
+        }
+    }
+}
+
+impl Drop for Table<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants this is the mapping's one and only end. The attachment is there, and its
+        // dma-buf locked, by the type invariants of `Locked`.
+        unsafe {
+            bindings::dma_buf_unmap_attachment(
+                self.pinned.0 .0.ptr.as_ptr(),
+                self.sgt.as_ptr(),
+                self.direction.as_raw(),
+            )
+        }
     }
 }
 
@@ -102,7 +299,8 @@ pub(crate) enum MapError {
     Direction,
     /// The exporter does not let the device attach.
     Attach(Error),
-    /// The exporter does not map the memory for the device.
+    /// The exporter does not leave the memory where it is, or does not map it for the device; or a signal came
+    /// while it was waited for.
     Map(Error),
 }
 
@@ -110,7 +308,7 @@ pub(crate) enum MapError {
 ///
 /// # Invariants
 ///
-/// `sgt` is the mapping of `attachment`, which is one of `dev`, for `direction`, and nothing else will undo
+/// `sgt` was kept from `attachment`, which is one of `dev`, mapped for `direction`, and nothing else will undo
 /// it.
 pub(crate) struct Mapping {
     sgt: NonNull<bindings::sg_table>,
@@ -128,9 +326,11 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `buf` for `dev` to do DMA in one direction.
+    /// Maps `buf` for `dev` to do DMA in one direction: peer-to-peer if the exporter can, and pinned, so that it
+    /// does not move.
     ///
-    /// Keeps `dev` alive. Can sleep.
+    /// Keeps `dev` alive. Can sleep, as long as it takes the exporter to move the memory to where it is to be:
+    /// no lock should be held that others wait for.
     pub(crate) fn new(
         buf: DmaBuf,
         dev: &Device<Bound>,
@@ -139,25 +339,30 @@ impl Mapping {
         if !buf.allows(direction) {
             return Err(MapError::Direction);
         }
-        // SAFETY: Both are alive, the dma-buf by its type invariant.
-        let ptr = unsafe { bindings::dma_buf_attach(buf.0.as_ptr(), device_ptr(dev)) };
-        let ptr = non_null(ptr).map_err(MapError::Attach)?;
-        // INVARIANT: It was just attached.
-        let attachment = Attachment { ptr, buf };
+        let attachment = Attachment::new(buf, dev).map_err(MapError::Attach)?;
+        let sgt = Self::map(&attachment.lock(), direction).map_err(MapError::Map)?;
 
-        // SAFETY: The attachment is there by its type invariant, and its reservation object is not
-        // locked by us.
-        let sgt = unsafe {
-            bindings::dma_buf_map_attachment_unlocked(attachment.ptr.as_ptr(), direction.as_raw())
-        };
-        let sgt = non_null(sgt).map_err(MapError::Map)?;
-        // INVARIANT: It was just mapped.
+        // INVARIANT: It was just kept.
         Ok(Self {
             sgt,
             direction,
             attachment,
             dev: dev.into(),
         })
+    }
+
+    fn map(locked: &Locked<'_>, direction: Direction) -> Result<NonNull<bindings::sg_table>> {
+        let table = locked.pin()?.map(direction)?;
+
+        // It may be the mapping that has the memory moved.
+        locked.wait()?;
+        Ok(table.keep())
+    }
+
+    /// Whether the device reaches the memory where that is. If not, it may be a copy of it in host memory, that
+    /// the exporter moved it to. Exporters that know nothing of peers do not say so.
+    pub(crate) fn is_peer_to_peer(&self) -> bool {
+        self.attachment.is_peer_to_peer()
     }
 }
 
@@ -195,15 +400,11 @@ unsafe impl Source for Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants this is the mapping's one and only end. The attachment is
-        // still there: fields are dropped after this.
-        unsafe {
-            bindings::dma_buf_unmap_attachment_unlocked(
-                self.attachment.ptr.as_ptr(),
-                self.sgt.as_ptr(),
-                self.direction.as_raw(),
-            )
-        }
+        let locked = self.attachment.lock();
+
+        // SAFETY: By the type invariants it was kept from this attachment, and this is its one and only end. The
+        // attachment is still there: fields are dropped after this.
+        drop(unsafe { Table::kept(&locked, self.sgt, self.direction) });
     }
 }
 

@@ -200,15 +200,25 @@ impl<'a> BindRequest<'a> {
         attr: Option<Attr<'_>>,
         why: fmt::Arguments<'_>,
     ) -> Error {
+        self.tell(attr, why);
+        error
+    }
+
+    /// Tells what is to be known of a request that is served. Who asks for an acknowledgement gets it.
+    pub(crate) fn warn(&self, what: fmt::Arguments<'_>) {
+        self.tell(None, what);
+    }
+
+    fn tell(&self, attr: Option<Attr<'_>>, what: fmt::Arguments<'_>) {
         let Some(extack) = NonNull::new(self.extack()) else {
-            return error;
+            return;
         };
 
         // What does not fit is cut off, one byte is left for the NUL. Whose `fmt()` this calls may refuse
         // the request, too: the extended ack is not borrowed yet.
         let mut text = [0; bindings::NETLINK_MAX_FMTMSG_LEN as usize];
         let room = text.len() - 1;
-        let _ = Formatter::new(&mut text[..room]).write_fmt(why);
+        let _ = Formatter::new(&mut text[..room]).write_fmt(what);
 
         // SAFETY: By the type invariants the extended ack is valid, and ours to write.
         let extack = unsafe { &mut *extack.as_ptr() };
@@ -216,7 +226,6 @@ impl<'a> BindRequest<'a> {
         extack.policy = core::ptr::null();
         extack._msg_buf = text;
         extack._msg = extack._msg_buf.as_ptr();
-        error
     }
 }
 

@@ -6,6 +6,8 @@
 
 use core::{
     marker::PhantomData,
+    mem::MaybeUninit,
+    ops::Deref,
     ptr::NonNull, //
 };
 
@@ -88,6 +90,17 @@ impl<'a> LockedNetDevice<'a> {
         self.queue_dma_device(rxq, bindings::netdev_queue_type_NETDEV_QUEUE_TYPE_RX)
     }
 
+    /// The same device, to be used when the lock is not held any more.
+    pub(crate) fn hold_dma_device(&self, rxq: u32) -> Option<DmaDevice> {
+        let dma_dev = self.dma_device(rxq)?;
+        // SAFETY: By the type invariant the device is alive and locked. It has the queue.
+        let netdev = unsafe { bindings::rx_queue_hw_dev(self.0.as_ptr(), rxq) };
+
+        // SAFETY: That of a queue which is leased does the DMA. It takes the lock of who leased it before it can
+        // be gone, as above.
+        NonNull::new(netdev).map(|netdev| unsafe { DmaDevice::hold(netdev, dma_dev) })
+    }
+
     fn queue_dma_device(
         &self,
         queue: u32,
@@ -133,6 +146,14 @@ impl TxDevice<'_> {
             .queue_dma_device(0, bindings::netdev_queue_type_NETDEV_QUEUE_TYPE_TX)
     }
 
+    /// The same device, to be used when the lock is not held any more.
+    pub(crate) fn hold_dma_device(&self) -> Option<DmaDevice> {
+        let dma_dev = self.dma_device()?;
+
+        // SAFETY: It is locked, and so is still registered.
+        Some(unsafe { DmaDevice::hold(self.physical().0, dma_dev) })
+    }
+
     pub(super) fn as_ptr(&self) -> *mut bindings::net_device {
         self.physical().as_ptr()
     }
@@ -143,6 +164,55 @@ impl TxDevice<'_> {
             Some(_) => self.named.as_ptr(),
             None => core::ptr::null_mut(),
         }
+    }
+}
+
+/// A device that does DMA for a net_device, and stays bound to its driver until this is dropped.
+///
+/// Whoever unregisters the net_device waits for that. No lock is held meanwhile.
+///
+/// # Invariants
+///
+/// `dma_dev` does the DMA of `netdev`, to which this owns a reference with `tracker`, and which was registered when
+/// that was taken.
+pub(crate) struct DmaDevice {
+    netdev: NonNull<bindings::net_device>,
+    tracker: MaybeUninit<bindings::netdevice_tracker>,
+    dma_dev: NonNull<Device<Bound>>,
+}
+
+impl DmaDevice {
+    /// # Safety
+    ///
+    /// `netdev` has to be valid, one that cannot be unregistered yet, and `dma_dev` has to do its DMA.
+    unsafe fn hold(netdev: NonNull<bindings::net_device>, dma_dev: &Device<Bound>) -> Self {
+        let mut tracker = MaybeUninit::uninit();
+        // SAFETY: By the requirements of this function. The tracker is set if it is to be used.
+        unsafe { bindings::netdev_hold(netdev.as_ptr(), tracker.as_mut_ptr()) };
+
+        // INVARIANT: By the requirements of this function.
+        Self {
+            netdev,
+            tracker,
+            dma_dev: dma_dev.into(),
+        }
+    }
+}
+
+impl Deref for DmaDevice {
+    type Target = Device<Bound>;
+
+    fn deref(&self) -> &Device<Bound> {
+        // SAFETY: By the type invariants. A driver unregisters its net_devices before it leaves the device, which
+        // does not end as long as there is a reference.
+        unsafe { self.dma_dev.as_ref() }
+    }
+}
+
+impl Drop for DmaDevice {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants there is a reference to give up, with this tracker.
+        unsafe { bindings::netdev_put(self.netdev.as_ptr(), self.tracker.as_mut_ptr()) }
     }
 }
 

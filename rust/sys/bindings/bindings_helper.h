@@ -4,6 +4,7 @@
  */
 
 #include <linux/dma-buf.h>
+#include <linux/dma-resv.h>
 #include <linux/net.h>
 #include <linux/netdevice.h>
 #include <linux/skbuff.h>
@@ -33,6 +34,8 @@ const size_t RUST_CONST_HELPER_DMABUF_CMSG_SPACE = CMSG_SPACE(sizeof(struct dmab
 
 /* Sizes of what rust/sys has the members of, and the kernel crate describes. */
 const size_t RUST_CONST_HELPER_SIZEOF_DMA_BUF = sizeof(struct dma_buf);
+const size_t RUST_CONST_HELPER_SIZEOF_DMA_BUF_ATTACH_OPS = sizeof(struct dma_buf_attach_ops);
+const size_t RUST_CONST_HELPER_SIZEOF_DMA_BUF_ATTACHMENT = sizeof(struct dma_buf_attachment);
 const size_t RUST_CONST_HELPER_SIZEOF_FILE = sizeof(struct file);
 const size_t RUST_CONST_HELPER_SIZEOF_GENL_INFO = sizeof(struct genl_info);
 const size_t RUST_CONST_HELPER_SIZEOF_IOV_ITER = sizeof(struct iov_iter);

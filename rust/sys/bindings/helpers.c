@@ -16,6 +16,7 @@
 #include <net/devmem.h>
 #include <net/genetlink.h>
 #include <net/netdev_lock.h>
+#include <net/netdev_rx_queue.h>
 #include <net/page_pool/memory_provider.h>
 #include <net/page_pool/types.h>
 #include <net/sock.h>
@@ -110,6 +111,25 @@ unsigned int rust_helper_real_num_rx_queues(const struct net_device *dev)
 void rust_helper_netdev_unlock(struct net_device *dev)
 {
 	netdev_unlock(dev);
+}
+
+void rust_helper_netdev_hold(struct net_device *dev, netdevice_tracker *tracker)
+{
+	netdev_hold(dev, tracker, GFP_KERNEL);
+}
+
+void rust_helper_netdev_put(struct net_device *dev, netdevice_tracker *tracker)
+{
+	netdev_put(dev, tracker);
+}
+
+/* The device that has the queue: if it is leased, that which it is leased from. */
+struct net_device *rust_helper_rx_queue_hw_dev(struct net_device *dev,
+					       unsigned int rxq)
+{
+	struct netdev_rx_queue *lease = __netif_get_rx_queue(dev, rxq)->lease;
+
+	return lease ? lease->dev : dev;
 }
 
 unsigned int rust_helper_netmem_tx(const struct net_device *dev)

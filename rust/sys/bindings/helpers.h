@@ -6,6 +6,7 @@
 #define _DEVMEM_PROVIDER_HELPERS_H
 
 #include <linux/dma-direction.h>
+#include <linux/netdevice.h>
 #include <linux/types.h>
 #include <net/page_pool/types.h>
 
@@ -50,6 +51,10 @@ bool rust_helper_netif_device_present(const struct net_device *dev);
 bool rust_helper_netdev_need_ops_lock(const struct net_device *dev);
 unsigned int rust_helper_real_num_rx_queues(const struct net_device *dev);
 void rust_helper_netdev_unlock(struct net_device *dev);
+void rust_helper_netdev_hold(struct net_device *dev, netdevice_tracker *tracker);
+void rust_helper_netdev_put(struct net_device *dev, netdevice_tracker *tracker);
+struct net_device *rust_helper_rx_queue_hw_dev(struct net_device *dev,
+					       unsigned int rxq);
 unsigned int rust_helper_netmem_tx(const struct net_device *dev);
 
 struct net *rust_helper_genl_info_net(const struct genl_info *info);

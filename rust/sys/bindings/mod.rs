@@ -35,6 +35,8 @@ include!(env!("DEVMEM_PROVIDER_BINDINGS"));
 
 // What bindgen makes has the like of this for the types that are ours. The others are as in C, too.
 static_assert!(size_of::<dma_buf>() == SIZEOF_DMA_BUF);
+static_assert!(size_of::<dma_buf_attach_ops>() == SIZEOF_DMA_BUF_ATTACH_OPS);
+static_assert!(size_of::<dma_buf_attachment>() == SIZEOF_DMA_BUF_ATTACHMENT);
 static_assert!(size_of::<file>() == SIZEOF_FILE);
 static_assert!(size_of::<genl_info>() == SIZEOF_GENL_INFO);
 static_assert!(size_of::<iov_iter>() == SIZEOF_IOV_ITER);

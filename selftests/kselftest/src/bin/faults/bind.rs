@@ -69,7 +69,7 @@ pub fn bind_rx() -> Outcome {
         reach: &[
             "netlink_sendmsg",
             "netdev_nl_bind_rx_doit",
-            "dma_buf_attach",
+            "dma_buf_attach|dma_buf_dynamic_attach",
             "dma_buf_map_attachment",
             "net_devmem_binding_init",
             "netdev_rx_queue_reconfig",
@@ -92,7 +92,7 @@ pub fn bind_tx() -> Outcome {
         reach: &[
             "netlink_sendmsg",
             "netdev_nl_bind_tx_doit",
-            "dma_buf_attach",
+            "dma_buf_attach|dma_buf_dynamic_attach",
             "dma_buf_map_attachment",
             "net_devmem_binding_init",
             "netlink_ack",

@@ -53,17 +53,35 @@ const NULL: i64 = 0;
 const NO_MEMORY: i64 = -(libc::ENOMEM as i64);
 
 /// What binding needs either way. Errnos that nobody else uses show that they are passed on.
-const BIND: [Fault; 10] = [
+const BIND: [Fault; 8] = [
     passed_on("genl_sk_priv_get", libc::ENOMEM),
     fails("genlmsg_put", 1, NULL, libc::EMSGSIZE),
     fails("netdev_get_by_index_lock", 1, NULL, libc::ENODEV),
     passed_on("dma_buf_get", libc::ENFILE),
-    passed_on("dma_buf_attach", libc::EXDEV),
-    passed_on("dma_buf_map_attachment_unlocked", libc::EREMOTEIO),
     passed_on("net_devmem_binding_init", libc::ENOMEM),
     passed_on("percpu_ref_init", libc::ENOMEM),
     passed_on("net_devmem_binding_publish", libc::ENOSPC),
     passed_on("__xa_alloc_cyclic", libc::ENOMEM),
+];
+
+/// How the module gets at the memory. Meanwhile the device is not locked: it may go.
+const IMPORT: [Fault; 5] = [
+    passed_on("dma_buf_dynamic_attach", libc::EXDEV),
+    passed_on("dma_buf_pin", libc::EOPNOTSUPP),
+    passed_on("dma_buf_map_attachment", libc::EREMOTEIO),
+    fails(
+        "dma_resv_wait_timeout",
+        1,
+        -(libc::EINTR as i64),
+        libc::EAGAIN,
+    ),
+    fails("netdev_get_by_index_lock", 2, NULL, libc::ENODEV),
+];
+
+/// How the C code does.
+const IMPORT_OF_BUILTIN: [Fault; 2] = [
+    passed_on("dma_buf_attach", libc::EXDEV),
+    passed_on("dma_buf_map_attachment_unlocked", libc::EREMOTEIO),
 ];
 
 /// What opening the two queues needs: each call for the first one, and for the second.
@@ -114,11 +132,11 @@ fn check(fault: &Fault, call: &Call, got: walk::Result) -> Outcome {
 }
 
 #[track_caller]
-fn bind(way: Way, faults: &[Fault]) -> Outcome {
+fn bind(way: Way, faults: &[&[Fault]]) -> Outcome {
     let mut rig = Rig::new()?;
     let before = State::of(&rig.pair)?;
     rig.transfer()?;
-    for fault in faults {
+    for fault in faults.iter().copied().flatten() {
         let (call, got) = way.with_socket(&rig, |request| {
             let call = Call::fails(fault.function, fault.nth, fault.ret)?;
             let got = request();
@@ -131,16 +149,23 @@ fn bind(way: Way, faults: &[Fault]) -> Outcome {
     rig.transfer()
 }
 
+fn import() -> &'static [Fault] {
+    match provider::under_test() {
+        Provider::Module => &IMPORT,
+        Provider::Builtin => &IMPORT_OF_BUILTIN,
+    }
+}
+
 pub fn calls_of_bind_rx() -> Outcome {
-    bind(Way::Rx, &BIND)
+    bind(Way::Rx, &[&BIND, import()])
 }
 
 pub fn calls_of_open_queues() -> Outcome {
-    bind(Way::Rx, &OPEN)
+    bind(Way::Rx, &[&OPEN])
 }
 
 pub fn calls_of_bind_tx() -> Outcome {
-    bind(Way::Tx, &BIND)
+    bind(Way::Tx, &[&BIND, import()])
 }
 
 /// What the first call on a socket needs. The module's one copy to user space is no function of its own.
