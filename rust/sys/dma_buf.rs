@@ -147,6 +147,28 @@ impl Attachment {
         Locked(self, NotThreadSafe)
     }
 
+    /// Waits until the kernel has done with the memory what it is about to: only then is in it what its users
+    /// think there is. `EAGAIN` if a signal comes before. Nobody has to wait for us meanwhile.
+    fn wait(&self) -> Result {
+        // SAFETY: By the type invariant the dma-buf is alive, and with it its reservation object, which need not be
+        // locked.
+        let left = unsafe {
+            bindings::dma_resv_wait_timeout(
+                self.buf.resv(),
+                bindings::dma_resv_usage_DMA_RESV_USAGE_KERNEL,
+                true,
+                MAX_SCHEDULE_TIMEOUT as c_ulong,
+            )
+        };
+
+        // Without a limit of time there is time left, unless it failed. A request is no system call that is
+        // begun again by itself.
+        match left {
+            0.. => Ok(()),
+            _ => Err(EAGAIN),
+        }
+    }
+
     /// Whether the device reaches the memory where that is, as far as the exporter says.
     fn is_peer_to_peer(&self) -> bool {
         // SAFETY: By the type invariant it is attached. Exporters write to it while they attach or pin it only.
@@ -180,27 +202,6 @@ impl Locked<'_> {
 
         // INVARIANT: It was just pinned.
         Ok(Pinned(self))
-    }
-
-    /// Waits until the kernel has done with the memory what it is about to: only then is in it what its users
-    /// think there is. `EAGAIN` if a signal comes before.
-    fn wait(&self) -> Result {
-        // SAFETY: By the type invariants the dma-buf is alive, and with it its reservation object.
-        let left = unsafe {
-            bindings::dma_resv_wait_timeout(
-                self.0.buf.resv(),
-                bindings::dma_resv_usage_DMA_RESV_USAGE_KERNEL,
-                true,
-                MAX_SCHEDULE_TIMEOUT as c_ulong,
-            )
-        };
-
-        // Without a limit of time there is time left, unless it failed. A request is no system call that is
-        // begun again by itself.
-        match left {
-            0.. => Ok(()),
-            _ => Err(EAGAIN),
-        }
     }
 }
 
@@ -341,22 +342,21 @@ impl Mapping {
         }
         let attachment = Attachment::new(buf, dev).map_err(MapError::Attach)?;
         let sgt = Self::map(&attachment.lock(), direction).map_err(MapError::Map)?;
-
         // INVARIANT: It was just kept.
-        Ok(Self {
+        let mapping = Self {
             sgt,
             direction,
             attachment,
             dev: dev.into(),
-        })
+        };
+
+        // It may be the mapping that has the memory moved.
+        mapping.attachment.wait().map_err(MapError::Map)?;
+        Ok(mapping)
     }
 
     fn map(locked: &Locked<'_>, direction: Direction) -> Result<NonNull<bindings::sg_table>> {
-        let table = locked.pin()?.map(direction)?;
-
-        // It may be the mapping that has the memory moved.
-        locked.wait()?;
-        Ok(table.keep())
+        Ok(locked.pin()?.map(direction)?.keep())
     }
 
     /// Whether the device reaches the memory where that is. If not, it may be a copy of it in host memory, that
