@@ -97,15 +97,20 @@ impl Drop for DmaBuf {
     }
 }
 
-/// What exporters are told of us, who import.
-///
-/// Nobody here looks for the struct pages of the memory: there need be none.
-static IMPORTER: bindings::dma_buf_attach_ops = bindings::dma_buf_attach_ops {
-    allow_peer2peer: true,
-    // Exporters that may take pinned memory back do not let us attach. To serve them takes somebody who takes
-    // the binding off its queues then.
-    invalidate_mappings: None,
-};
+/// What exporters are told of us, who import: whether the memory may be without struct pages, as a peer's is.
+/// Nobody here looks for them.
+const fn importer(allow_peer2peer: bool) -> bindings::dma_buf_attach_ops {
+    bindings::dma_buf_attach_ops {
+        allow_peer2peer,
+        // Exporters that may take pinned memory back do not let us attach. To serve them takes somebody who takes
+        // the binding off its queues then.
+        invalidate_mappings: None,
+    }
+}
+
+static ANYWHERE: bindings::dma_buf_attach_ops = importer(true);
+
+static IN_HOST_MEMORY: bindings::dma_buf_attach_ops = importer(false);
 
 /// The attachment of a device to a dma-buf.
 ///
@@ -118,14 +123,18 @@ struct Attachment {
 }
 
 impl Attachment {
-    fn new(buf: DmaBuf, dev: &Device<Bound>) -> Result<Self> {
+    fn new(
+        buf: DmaBuf,
+        dev: &Device<Bound>,
+        ops: &'static bindings::dma_buf_attach_ops,
+    ) -> Result<Self> {
         // SAFETY: Both are alive, the dma-buf by its type invariant. The exporter looks at the ops until it is
         // detached, which is before the module goes; they have no use for private data.
         let ptr = unsafe {
             bindings::dma_buf_dynamic_attach(
                 buf.0.as_ptr(),
                 device_ptr(dev),
-                &IMPORTER,
+                ops,
                 core::ptr::null_mut(),
             )
         };
@@ -135,6 +144,16 @@ impl Attachment {
             ptr: non_null(ptr)?,
             buf,
         })
+    }
+
+    /// Ends it.
+    fn detach(self) -> DmaBuf {
+        let this = ManuallyDrop::new(self);
+
+        // SAFETY: By the type invariants this is the attachment's one and only end: `this` is not dropped.
+        unsafe { bindings::dma_buf_detach(this.buf.0.as_ptr(), this.ptr.as_ptr()) };
+        // SAFETY: A field of what is not dropped, nor used again.
+        unsafe { core::ptr::read(&this.buf) }
     }
 
     /// Takes the reservation lock of the dma-buf. Can sleep.
@@ -167,6 +186,16 @@ impl Attachment {
             0.. => Ok(()),
             _ => Err(EAGAIN),
         }
+    }
+
+    /// Whether there is no room for the memory where the device would reach it as a peer, going by what came of
+    /// pinning and mapping it. Memory that does not move is where it is.
+    fn has_no_room<T>(&self, mapped: &Result<T>) -> bool {
+        // SAFETY: By the type invariant the dma-buf is alive, and keeps its ops.
+        let moves = unsafe { (*(*self.buf.0.as_ptr()).ops).pin }.is_some();
+
+        let no_room = |&error: &Error| error == ENOMEM || error == ENOSPC;
+        moves && self.is_peer_to_peer() && mapped.as_ref().err().is_some_and(no_room)
     }
 
     /// Whether the device reaches the memory where that is, as far as the exporter says.
@@ -294,6 +323,15 @@ impl Drop for Table<'_> {
     }
 }
 
+/// The error as a request may tell it, which is no system call that is begun again by itself.
+fn interrupted(error: Error) -> Error {
+    if error == ERESTARTSYS || error == EINTR {
+        EAGAIN
+    } else {
+        error
+    }
+}
+
 /// Why a dma-buf could not be mapped.
 pub(crate) enum MapError {
     /// The file descriptors of the dma-buf do not allow what the device would do.
@@ -330,6 +368,8 @@ impl Mapping {
     /// Maps `buf` for `dev` to do DMA in one direction: peer-to-peer if the exporter can, and pinned, so that it
     /// does not move.
     ///
+    /// Where there is no room for it that the device reaches, it is asked for in host memory.
+    ///
     /// Keeps `dev` alive. Can sleep, as long as it takes the exporter to move the memory to where it is to be:
     /// no lock should be held that others wait for.
     pub(crate) fn new(
@@ -340,8 +380,14 @@ impl Mapping {
         if !buf.allows(direction) {
             return Err(MapError::Direction);
         }
-        let attachment = Attachment::new(buf, dev).map_err(MapError::Attach)?;
-        let sgt = Self::map(&attachment.lock(), direction).map_err(MapError::Map)?;
+        let mut attachment = Attachment::new(buf, dev, &ANYWHERE).map_err(MapError::Attach)?;
+        let mut mapped = Self::map(&attachment.lock(), direction);
+        if attachment.has_no_room(&mapped) {
+            attachment = Attachment::new(attachment.detach(), dev, &IN_HOST_MEMORY)
+                .map_err(MapError::Attach)?;
+            mapped = Self::map(&attachment.lock(), direction);
+        }
+        let sgt = mapped.map_err(MapError::Map)?;
         // INVARIANT: It was just kept.
         let mapping = Self {
             sgt,
@@ -356,7 +402,9 @@ impl Mapping {
     }
 
     fn map(locked: &Locked<'_>, direction: Direction) -> Result<NonNull<bindings::sg_table>> {
-        Ok(locked.pin()?.map(direction)?.keep())
+        let pinned = locked.pin().map_err(interrupted)?;
+
+        Ok(pinned.map(direction).map_err(interrupted)?.keep())
     }
 
     /// Whether the device reaches the memory where that is. If not, it may be a copy of it in host memory, that

@@ -114,7 +114,8 @@ static int test_pin(struct dma_buf_attachment *attachment)
 {
 	struct test_dmabuf *test = attachment->dmabuf->priv;
 
-	if (test->spec.pin_error)
+	if (test->spec.pin_error &&
+	    (attachment->peer2peer || !(test->spec.flags & DEVMEM_TEST_NO_ROOM)))
 		return -test->spec.pin_error;
 
 	mutex_lock(&test->lock);

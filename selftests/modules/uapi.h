@@ -29,6 +29,8 @@ struct devmem_test_segment {
 #define DEVMEM_TEST_MOVES	16
 /* The kernel has something to do with the memory until DEVMEM_TEST_IOC_SIGNAL. */
 #define DEVMEM_TEST_FENCE	32
+/* Pinning fails for who does peer-to-peer only. */
+#define DEVMEM_TEST_NO_ROOM	64
 
 struct devmem_test_dmabuf {
 	/* What the dma-buf says that its size is. */

@@ -24,6 +24,7 @@ const REVOCABLE: u32 = 4;
 const HOST: u32 = 8;
 const MOVES: u32 = 16;
 const FENCE: u32 = 32;
+const NO_ROOM: u32 = 64;
 
 /// An entry of a scatterlist.
 #[repr(C)]
@@ -170,6 +171,11 @@ impl Shape {
             pin_error,
             ..self.moves()
         }
+    }
+
+    /// There is no room for it where peers would reach it.
+    pub fn no_room_for_peers(self) -> Self {
+        self.pin_error(libc::ENOMEM).flag(NO_ROOM)
     }
 
     /// The kernel has something to do with the memory, until [`OddDmaBuf::signal`].

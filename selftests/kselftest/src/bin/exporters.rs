@@ -142,6 +142,25 @@ fn cannot_be_pinned() -> Outcome {
     check(&shape().pin_error(libc::EOPNOTSUPP), NOT_MAPPED, NOT_MAPPED)
 }
 
+/// The exporter waits, and a signal comes: a request does not begin again by itself.
+fn interrupted() -> Outcome {
+    const AGAIN: &str = "EAGAIN, \"Failed to map dmabuf attachment\"";
+    const ERESTARTSYS: i32 = 512;
+    let builtin = format!(
+        "{:?}, \"Failed to map dmabuf attachment\"",
+        Errno::from_raw(ERESTARTSYS)
+    );
+    check(&shape().pin_error(ERESTARTSYS), AGAIN, &builtin)?;
+    let builtin = "EINTR, \"Failed to map dmabuf attachment\"";
+    check(&shape().pin_error(libc::EINTR), AGAIN, builtin)
+}
+
+/// As amdgpu, if too little of the memory of the GPU can be seen from outside.
+fn no_room_for_peers() -> Outcome {
+    let told = format!("bound, {WHERE:?}");
+    check(&shape().no_room_for_peers(), &told, BOUND)
+}
+
 /// Memory that is mapped stays where it is.
 fn pinned_while_bound() -> Outcome {
     let pair = Pair::new()?;
@@ -361,6 +380,8 @@ fn main() -> ExitCode {
         demands_a_revocable_importer,
         falls_back_to_host_memory,
         cannot_be_pinned,
+        interrupted,
+        no_room_for_peers,
         pinned_while_bound,
         waits_for_the_kernel,
         the_device_is_free_meanwhile,
