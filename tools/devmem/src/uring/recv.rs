@@ -5,8 +5,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
@@ -70,7 +72,8 @@ struct Inner {
     ring: Member,
     /// Whether the ring is nobody else's, so that nobody else enters it.
     alone: bool,
-    fd: RawFd,
+    /// The socket, for as long as there are requests: its own number may be another file's before that.
+    fd: OwnedFd,
     buffers: Buffers,
     /// Completions of receive requests which nobody asked for yet.
     ready: VecDeque<Completion>,
@@ -177,7 +180,8 @@ impl<'s> Receiver<'s> {
     ///
     /// # Errors
     ///
-    /// Those of `io_uring_setup()`, `EPERM` where `kernel.io_uring_disabled` says so, and of `mmap()`.
+    /// Those of `io_uring_setup()`, `EPERM` where `kernel.io_uring_disabled` says so, of `mmap()`, and of `dup()`:
+    /// `EMFILE`.
     pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         Self::with_capacity(socket, DATA, FRAGS)
     }
@@ -228,7 +232,7 @@ impl<'s> Receiver<'s> {
     /// # Errors
     ///
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) if `data` and `frags` are more than a request can say; those of
-    /// `mmap()`.
+    /// `mmap()`, and of `dup()`: `EMFILE`.
     pub fn on(
         ring: &Ring,
         socket: impl Into<Socket<'s>>,
@@ -268,6 +272,7 @@ impl<'s> Receiver<'s> {
             lent: None,
             tail: 0,
         };
+        let fd = socket.as_fd().try_clone_to_owned()?;
         let ring = match shared {
             Some(ring) => ring.join()?,
             None => Ring::new(ENTRIES)?.join()?,
@@ -275,7 +280,6 @@ impl<'s> Receiver<'s> {
         if multishot {
             buffers.register(&ring)?;
         }
-        let fd = socket.as_raw_fd();
         Ok(Self {
             socket,
             collector: Arc::new(Collector::new()),
@@ -431,7 +435,7 @@ impl Inner {
                 };
             }
             if !self.buffers.armed {
-                self.buffers.arm(&self.ring, self.fd, flags)?;
+                self.buffers.arm(&self.ring, self.fd.as_fd(), flags)?;
             }
             let left = deadline.map(poll::left_until);
             match self.ring.enter(1, left) {
@@ -460,7 +464,7 @@ impl Inner {
                 break;
             }
             if !self.buffers.armed {
-                self.buffers.arm(&self.ring, self.fd, 0)?;
+                self.buffers.arm(&self.ring, self.fd.as_fd(), 0)?;
             }
             if !self.alone {
                 break;
@@ -508,7 +512,7 @@ impl Inner {
             // At most MAX_RANGES of 8 bytes each.
             let len = u32::try_from(size_of_val(ranges)).unwrap_or(u32::MAX);
             let entry = opcode::SetSockOpt::new(
-                Fd(self.fd),
+                Fd(self.fd.as_raw_fd()),
                 libc::SOL_SOCKET as u32,
                 SO_DEVMEM_DONTNEED as u32,
                 ranges.as_ptr().cast(),
@@ -699,7 +703,8 @@ impl Buffers {
     }
 
     /// Adds a receive request.
-    fn arm(&mut self, ring: &Member, fd: RawFd, flags: i32) -> io::Result<()> {
+    fn arm(&mut self, ring: &Member, fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
+        let fd = Fd(fd.as_raw_fd());
         let flags =
             u32::try_from(flags | MSG_SOCK_DEVMEM).map_err(|_| io::ErrorKind::InvalidInput)?;
         let iovec = libc::iovec {
@@ -714,10 +719,10 @@ impl Buffers {
             ptr::write(self.memory.at(IOVEC, size_of_val(&iovec)), iovec);
         }
         let entry = match self.group {
-            Some(group) => opcode::RecvMsgMulti::new(Fd(fd), msg, group)
+            Some(group) => opcode::RecvMsgMulti::new(fd, msg, group)
                 .flags(flags)
                 .build(),
-            None => opcode::RecvMsg::new(Fd(fd), msg).flags(flags).build(),
+            None => opcode::RecvMsg::new(fd, msg).flags(flags).build(),
         };
         // SAFETY: Message header and buffers are in the memory, of which nothing is touched while the
         // request is in flight, but buffers that the kernel has handed over. The memory outlives it.

@@ -92,11 +92,17 @@ const CANCEL_AGAIN: Duration = Duration::from_millis(100);
 /// A ring can go to other threads, together with what uses it. While one of them waits, by whatever call, all others
 /// do that need the ring: so threads that wait want a ring each.
 ///
+/// One with `setup_single_issuer()` only the thread may enter that made it, or that enabled it: in any other all that
+/// makes a request or waits fails with `EEXIST`, and receivers and senders that are dropped there with requests leak what
+/// those refer to, their sockets too.
+///
 /// # What the kernel has hold of
 ///
 /// Requests refer to memory of the receivers and senders, which is theirs until the last completion, whoever took
 /// that off the ring; dropping one cancels its requests and waits for them, and leaks the memory should that fail. So it
-/// does not matter in which order a ring and what uses it are dropped.
+/// does not matter in which order a ring and what uses it are dropped. The same goes for their sockets, of which each has
+/// a descriptor of its own: requests that were added and not made, by a receiver that was forgotten say, never meet another
+/// file that got the number of the socket's.
 #[derive(Clone)]
 pub struct Ring(Arc<Mutex<Shared>>);
 
@@ -517,13 +523,25 @@ impl Drop for Member {
 mod tests {
     use super::*;
     use std::fs;
+    use std::io::Read;
     use std::io::Write;
+    use std::mem;
     use std::net::Ipv4Addr;
+    use std::net::Shutdown;
     use std::net::TcpStream;
+    use std::net::UdpSocket;
+    use std::num::NonZero;
+    use std::os::fd::AsFd;
+    use std::os::fd::OwnedFd;
     use std::time::Instant;
 
+    use nix::unistd::dup2;
+
+    use crate::dmabuf::Extent;
+    use crate::send::send_all;
     use crate::testing::connection;
     use crate::uring::Receiver;
+    use crate::uring::Sender;
 
     const LONG: Duration = Duration::from_secs(60);
 
@@ -646,6 +664,61 @@ mod tests {
             .filter_map(|line| line.split(' ').next()?.split_once('-'))
             .map(|(start, end)| [start, end].map(|at| usize::from_str_radix(at, 16).unwrap()))
             .any(|[start, end]| (start..end).contains(&address))
+    }
+
+    /// A socket under the number that another one had, for which there are requests that nobody has made.
+    fn renumber(old: TcpStream, new: impl AsFd) -> OwnedFd {
+        let mut number = OwnedFd::from(old);
+        dup2(new, &mut number).unwrap();
+        number
+    }
+
+    #[test]
+    fn requests_to_receive_are_for_one_socket() {
+        let Some(ring) = ring() else { return };
+        for multishot in [false, true] {
+            let (_peer, socket) = pair();
+            let mut rx = receiver(&ring, multishot, &socket);
+            assert!(rx.try_recv().unwrap().is_none());
+            mem::forget(rx);
+            let (mut other_peer, mut other) = pair();
+            other.set_read_timeout(Some(LONG)).unwrap();
+            let number = renumber(socket, &other);
+            other_peer.write_all(b"some").unwrap();
+            ring.submit().unwrap();
+            other_peer.shutdown(Shutdown::Write).unwrap();
+            let mut got = Vec::new();
+            other.read_to_end(&mut got).unwrap();
+            assert_eq!(got, b"some");
+            drop(number);
+        }
+    }
+
+    /// What is an offset there is an address elsewhere.
+    #[test]
+    fn requests_to_send_are_for_one_socket() {
+        const BINDING: NonZero<u32> = NonZero::new(0x7fff_fff0).unwrap();
+        let Some(ring) = ring() else { return };
+        let (_peer, socket) = pair();
+        let secret = [7; 4];
+        let extent = Extent {
+            offset: secret.as_ptr().addr() as u64,
+            len: secret.len() as u64,
+        };
+        let mut tx = Sender::on(&ring, &socket).unwrap();
+        ring.lock().failures.push_back((libc::ENOMEM, false));
+        send_all(&mut tx, BINDING, extent, 0).unwrap_err();
+        mem::forget(tx);
+        let udp = [(); 2].map(|()| UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        udp[0].connect(udp[1].local_addr().unwrap()).unwrap();
+        let number = renumber(socket, &udp[0]);
+        ring.submit().unwrap();
+        // Nothing came before this.
+        udp[0].send(b"end").unwrap();
+        let mut got = [0; 8];
+        let len = udp[1].recv(&mut got).unwrap();
+        assert_eq!(&got[..len], b"end");
+        drop(number);
     }
 
     /// Whatever fails, and even if the ring is gone as well.

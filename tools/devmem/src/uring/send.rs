@@ -5,8 +5,9 @@
 use std::io;
 use std::mem;
 use std::num::NonZero;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
-use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 use std::ptr;
 use std::thread;
 use std::time::Duration;
@@ -81,6 +82,8 @@ pub struct Sender<'s, T> {
 #[derive(Debug)]
 struct Inner {
     ring: Member,
+    /// The socket, for as long as there are requests: its own number may be another file's before that.
+    fd: OwnedFd,
     memory: Memory,
     /// Whether a request that reads the error queue is in flight.
     reaping: bool,
@@ -97,8 +100,8 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// # Errors
     ///
-    /// Those of [`TxSocket::new`]; those of `io_uring_setup()`, `EPERM` where `kernel.io_uring_disabled` says so, and of
-    /// `mmap()`.
+    /// Those of [`TxSocket::new`]; those of `io_uring_setup()`, `EPERM` where `kernel.io_uring_disabled` says so, of
+    /// `mmap()`, and of `dup()`: `EMFILE`.
     pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         Self::on(&Ring::new(ENTRIES)?, socket)
     }
@@ -111,15 +114,18 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// # Errors
     ///
-    /// Those of [`TxSocket::new`] and of `mmap()`.
+    /// Those of [`TxSocket::new`], of `mmap()`, and of `dup()`: `EMFILE`.
     pub fn on(ring: &Ring, socket: impl Into<Socket<'s>>) -> io::Result<Self> {
         // What may fail comes before the socket, of which there is no second one to be had.
+        let socket = socket.into();
         let (ring, memory) = (ring.join()?, Memory::new(SIZE)?);
+        let fd = socket.as_fd().try_clone_to_owned()?;
         Ok(Self {
             socket: TxSocket::new(socket)?,
             flight: InFlight::new(),
             inner: Some(Inner {
                 ring,
+                fd,
                 memory,
                 reaping: false,
                 sent: None,
@@ -224,7 +230,7 @@ impl<'s, T: Source> Sender<'s, T> {
         how: How,
     ) -> io::Result<i32> {
         let inner = self.inner.as_mut().ok_or(io::ErrorKind::NotConnected)?;
-        inner.request_send(&self.socket, dmabuf_id, extents, how.flags)?;
+        inner.request_send(dmabuf_id, extents, how.flags)?;
         let mut deadline = how.deadline;
         loop {
             match inner.sent.take() {
@@ -345,7 +351,7 @@ impl<'s, T: Source> Sender<'s, T> {
                 Some(_) => found = true,
             }
             if !inner.reaping {
-                inner.request_reap(self.socket.fd())?;
+                inner.request_reap()?;
             }
             let waits = wait && !found;
             let left = deadline.filter(|_| waits).map(poll::left_until);
@@ -417,7 +423,6 @@ impl Inner {
     /// Adds a request to send.
     fn request_send(
         &mut self,
-        socket: &TxSocket<'_>,
         dmabuf_id: NonZero<u32>,
         extents: &[Extent],
         flags: i32,
@@ -441,7 +446,7 @@ impl Inner {
                 (control_at, control.len()),
             )?);
         }
-        let entry = opcode::SendMsg::new(Fd(socket.fd().as_raw_fd()), header)
+        let entry = opcode::SendMsg::new(Fd(self.fd.as_raw_fd()), header)
             .flags(flags)
             .build()
             .user_data(SEND);
@@ -451,7 +456,7 @@ impl Inner {
     }
 
     /// Adds a request to read the error queue.
-    fn request_reap(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
+    fn request_reap(&mut self) -> io::Result<()> {
         let header = self.memory.at::<libc::msghdr>(REAP_HEADER, REAP_HEADER);
         // SAFETY: Header and control buffer are in the memory, and no request that uses them is in
         // flight.
@@ -459,7 +464,7 @@ impl Inner {
             let control = (self.memory.at(REAP_CONTROL, CONTROL), CONTROL);
             header.write(message::header((ptr::null_mut(), 0), control)?);
         }
-        let entry = opcode::RecvMsg::new(Fd(socket.as_raw_fd()), header)
+        let entry = opcode::RecvMsg::new(Fd(self.fd.as_raw_fd()), header)
             .flags(ERRQUEUE)
             .build()
             .user_data(REAP);
