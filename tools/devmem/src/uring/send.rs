@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! Sending: `IORING_OP_SENDMSG`, and completions from the error queue by `IORING_OP_RECVMSG`.
+//! Sending: `IORING_OP_SENDMSG`, and completions from the error queue by `IORING_OP_RECVMSG`, when
+//! `IORING_OP_POLL_ADD` tells of some.
 
 use std::io;
 use std::mem;
@@ -9,10 +10,10 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::ptr;
-use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use io_uring::cqueue;
 use io_uring::opcode;
 use io_uring::types::Fd;
 use log::warn;
@@ -55,6 +56,8 @@ const _: () = assert!(ERRQUEUE as i64 == libc::MSG_ERRQUEUE as i64);
 const SEND: u64 = 1;
 /// `user_data` of requests to read the error queue.
 const REAP: u64 = 2;
+/// `user_data` of requests to be told of errors.
+const WATCH: u64 = 3;
 
 /// Messages of the error queue for which there is room from the start.
 const TOLD: usize = 64;
@@ -85,8 +88,14 @@ struct Inner {
     /// The socket, for as long as there are requests: its own number may be another file's before that.
     fd: OwnedFd,
     memory: Memory,
+    /// Whether a request that tells of errors is in flight.
+    watching: bool,
+    /// Whether the error queue was empty since that told of one.
+    dry: bool,
     /// Whether a request that reads the error queue is in flight.
     reaping: bool,
+    /// Whether there was an error since that was added.
+    told_while_reaping: bool,
     /// How the last request to send ended.
     sent: Option<i32>,
     /// How the last request that read the error queue ended.
@@ -127,7 +136,10 @@ impl<'s, T: Source> Sender<'s, T> {
                 ring,
                 fd,
                 memory,
+                watching: false,
+                dry: false,
                 reaping: false,
+                told_while_reaping: false,
                 sent: None,
                 reaped: None,
                 told: Vec::with_capacity(TOLD),
@@ -333,26 +345,21 @@ impl<'s, T: Source> Sender<'s, T> {
             }
             let result = inner.reaped.take();
             match result.map(i32::wrapping_neg) {
-                None if looked && (found || !wait) => return Ok(found),
                 // A thread that ends takes its requests along.
                 None | Some(libc::EINTR | libc::ECANCELED) => (),
-                // Not the error queue, but the connection's own error, or its end.
+                // There may be the connection's own error as well.
                 Some(libc::EAGAIN) => match getsockopt(&self.socket.fd(), sockopt::SocketError)? {
-                    0 if wait && !found => {
-                        if deadline.is_some_and(|end| poll::left_until(end).is_zero()) {
-                            return Err(io::ErrorKind::TimedOut.into());
-                        }
-                        thread::sleep(poll::PAUSE);
-                    }
-                    0 => return Ok(found),
+                    0 => (),
                     errno => return Err(io::Error::from_raw_os_error(errno)),
                 },
                 Some(errno) if errno > 0 => return Err(io::Error::from_raw_os_error(errno)),
                 Some(_) => found = true,
             }
-            if !inner.reaping {
-                inner.request_reap()?;
+            // What a kernel thread has not read yet tells of itself.
+            if looked && inner.watching && (inner.dry || inner.reaping) && (found || !wait) {
+                return Ok(found);
             }
+            inner.request_reap()?;
             let waits = wait && !found;
             let left = deadline.filter(|_| waits).map(poll::left_until);
             inner.ring.enter(usize::from(waits), left)?;
@@ -455,8 +462,23 @@ impl Inner {
         unsafe { self.ring.push(entry) }
     }
 
-    /// Adds a request to read the error queue.
+    /// Adds requests to be told of errors, and to read the error queue unless there is nothing. What comes after that
+    /// was read is told: so whoever waits for the ring does not miss it.
     fn request_reap(&mut self) -> io::Result<()> {
+        if !self.watching {
+            // What came before that nobody was told of.
+            self.dry = false;
+            let entry = opcode::PollAdd::new(Fd(self.fd.as_raw_fd()), libc::POLLERR as u32)
+                .multi(true)
+                .build()
+                .user_data(WATCH);
+            // SAFETY: The entry refers to no memory.
+            unsafe { self.ring.push(entry) }?;
+            self.watching = true;
+        }
+        if self.dry || self.reaping {
+            return Ok(());
+        }
         let header = self.memory.at::<libc::msghdr>(REAP_HEADER, REAP_HEADER);
         // SAFETY: Header and control buffer are in the memory, and no request that uses them is in
         // flight.
@@ -465,7 +487,7 @@ impl Inner {
             header.write(message::header((ptr::null_mut(), 0), control)?);
         }
         let entry = opcode::RecvMsg::new(Fd(self.fd.as_raw_fd()), header)
-            .flags(ERRQUEUE)
+            .flags(ERRQUEUE | libc::MSG_DONTWAIT as u32)
             .build()
             .user_data(REAP);
         // SAFETY: What it refers to is in the memory, of which that part is not touched before the
@@ -479,8 +501,19 @@ impl Inner {
         while let Some(entry) = self.ring.next() {
             match entry.user_data() {
                 SEND => self.sent = Some(entry.result()),
+                WATCH => {
+                    self.watching = cqueue::more(entry.flags());
+                    self.dry = false;
+                    if entry.result() < 0 && entry.result() != -libc::ECANCELED {
+                        self.reaped = Some(entry.result());
+                    }
+                    self.told_while_reaping = self.reaping;
+                }
                 _ => {
                     self.reaping = false;
+                    // Nobody knows what came first.
+                    self.dry = entry.result() == -libc::EAGAIN && !self.told_while_reaping;
+                    self.told_while_reaping = false;
                     self.reaped = Some(entry.result());
                     if entry.result() >= 0 {
                         self.note_completions();
@@ -524,7 +557,11 @@ impl<T> Drop for Sender<'_, T> {
 mod tests {
     use super::*;
     use crate::testing::connection;
+    use crate::uring::ring::testing::ring;
+    use std::io::Read;
+    use std::io::Write;
     use std::net::Ipv4Addr;
+    use std::net::Shutdown;
     use std::sync::Arc;
 
     /// A binding that nobody has.
@@ -544,10 +581,8 @@ mod tests {
     #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn what_was_not_sent_comes_back() {
         let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
-        // Not every machine allows io_uring.
-        let Ok(mut sender) = Sender::new(&a) else {
-            return;
-        };
+        let Some(ring) = ring(ENTRIES) else { return };
+        let mut sender = Sender::on(&ring, &a).unwrap();
         let kept = Arc::new(());
         for flags in [0, libc::MSG_DONTWAIT, libc::MSG_FASTOPEN] {
             let err = send_all(&mut sender, NOBODY, Kept(Arc::clone(&kept)), flags).unwrap_err();
@@ -558,14 +593,69 @@ mod tests {
         assert_eq!(Arc::strong_count(&kept), 1);
     }
 
+    /// Waits for a ring until there is nothing more, or nothing but errors.
+    fn settle(ring: &Ring, sender: &mut Sender<'_, Kept>) {
+        const LITTLE: Duration = Duration::from_millis(10);
+        for _ in 0..100 {
+            assert!(sender.completed().unwrap().is_none());
+            match ring.wait(Some(LITTLE)) {
+                Err(err) if err.kind() == io::ErrorKind::TimedOut => return,
+                other => other.unwrap(),
+            }
+        }
+        panic!("it is told of something again and again");
+    }
+
+    /// Whatever else there is on the socket.
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn who_waits_for_the_ring_hears_of_completions() {
+        const LONG: Duration = Duration::from_secs(60);
+        let Some(ring) = ring(ENTRIES) else { return };
+        for (unread, end) in [(false, false), (true, false), (false, true), (true, true)] {
+            let (a, mut b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+            let mut sender = Sender::<Kept>::on(&ring, &a).unwrap();
+            settle(&ring, &mut sender);
+            if unread {
+                b.write_all(b"some").unwrap();
+            }
+            if end {
+                b.shutdown(Shutdown::Write).unwrap();
+            }
+            for _ in 0..2 {
+                settle(&ring, &mut sender);
+            }
+            // A call that is not the sender's, of which it can be told.
+            // SAFETY: The text is readable for its length, and is there for good.
+            let sent = unsafe {
+                libc::send(
+                    a.as_raw_fd(),
+                    b"text".as_ptr().cast(),
+                    4,
+                    libc::MSG_ZEROCOPY,
+                )
+            };
+            assert_eq!(sent, 4);
+            b.read_exact(&mut [0; 4]).unwrap();
+            let start = Instant::now();
+            let err = loop {
+                ring.wait(Some(LONG)).unwrap();
+                assert!(start.elapsed() < LONG);
+                if let Err(err) = sender.completed() {
+                    break err;
+                }
+            };
+            assert_eq!(err.kind(), io::ErrorKind::InvalidData, "{err}");
+        }
+    }
+
     #[test]
     #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn a_request_of_which_nobody_knows_ends_a_sender() {
         for made in [false, true] {
             let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
-            let Ok(mut sender) = Sender::new(&a) else {
-                return;
-            };
+            let Some(ring) = ring(ENTRIES) else { return };
+            let mut sender = Sender::on(&ring, &a).unwrap();
             let inner = sender.inner.as_mut().unwrap();
             inner.ring.fail_next(libc::ENOMEM, made);
             let kept = Arc::new(());
