@@ -52,7 +52,13 @@ class Package(unittest.TestCase):
         cls.name = f"{CRATE.name}-{cls.crate['version']}"
         cls.file = target / "package" / f"{cls.name}.crate"
         cls.file.unlink(missing_ok=True)
-        # Of its own features, those that are on by default. What it needs was built for the tests, or is now.
+        # Those of the lock file, which nobody may have built anything of yet. There is nothing to fetch where all are
+        # in cargo's cache, and no network needed.
+        fetched = run("cargo", "fetch", "--locked", CARGO_TERM_COLOR="never")
+        if fetched.returncode != 0:
+            raise AssertionError("crates of Cargo.lock are not in cargo's cache, and cannot be had:\n"
+                                 + fetched.stderr)
+        # Of its own features, those that are on by default.
         cls.result = run("cargo", "package", "--offline", "--locked", "--allow-dirty",
                          "--package", CRATE.name, CARGO_TERM_COLOR="never")
 
