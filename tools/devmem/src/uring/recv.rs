@@ -779,7 +779,14 @@ impl Drop for Receiver<'_> {
         inner.shut_down(&self.collector, &self.socket);
         // As long as there are requests in flight, or the kernel knows the buffers, the memory must not be freed.
         if inner.ring.in_flight() > 0 || !inner.unregister() {
-            mem::forget(inner);
+            // But it is no longer one of those that the ring tells of.
+            let Inner {
+                fd,
+                buffers,
+                returns,
+                ..
+            } = inner;
+            mem::forget((fd, buffers, returns));
         }
     }
 }

@@ -339,7 +339,7 @@ impl Shared {
                 self.own.push_back(entry);
                 continue;
             }
-            // Who is gone has left its memory to the kernel.
+            // Who is gone has left its memory to the kernel, and completions to nobody.
             let Some(member) = self.members.get_mut(&member_of(user_data)) else {
                 continue;
             };
@@ -751,10 +751,23 @@ mod tests {
             .extend(std::iter::repeat_n((libc::ENOMEM, false), 8));
         drop(rx);
         ring.lock().failures.clear();
+        let mut woken = false;
         assert!(is_mapped(address));
         // What the kernel does with it now is nobody's concern.
         peer.write_all(b"some").unwrap();
         assert!(ring.completion().is_none());
+        assert!(ring.lock().members.is_empty());
+        let pause = Some(Duration::from_millis(1));
+        let err = loop {
+            match ring.wait(pause) {
+                // The one that came for nobody.
+                Ok(()) if !mem::replace(&mut woken, true) => (),
+                other => break other.unwrap_err(),
+            }
+        };
+        assert_eq!(err.kind(), io::ErrorKind::TimedOut);
+        let err = ring.wait(pause).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::TimedOut);
         drop(ring);
         assert!(is_mapped(address));
     }

@@ -548,7 +548,9 @@ impl<T> Drop for Sender<'_, T> {
             warn!("cancelling requests: {err}");
         }
         if inner.ring.in_flight() > 0 {
-            mem::forget(inner);
+            // But it is no longer one of those that the ring tells of.
+            let Inner { fd, memory, .. } = inner;
+            mem::forget((fd, memory));
         }
     }
 }
