@@ -246,13 +246,24 @@ impl<T> InFlight<T> {
     #[cfg(feature = "tokio")]
     pub(crate) fn set_aside(&mut self, key: Key) {
         if let Some(source) = self.close(key) {
-            let sent = Sent {
-                source,
-                bytes: 0,
-                copied: false,
-            };
-            self.done.push_back((key, sent));
+            self.push_done(key, source);
         }
+    }
+
+    /// Takes over a source of which nothing was sent, nor will be. It comes back as all others do.
+    pub(crate) fn give_back(&mut self, source: T) {
+        let key = self.next_key;
+        self.next_key += 1;
+        self.push_done(key, source);
+    }
+
+    fn push_done(&mut self, key: Key, source: T) {
+        let sent = Sent {
+            source,
+            bytes: 0,
+            copied: false,
+        };
+        self.done.push_back((key, sent));
     }
 
     /// Whether it has a source, and has not given it back.

@@ -160,7 +160,7 @@ pub struct SendError<T> {
 pub struct Rest {
     /// What the sender has in flight.
     flight: u64,
-    pub(crate) key: Key,
+    key: Key,
     dmabuf_id: NonZero<u32>,
     extents: Vec<Extent>,
 }
@@ -638,12 +638,21 @@ pub(crate) fn close<T>(
 ) -> Result<(), SendError<T>> {
     let flight = sender.flight();
     let source = flight.close(rest.key);
-    result.map_err(|error| SendError {
-        error,
-        sent,
-        rest: flight.has(rest.key).then_some(rest),
-        source,
-    })
+    match result {
+        Ok(()) => {
+            // There was nothing to send.
+            if let Some(source) = source {
+                flight.give_back(source);
+            }
+            Ok(())
+        }
+        Err(error) => Err(SendError {
+            error,
+            sent,
+            rest: flight.has(rest.key).then_some(rest),
+            source,
+        }),
+    }
 }
 
 /// Sends `extents`, which it shortens by what was sent; returns how much that was. If it fails it tells that, too, and
@@ -771,6 +780,16 @@ impl<T> Sender<'_, T> {
     /// Leaves an open source at what was sent of it, for now.
     pub(crate) fn set_aside(&mut self, rest: &Rest) {
         self.flight.set_aside(rest.key);
+    }
+
+    /// Whether a rest is of this sender, and its source has not come back.
+    pub(crate) fn has(&self, rest: &Rest) -> bool {
+        rest.flight == self.flight.id() && self.flight.has(rest.key)
+    }
+
+    /// Gives back a source of which nothing was sent.
+    pub(crate) fn give_back(&mut self, source: T) {
+        self.flight.give_back(source);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Sending: calls that do not wait, made when the runtime says that there is room, and completions.
 
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 
@@ -64,6 +65,8 @@ pub struct Sender<'s, T> {
     errors: AsyncFd<OwnedFd>,
     /// What a future has left that was dropped.
     rest: Option<Rest>,
+    /// What other futures were to go on with that were dropped, and would have failed.
+    refused: Vec<Rest>,
 }
 
 impl<'s, T: Source> Sender<'s, T> {
@@ -84,6 +87,7 @@ impl<'s, T: Source> Sender<'s, T> {
             inner: send::Sender::new(socket)?,
             errors,
             rest: None,
+            refused: Vec::new(),
         })
     }
 
@@ -102,7 +106,7 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// The sender has the source from here on, whether the future is polled or not. If it is dropped before its end
     /// [`rest`](Self::rest) gives what has not been sent, and the source comes back by [`wait`](Self::wait) when the
-    /// kernel does not read it: at once, if nothing was sent.
+    /// kernel does not read it: at once, if nothing was sent, or if this would have failed.
     pub fn send(
         &mut self,
         binding: &TxBinding,
@@ -127,14 +131,23 @@ impl<'s, T: Source> Sender<'s, T> {
         source: T,
         flags: i32,
     ) -> impl Future<Output = Result<(), SendError<T>>> {
-        let sending = match self.is_cut() {
-            false => send::open(&mut self.inner, binding.number(), source),
+        self.begin(binding.number(), source, flags)
+    }
+
+    fn begin(
+        &mut self,
+        dmabuf_id: NonZero<u32>,
+        source: T,
+        flags: i32,
+    ) -> impl Future<Output = Result<(), SendError<T>>> {
+        let opened = match self.is_cut() {
+            false => send::open(&mut self.inner, dmabuf_id, source),
             true => Err(SendError {
                 source: Some(source),
                 ..busy()
             }),
         };
-        self.start(sending, flags)
+        self.start(opened, flags)
     }
 
     /// Sends what an earlier call has left, or a future that was dropped, from the same binding.
@@ -145,7 +158,7 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// # Cancel safety
     ///
-    /// As there.
+    /// As there. [`rest`](Self::rest) gives what this would have refused as well, unless it is of another sender.
     pub fn resume(
         &mut self,
         binding: &TxBinding,
@@ -169,42 +182,60 @@ impl<'s, T: Source> Sender<'s, T> {
         rest: Rest,
         flags: i32,
     ) -> impl Future<Output = Result<(), SendError<T>>> {
-        let sending = match self.is_cut() {
-            false => send::reopen(&mut self.inner, binding.number(), rest),
+        self.go_on(binding.number(), rest, flags)
+    }
+
+    fn go_on(
+        &mut self,
+        dmabuf_id: NonZero<u32>,
+        rest: Rest,
+        flags: i32,
+    ) -> impl Future<Output = Result<(), SendError<T>>> {
+        let opened = match self.is_cut() {
+            false => send::reopen(&mut self.inner, dmabuf_id, rest),
             true => Err(SendError {
                 rest: Some(rest),
                 ..busy()
             }),
         };
-        self.start(sending, flags)
+        self.start(opened, flags)
     }
 
     /// What a future has left that was dropped, to go on with by [`resume`](Self::resume): `None` if there is nothing, or
-    /// if its source was given back.
+    /// if its source was given back. There may be several, of futures that would have failed.
     ///
     /// Who does not go on with it leaves the source at what was sent of it, which [`Sent::bytes`] tells.
     pub fn rest(&mut self) -> Option<Rest> {
-        let flight = self.inner.flight();
-        self.rest.take().filter(|rest| flight.has(rest.key))
+        let cut = self.rest.take();
+        let mut rests = cut.into_iter().chain(self.refused.drain(..));
+        let rest = rests.find(|rest| self.inner.has(rest));
+        let others: Vec<_> = rests.collect();
+        self.refused = others;
+        rest
     }
 
     /// Whether there is something in between, before which nothing else is to be sent.
     fn is_cut(&mut self) -> bool {
-        self.rest = self.rest();
+        self.rest = self.rest.take().filter(|rest| self.inner.has(rest));
         self.rest.is_some()
     }
 
     /// The future of a call, which has an open source from the start.
     fn start(
         &mut self,
-        rest: Result<Rest, SendError<T>>,
+        opened: Result<Rest, SendError<T>>,
         flags: i32,
     ) -> impl Future<Output = Result<(), SendError<T>>> {
-        let sending = rest.map(|rest| Sending {
+        let (rest, refused) = match opened {
+            Ok(rest) => (Some(rest), None),
+            Err(err) => (None, Some(err)),
+        };
+        let sending = Sending {
             sender: self,
-            rest: Some(rest),
-        });
-        async move { sending?.run(flags).await }
+            rest,
+            refused,
+        };
+        sending.run(flags)
     }
 
     /// A source whose memory is free again, if there is one by now.
@@ -298,10 +329,15 @@ struct Sending<'t, 's, T> {
     sender: &'t mut Sender<'s, T>,
     /// What is left of it, until that is known to be the end.
     rest: Option<Rest>,
+    /// Why nothing of it is sent, with what was to be, until that is told.
+    refused: Option<SendError<T>>,
 }
 
 impl<T: Source> Sending<'_, '_, T> {
     async fn run(mut self, flags: i32) -> Result<(), SendError<T>> {
+        if let Some(err) = self.refused.take() {
+            return Err(err);
+        }
         let mut sent = 0;
         let result = loop {
             let Some(rest) = &mut self.rest else {
@@ -335,5 +371,59 @@ impl<T> Drop for Sending<'_, '_, T> {
             self.sender.inner.set_aside(&rest);
             self.sender.rest = Some(rest);
         }
+        // Nobody was told of this, or was given what is in it.
+        if let Some(SendError { source, rest, .. }) = self.refused.take() {
+            if let Some(source) = source {
+                self.sender.inner.give_back(source);
+            }
+            self.sender.refused.extend(rest);
+        }
+    }
+}
+
+// Miri does not know these system calls.
+#[cfg(all(test, not(miri)))]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+
+    use ::tokio::runtime::Builder;
+
+    use crate::dmabuf::Extent;
+    use crate::testing::connection;
+
+    /// Bindings that nobody has.
+    const NOBODY: NonZero<u32> = NonZero::new(0x7fff_fff0).unwrap();
+    const OTHER: NonZero<u32> = NonZero::new(0x7fff_fff1).unwrap();
+
+    #[test]
+    fn what_was_refused_is_given_back_also_if_nobody_asks() {
+        let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let [one, other] = [10, 20].map(|len| Extent { offset: 0, len });
+            let mut tx = Sender::new(&a).unwrap();
+            drop(tx.begin(NOBODY, one, 0));
+            // Refused, as there is a rest, which this leaves alone.
+            drop(tx.begin(NOBODY, other, 0));
+            let mut rest = tx.rest().expect("the rest");
+            // Refused, as it is of another binding.
+            for _ in 0..2 {
+                assert_eq!(rest.bytes(), one.len);
+                drop(tx.go_on(OTHER, rest, 0));
+                rest = tx.rest().expect("what was refused");
+            }
+            assert!(tx.rest().is_none());
+            for source in [one, other] {
+                let back = tx.wait().await.unwrap().expect("a source");
+                assert_eq!((back.source, back.bytes), (source, 0));
+            }
+            assert_eq!(tx.wait().await.unwrap(), None);
+            // Nothing to send is sent at once, and comes back as all else.
+            let nothing = Extent { offset: 0, len: 0 };
+            tx.begin(NOBODY, nothing, 0).await.unwrap();
+            let back = tx.wait().await.unwrap().expect("a source");
+            assert_eq!((back.source, back.bytes), (nothing, 0));
+        });
     }
 }
