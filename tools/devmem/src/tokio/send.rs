@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use ::tokio::io::Interest;
 use ::tokio::io::unix::AsyncFd;
+use ::tokio::runtime::Handle;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt;
 
@@ -63,6 +64,8 @@ pub struct Sender<'s, T> {
     inner: send::Sender<'s, T>,
     /// Completions come by the error queue.
     errors: AsyncFd<OwnedFd>,
+    /// The runtime that this was made in: wherever it is polled, it is that one that wakes.
+    runtime: Handle,
     /// What a future has left that was dropped.
     rest: Option<Rest>,
     /// What other futures were to go on with that were dropped, and would have failed.
@@ -74,7 +77,7 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// # Errors
     ///
-    /// Those of [`TxSocket::new`](crate::TxSocket::new), of `dup()` and of `epoll_ctl()`.
+    /// Those of [`TxSocket::new`](crate::TxSocket::new), of `dup()` and of `epoll_ctl()`: `EMFILE`, `ENOSPC`, `ENOMEM`.
     ///
     /// # Panics
     ///
@@ -86,6 +89,7 @@ impl<'s, T: Source> Sender<'s, T> {
         Ok(Self {
             inner: send::Sender::new(socket)?,
             errors,
+            runtime: Handle::current(),
             rest: None,
             refused: Vec::new(),
         })
@@ -98,7 +102,8 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// # Errors
     ///
-    /// Those of [`crate::Sender::send`], but for those of a socket that does not wait: this one waits in any case.
+    /// Those of [`crate::Sender::send`], but for those of a socket that does not wait: this one waits in any case, by
+    /// another descriptor for that time, and so may fail with `EMFILE`, `ENOSPC` and `ENOMEM` as [`new`](Self::new) does.
     /// [`ResourceBusy`](io::ErrorKind::ResourceBusy) while there is a [`rest`](Self::rest): what is sent now would be in
     /// its place.
     ///
@@ -306,7 +311,10 @@ impl<'s, T: Source> Sender<'s, T> {
         self.inner.reap()?;
         // For this time only: what is told together with an error the runtime takes for the end of the connection,
         // and from then on for room.
-        let room = register(self.inner.fd(), Interest::WRITABLE)?;
+        let room = {
+            let _runtime = self.runtime.enter();
+            register(self.inner.fd(), Interest::WRITABLE)?
+        };
         room.ready(Interest::WRITABLE).await.map(drop)
     }
 }
@@ -386,6 +394,9 @@ impl<T> Drop for Sending<'_, '_, T> {
 mod tests {
     use super::*;
     use std::net::Ipv4Addr;
+    use std::pin::pin;
+    use std::task::Context;
+    use std::task::Waker;
 
     use ::tokio::runtime::Builder;
 
@@ -395,6 +406,21 @@ mod tests {
     /// Bindings that nobody has.
     const NOBODY: NonZero<u32> = NonZero::new(0x7fff_fff0).unwrap();
     const OTHER: NonZero<u32> = NonZero::new(0x7fff_fff1).unwrap();
+
+    /// It is made in a runtime, and polled by whoever likes to.
+    #[test]
+    fn room_is_waited_for_outside_of_the_runtime() {
+        let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let mut tx = {
+            let _runtime = runtime.enter();
+            Sender::<Extent>::new(&a).unwrap()
+        };
+        let mut room = pin!(tx.room());
+        let mut nobody = Context::from_waker(Waker::noop());
+        assert!(room.as_mut().poll(&mut nobody).is_pending());
+        runtime.block_on(room).unwrap();
+    }
 
     #[test]
     fn what_was_refused_is_given_back_also_if_nobody_asks() {
