@@ -188,7 +188,8 @@ impl Ring {
     ///
     /// As for [`SubmissionQueue::push`](io_uring::squeue::SubmissionQueue::push): what it refers to has to be valid until
     /// its last completion. It takes buffers of none but groups that the program has registered, and posts nothing to a
-    /// ring (`IORING_OP_MSG_RING`) whose `user_data` has the highest bit set.
+    /// ring (`IORING_OP_MSG_RING`) whose `user_data` has the highest bit set. It is not linked to what comes after it
+    /// (`IOSQE_IO_LINK`, `IOSQE_IO_HARDLINK`), which may be a request of a receiver or sender.
     pub unsafe fn push(&self, entry: &squeue::Entry) -> io::Result<()> {
         if entry.get_user_data() & OURS != 0 {
             return Err(io::Error::new(
@@ -239,7 +240,13 @@ impl Ring {
 
     /// Calls `with` with what registers files, buffers and such things with the ring. It must not use the ring in other
     /// ways, which would wait for ever.
-    pub fn with_submitter<R>(&self, with: impl FnOnce(&Submitter<'_>) -> R) -> R {
+    ///
+    /// # Safety
+    ///
+    /// `with` unregisters no ring of buffers ([`unregister_buf_ring`](Submitter::unregister_buf_ring)) but those that the
+    /// program has registered, and cancels no requests but its own: others may be those of receivers, which the kernel
+    /// would take from them with what it was to write there.
+    pub unsafe fn with_submitter<R>(&self, with: impl FnOnce(&Submitter<'_>) -> R) -> R {
         with(&self.lock().uring.submitter())
     }
 
