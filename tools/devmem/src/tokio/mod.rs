@@ -4,7 +4,7 @@
 //!
 //! [`Receiver`] receives as [`crate::Receiver`] does, and [`Sender`] sends as [`crate::Sender`] does, both by the same
 //! system calls. What would wait there is a future here, which the runtime wakes by
-//! [`AsyncFd`](::tokio::io::unix::AsyncFd): a receiver when there is something to read, a sender when there is room, or
+//! [`AsyncFd`]: a receiver when there is something to read, a sender when there is room, or
 //! something on the socket's error queue, where completions come.
 //!
 //! ```no_run

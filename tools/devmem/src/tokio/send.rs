@@ -17,7 +17,6 @@ use super::register;
 use crate::completion::Sent;
 use crate::netdev::TxBinding;
 use crate::send;
-use crate::send::Calls;
 use crate::send::Rest;
 use crate::send::SendError;
 use crate::send::Source;
