@@ -29,7 +29,7 @@ pub fn skip(reason: impl fmt::Display) -> Outcome {
     Err(Stop::Skip(reason.to_string()))
 }
 
-/// A test ends early with most errors, and is skipped with some, see [`reason_to_skip`].
+/// A test ends early with most errors, and is skipped with some, see `reason_to_skip()`.
 impl<E: Error + 'static> From<E> for Stop {
     #[track_caller]
     fn from(err: E) -> Self {

@@ -90,7 +90,7 @@ fn unwatch(socket: impl AsFd) {
     sockets.retain(|watched| watched.name != name);
 }
 
-/// A connection, which ends by a reset, however this process ends, unless it comes to [`finish`](Self::finish).
+/// A connection, which ends by a reset, however this process ends, unless it comes to [`finish()`](finish).
 pub struct Connection {
     /// The socket.
     pub stream: TcpStream,
