@@ -90,6 +90,8 @@ struct Inner {
     memory: Memory,
     /// Whether a request that tells of errors is in flight.
     watching: bool,
+    /// Whether that has told of the end of the connection.
+    over: bool,
     /// Whether the error queue was empty since that told of one.
     dry: bool,
     /// Whether a request that reads the error queue is in flight.
@@ -137,6 +139,7 @@ impl<'s, T: Source> Sender<'s, T> {
                 fd,
                 memory,
                 watching: false,
+                over: false,
                 dry: false,
                 reaping: false,
                 told_while_reaping: false,
@@ -347,7 +350,8 @@ impl<'s, T: Source> Sender<'s, T> {
             match result.map(i32::wrapping_neg) {
                 // A thread that ends takes its requests along.
                 None | Some(libc::EINTR | libc::ECANCELED) => (),
-                // There may be the connection's own error as well.
+                // There may be the error that has ended the connection. Another one (`IP_RECVERR`) the next send tells.
+                Some(libc::EAGAIN) if !inner.over => (),
                 Some(libc::EAGAIN) => match getsockopt(&self.socket.fd(), sockopt::SocketError)? {
                     0 => (),
                     errno => return Err(io::Error::from_raw_os_error(errno)),
@@ -504,6 +508,8 @@ impl Inner {
                 WATCH => {
                     self.watching = cqueue::more(entry.flags());
                     self.dry = false;
+                    self.over |=
+                        entry.result() > 0 && entry.result() & i32::from(libc::POLLHUP) != 0;
                     if entry.result() < 0 && entry.result() != -libc::ECANCELED {
                         self.reaped = Some(entry.result());
                     }
