@@ -36,6 +36,7 @@ use crate::LONG;
 use crate::PORT;
 use crate::QUEUE;
 use crate::SHORT;
+use crate::compared;
 use crate::filled_source;
 use crate::more_than_fits;
 
@@ -148,14 +149,7 @@ pub fn a_receive_that_is_dropped_loses_nothing() -> Outcome {
                 };
                 let received = received?;
                 assert!(!received.is_eof(), "the stream ended at {at}");
-                let cpu = bench.map.begin_read()?;
-                for piece in received {
-                    let Piece::Frag(frag) = piece else {
-                        panic!("not in device memory: {piece:?}")
-                    };
-                    let mut got = vec![0; frag.size as usize];
-                    cpu.copy_out(frag.offset, &mut got)?;
-                    traffic::compare(at, &got);
+                for frag in compared(&bench, received, at)? {
                     at += u64::from(frag.size);
                     frags += 1;
                     done.push(frag.token)?;

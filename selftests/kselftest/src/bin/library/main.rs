@@ -194,19 +194,34 @@ fn receive_within<'s>(bench: &'s Receiving, mut rx: impl Receive<'s>) -> Outcome
         while at < end {
             let received = rx.recv_timeout(wait::patience(LONG))?;
             assert!(!received.is_eof(), "the stream ended at {at}");
-            let cpu = bench.map.begin_read()?;
-            for piece in received {
-                let Piece::Frag(frag) = piece else {
-                    panic!("not in device memory: {piece:?}")
-                };
-                let mut got = vec![0; frag.size as usize];
-                cpu.copy_out(frag.offset, &mut got)?;
-                traffic::compare(at, &got);
+            for frag in compared(bench, received, at)? {
                 at += u64::from(frag.size);
             }
         }
     }
     Ok(())
+}
+
+/// What was received, all of which has to be in device memory, and the bytes of the stream from `at` on.
+fn compared<'r, 's: 'r>(
+    bench: &Receiving,
+    received: impl Iterator<Item = Piece<'r, 's>>,
+    at: u64,
+) -> io::Result<Vec<Frag<'s>>> {
+    let cpu = bench.map.begin_read()?;
+    let mut at = at;
+    received
+        .map(|piece| {
+            let Piece::Frag(frag) = piece else {
+                panic!("not in device memory: {piece:?}")
+            };
+            let mut got = vec![0; frag.size as usize];
+            cpu.copy_out(frag.offset, &mut got)?;
+            traffic::compare(at, &got);
+            at += u64::from(frag.size);
+            Ok(frag)
+        })
+        .collect()
 }
 
 fn a_receive_that_takes_too_long() -> Outcome {

@@ -8,7 +8,6 @@ use std::os::fd::AsRawFd;
 
 use devmem::DmaBuf;
 use devmem::Extent;
-use devmem::Piece;
 use devmem::Rest;
 use devmem::TxBinding;
 use devmem::uring::Receiver;
@@ -18,7 +17,6 @@ use devmem_testlib::Outcome;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
-use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::extent;
 use devmem_testlib::wait;
@@ -31,6 +29,7 @@ use nix::sys::socket::sockopt;
 use crate::LONG;
 use crate::PORT;
 use crate::QUEUE;
+use crate::compared;
 
 const LEN: u64 = 1 << 20;
 const PART: u64 = 64 << 10;
@@ -126,14 +125,7 @@ fn transfer(
         }
         while let Some(received) = rx.try_recv()? {
             assert!(!received.is_eof(), "the stream ended at {at}");
-            let cpu = bench.map.begin_read()?;
-            for piece in received {
-                let Piece::Frag(frag) = piece else {
-                    panic!("not in device memory: {piece:?}")
-                };
-                let mut got = vec![0; frag.size as usize];
-                cpu.copy_out(frag.offset, &mut got)?;
-                traffic::compare(at, &got);
+            for frag in compared(bench, received, at)? {
                 at += u64::from(frag.size);
                 frags += 1;
             }
