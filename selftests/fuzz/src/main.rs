@@ -30,8 +30,8 @@ use std::time::Instant;
 
 use clap::Parser;
 use devmem_testlib::grace::Pace;
+use devmem_testlib::machine;
 use devmem_testlib::provider;
-use devmem_testlib::report;
 use devmem_testlib::report::diag;
 
 use crate::corpus::Case;
@@ -73,7 +73,7 @@ impl Args {
         match self.duration {
             Some(seconds) => Extent::Time(Duration::from_secs(seconds) / BLOCKS),
             None => {
-                let usual = if report::is_slow() { 5_000 } else { 50_000 };
+                let usual = if machine::is_slow() { 5_000 } else { 50_000 };
                 Extent::Ops(self.ops.unwrap_or(usual).div_ceil(BLOCKS.into()))
             }
         }

@@ -17,12 +17,20 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
-use crate::pair::Ip;
 use crate::report::reason_to_skip;
 
 const TESTS: &str = include_str!("../../hardware");
 /// Marks the tests for which the other end only has to send a stream.
 const STREAM: &str = "stream";
+
+/// IP version of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ip {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
 
 /// How to get to the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod child;
 pub mod compat;
+mod config;
 mod counters;
 pub mod faults;
 pub mod fixture;

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How much slower this machine is at the moment, because it has other things to do.
+//! How slow this machine is: its kernel, and at the moment, because it has other things to do.
 
+use std::env;
 use std::hint;
+use std::sync::LazyLock;
 use std::time::Duration;
 use std::time::Instant;
+
+use crate::config;
 
 /// For how long to look.
 const LOOK: Duration = Duration::from_millis(100);
@@ -12,6 +16,20 @@ const LOOK: Duration = Duration::from_millis(100);
 const STEPS: u64 = 5_000;
 /// More than that is not believed.
 const MOST: f64 = 6.0;
+
+/// Whether the kernel is one that looks for bugs, and takes its time: `GUEST` names it, or its configuration
+/// tells.
+pub fn is_slow() -> bool {
+    static BY_OPTIONS: LazyLock<bool> = LazyLock::new(|| {
+        ["KASAN", "KCSAN", "PROVE_LOCKING"]
+            .iter()
+            .any(|option| config::option(option) == Some(true))
+    });
+    match env::var("GUEST") {
+        Ok(guest) => guest != "fast",
+        Err(_) => *BY_OPTIONS,
+    }
+}
 
 /// How many times longer things take at the moment than they would if nothing else ran on the CPUs, here and
 /// on the host that emulates them. From 1 to 6.

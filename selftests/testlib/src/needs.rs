@@ -2,58 +2,16 @@
 
 //! What tests need of the kernel's configuration and of the machine, and whether it is there.
 //!
-//! `selftests/needs` says it. The configuration is where `KERNEL_CONFIG` says, or where kernels have it.
+//! `selftests/needs` says it.
 
-use std::collections::HashMap;
 use std::env;
-use std::fs;
 use std::path::Path;
-use std::process::Command;
-use std::sync::LazyLock;
 
-use nix::sys::utsname::uname;
-
+use crate::config;
 use crate::hardware;
 use crate::modules;
 
 const NEEDS: &str = include_str!("../../needs");
-
-/// Options of the kernel that runs, or `None` where there is nothing that tells.
-static OPTIONS: LazyLock<Option<HashMap<String, String>>> =
-    LazyLock::new(|| Some(parse(&configuration()?)));
-
-/// The options that are set in a configuration, without `CONFIG_`.
-fn parse(configuration: &str) -> HashMap<String, String> {
-    configuration
-        .lines()
-        .filter_map(|line| line.strip_prefix("CONFIG_")?.split_once('='))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
-}
-
-fn configuration() -> Option<String> {
-    const PACKED: &str = "/proc/config.gz";
-    if let Some(path) = env::var_os("KERNEL_CONFIG") {
-        return fs::read_to_string(path).ok();
-    }
-    if Path::new(PACKED).exists() {
-        let output = Command::new("zcat").arg(PACKED).output().ok()?;
-        return String::from_utf8(output.stdout).ok();
-    }
-    let release = uname().ok()?.release().to_str()?.to_owned();
-    [
-        format!("/boot/config-{release}"),
-        format!("/lib/modules/{release}/config"),
-        format!("/lib/modules/{release}/build/.config"),
-    ]
-    .iter()
-    .find_map(|path| fs::read_to_string(path).ok())
-}
-
-/// Whether an option is set, to y or m. `None` if nobody knows.
-pub fn option(name: &str) -> Option<bool> {
-    Some(OPTIONS.as_ref()?.contains_key(name))
-}
 
 /// Whether a program is in PATH.
 fn is_installed(program: &str) -> bool {
@@ -73,7 +31,7 @@ fn lack(need: &str) -> Option<String> {
     if need.starts_with('/') {
         return (!Path::new(need).exists()).then(|| format!("this kernel has no {need}"));
     }
-    let options = OPTIONS.as_ref()?;
+    let options = config::options()?;
     let (name, value) = match need.split_once('=') {
         Some((name, value)) => (name, Some(value)),
         None => (need, None),

@@ -47,6 +47,7 @@ use nix::sched::unshare;
 use nix::sys::socket::SockaddrStorage;
 
 use crate::hardware;
+pub use crate::hardware::Ip;
 use crate::hardware::Nic;
 use crate::hardware::Way;
 pub use crate::ifctl::Feature;
@@ -101,15 +102,6 @@ fn path_of(ns: &Netns) -> String {
 fn bus(file: &str, text: &str) -> io::Result<()> {
     fs::write(format!("{BUS}/{file}"), text)
         .map_err(|err| io::Error::new(err.kind(), format!("{text:?} to {file}: {err}")))
-}
-
-/// IP version of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ip {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
 }
 
 /// What an end is.

@@ -2,15 +2,11 @@
 
 //! What a test tells: how it ended, what it saw, and diagnostics.
 
-use std::env;
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::io::ErrorKind;
 use std::panic::Location;
-use std::sync::LazyLock;
-
-use crate::needs;
 
 /// How a test ended.
 pub type Outcome = Result<(), Stop>;
@@ -66,19 +62,5 @@ pub fn diag(what: impl fmt::Display) {
 pub fn observe(what: impl fmt::Display) {
     for line in what.to_string().lines() {
         println!("# saw: {line}");
-    }
-}
-
-/// Whether the kernel is one that looks for bugs, and takes its time: `GUEST` names it, or its configuration
-/// tells.
-pub fn is_slow() -> bool {
-    static BY_OPTIONS: LazyLock<bool> = LazyLock::new(|| {
-        ["KASAN", "KCSAN", "PROVE_LOCKING"]
-            .iter()
-            .any(|option| needs::option(option) == Some(true))
-    });
-    match env::var("GUEST") {
-        Ok(guest) => guest != "fast",
-        Err(_) => *BY_OPTIONS,
     }
 }

@@ -23,7 +23,7 @@ use std::time::Instant;
 use fastrand::Rng;
 
 use crate::aftermath;
-use crate::report;
+use crate::machine;
 use crate::report::Outcome;
 use crate::report::diag;
 
@@ -81,7 +81,7 @@ pub struct Storm {
 impl Storm {
     /// How many steps a storm has, by how many it usually has. A slow kernel does an eighth of them.
     pub fn steps(&self, usually: u32) -> u32 {
-        (usually * SETTINGS.1).div_ceil(if report::is_slow() { 8 } else { 1 })
+        (usually * SETTINGS.1).div_ceil(if machine::is_slow() { 8 } else { 1 })
     }
 
     /// Begins the next step, which is this.

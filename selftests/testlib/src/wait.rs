@@ -13,7 +13,6 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::machine;
-use crate::report;
 
 /// Between two looks at first: most things take no time at all.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -22,7 +21,7 @@ const LONGEST: Duration = Duration::from_millis(20);
 
 /// How long something may take here that takes up to `base` on a machine with nothing else to do.
 pub fn patience(base: Duration) -> Duration {
-    base * if report::is_slow() { 4 } else { 1 }
+    base * if machine::is_slow() { 4 } else { 1 }
 }
 
 /// By how much longer to wait than was waited in vain. Where one thread takes twice as long, what takes several,

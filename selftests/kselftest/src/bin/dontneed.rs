@@ -24,6 +24,7 @@ use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_testlib::Outcome;
 use devmem_testlib::fixture::Receiving;
+use devmem_testlib::machine;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
@@ -160,7 +161,7 @@ fn returned_while_the_array_grows() -> Outcome {
     const LEN: usize = 100;
     /// Of the tokens that a call makes, so many come back at once.
     const BACK: u32 = 64;
-    let many: u32 = if report::is_slow() { 1 << 17 } else { 1 << 20 };
+    let many: u32 = if machine::is_slow() { 1 << 17 } else { 1 << 20 };
     let first = provider::under_test().first_token();
     let bench = receiving()?;
     let socket = &bench.connection.rx;

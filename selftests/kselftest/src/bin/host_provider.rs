@@ -19,6 +19,7 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::child::Child;
+use devmem_testlib::machine;
 use devmem_testlib::modules;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
@@ -30,7 +31,6 @@ use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::report::Stop;
 use devmem_testlib::report::diag;
-use devmem_testlib::report::is_slow;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
@@ -47,7 +47,11 @@ const PORT: u16 = 5001;
 
 /// Bytes to move: as many as are in 64 MiB, or less where each is watched.
 fn plenty() -> u64 {
-    if is_slow() { 8 << 20 } else { 64 << 20 }
+    if machine::is_slow() {
+        8 << 20
+    } else {
+        64 << 20
+    }
 }
 
 fn insmod(parameters: &CStr) -> io::Result<()> {

@@ -38,7 +38,6 @@ use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
 use devmem_testlib::provider;
 use devmem_testlib::pump::reset_on_close;
-use devmem_testlib::report::is_slow;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::tests;
@@ -515,7 +514,7 @@ fn bind_until_gone(
 /// A device goes while its memory is being bound by way of a queue that another one leases: no binding keeps
 /// it.
 fn leased_device_deleted_while_binding() -> Outcome {
-    let rounds = if is_slow() { 8.0 } else { 36.0 };
+    let rounds = if machine::is_slow() { 8.0 } else { 36.0 };
     let rounds = (rounds / machine::slowness()) as u32;
     let memory = DmaBuf::udmabuf(MEMORY as usize)?;
     for _ in 0..rounds {

@@ -14,10 +14,10 @@ use devmem::dmabuf::Mapping;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::aftermath;
+use devmem_testlib::machine;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
-use devmem_testlib::report::is_slow;
 use devmem_testlib::storm;
 use devmem_testlib::storm::at_once;
 use devmem_testlib::taker::Taker;
@@ -150,7 +150,7 @@ pub fn many_connections() -> Outcome {
         /// Rings, and what pools keep to themselves.
         const SPARE: usize = 4 << 20;
         // Ten times as many take as many times longer.
-        let count = if is_slow() { 1000 } else { 10_000 };
+        let count = if machine::is_slow() { 1000 } else { 10_000 };
         let count = storm::scale("STORM_CONNECTIONS", count) as usize;
         let descriptors = 2 * count as u64 + 1000;
         setrlimit(Resource::RLIMIT_NOFILE, descriptors, descriptors)?;

@@ -22,11 +22,11 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::aftermath;
+use devmem_testlib::machine;
 use devmem_testlib::modules;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
-use devmem_testlib::report;
 use devmem_testlib::report::Stop;
 use devmem_testlib::storm;
 use devmem_testlib::storm::Storm;
@@ -69,7 +69,7 @@ impl Unloader {
     }
 
     fn run(&self, mut rng: Rng) -> io::Result<()> {
-        let longer = if report::is_slow() { 20 } else { 1 };
+        let longer = if machine::is_slow() { 20 } else { 1 };
         while !self.over.load(Ordering::Relaxed) {
             match delete_module(c"devmem_provider", DeleteModuleFlags::O_NONBLOCK) {
                 Ok(()) => {

@@ -13,11 +13,11 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::aftermath;
 use devmem_testlib::grace::Pace;
+use devmem_testlib::machine;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pump;
 use devmem_testlib::pump::Pump;
 use devmem_testlib::pump::reset_on_close;
-use devmem_testlib::report;
 use devmem_testlib::storm;
 use devmem_testlib::storm::Storm;
 use devmem_testlib::storm::at_once;
@@ -229,7 +229,7 @@ fn kernel_memory() -> io::Result<u64> {
         line.split_whitespace().nth(1)?.parse().ok()
     };
     let names = ["VmallocUsed:", "Shmem:", "SUnreclaim:"];
-    let told = if report::is_slow() { 2 } else { 3 };
+    let told = if machine::is_slow() { 2 } else { 3 };
     let kilobytes: Option<u64> = names[..told].iter().map(|name| field(name)).sum();
     Ok(kilobytes.expect("fields of /proc/meminfo") << 10)
 }
