@@ -12,12 +12,13 @@ dir=$1
 limit=$2
 shift 2
 
-# No binding may outlive its owner for long, with or without the device.
+# No binding may outlive its owner for long, with or without the device. That is a minute, lest a busy
+# machine fails: it takes a second or two.
 bindings_gone()
 {
 	local i
 
-	for i in {1..100}; do
+	for i in {1..600}; do
 		[ "$(wc -l </sys/kernel/debug/net_devmem/bindings)" -le 1 ] && return
 		sleep 0.1
 	done
