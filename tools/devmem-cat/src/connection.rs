@@ -366,8 +366,10 @@ mod tests {
                 _ => Err(err),
             })
             .unwrap();
-        // The answer to that is a reset.
-        std::thread::sleep(Duration::from_millis(100));
+        // The answer to that is a reset, after which there is no peer.
+        while a.peer_addr().is_ok() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         wait_for_the_end(&a, true).unwrap_err();
     }
 }
