@@ -21,6 +21,18 @@ is_loaded()
 	[ -e "/sys/module/$1" ]
 }
 
+# bounded OPTION... SECONDS COMMAND...: what timeout does. In the end all that the command has left ends, too:
+# it would keep open where the output goes to, and whoever reads there would wait for it.
+bounded()
+{
+	local rc=0
+
+	# timeout makes a process group of its own.
+	(echo "$BASHPID" >"$WORK/group" && exec timeout "$@") || rc=$?
+	kill -KILL -- "-$(<"$WORK/group")" 2>/dev/null || true
+	return "$rc"
+}
+
 load_netdevsim()
 {
 	local m

@@ -89,7 +89,7 @@ for run; do
 	# A program for both chooses by itself.
 	export DEVMEM_PROVIDER=$provider
 	[ "$DEVMEM_PROVIDER" != both ] || unset DEVMEM_PROVIDER
-	timeout --kill-after=5 "$limit" "$DEVMEM_BIN/$program" "${names[@]}" 2>&1 </dev/null |
+	bounded --kill-after=5 "$limit" "$DEVMEM_BIN/$program" "${names[@]}" 2>&1 </dev/null |
 		tee "$WORK/ktap/$provider/$program" | sed 's/^/    /' || rc=${PIPESTATUS[0]}
 	echo "$rc" >"$WORK/ktap/$provider/$program.status"
 	took=$((EPOCHSECONDS - start))

@@ -44,7 +44,7 @@ for run; do
 	# one that waits for late segments (TIME_WAIT) would be in use still.
 	ip netns exec remote sysctl -qw net.ipv4.tcp_max_tw_buckets=0
 	rc=0
-	(cd "$dir/${path%/*}" && timeout --kill-after=20 "$limit" /usr/bin/python3 "${path##*/}") \
+	(cd "$dir/${path%/*}" && bounded --kill-after=20 "$limit" /usr/bin/python3 "${path##*/}") \
 		2>&1 </dev/null | tee "$WORK/ktap/$name" | sed 's/^/    /' || rc=${PIPESTATUS[0]}
 	remove_nics
 	ip netns del remote
