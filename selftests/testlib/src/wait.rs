@@ -4,7 +4,7 @@
 //!
 //! Limits are meant for a machine that has nothing else to do and a kernel that does not look for bugs.
 //! [`patience`] stretches them for a kernel that does. Who has waited in vain asks how busy the machine
-//! is, and waits for as many times longer: [`machine::slowness`].
+//! is, and waits for the square of that many times longer: [`machine::slowness`].
 
 use std::fmt::Display;
 use std::io;
