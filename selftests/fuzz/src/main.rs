@@ -22,6 +22,7 @@ mod shrink;
 mod stats;
 mod world;
 
+use std::env;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,9 +57,9 @@ struct Args {
     /// Sequences to run first
     #[arg(long, default_value = "selftests/fuzz/corpus")]
     corpus: PathBuf,
-    /// Where to save what is found
-    #[arg(long, default_value = ".")]
-    save: PathBuf,
+    /// Where to save what is found; the directory WORK of a guest if it is not given, or this one
+    #[arg(long)]
+    save: Option<PathBuf>,
     /// Run only this sequence, and tell what it sees
     #[arg(long, value_name = "FILE", conflicts_with = "tests")]
     replay: Option<PathBuf>,
@@ -68,6 +69,15 @@ struct Args {
 }
 
 impl Args {
+    /// Where to save what is found.
+    fn directory(&self) -> PathBuf {
+        let work = || env::var_os("WORK").map(PathBuf::from);
+        self.save
+            .clone()
+            .or_else(work)
+            .unwrap_or_else(|| ".".into())
+    }
+
     /// How long each block of random sequences is.
     fn extent(&self) -> Extent {
         match self.duration {
@@ -175,7 +185,7 @@ fn run(args: &Args) -> io::Result<bool> {
     let tests = chosen(&all, &args.tests)?;
     println!("1..{}", tests.len());
     provider::prepare()?;
-    let mut fuzzer = Fuzzer::new(Some(args.save.clone()))?;
+    let mut fuzzer = Fuzzer::new(Some(args.directory()))?;
     let mut pace = Pace::current()?;
 
     let mut failed = 0;
