@@ -14,6 +14,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::panic;
 use std::panic::AssertUnwindSafe;
+use std::process;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -148,6 +149,18 @@ impl Drop for Child {
             let _ = kill(self.pid, Signal::SIGKILL);
             let _ = wait(self.pid);
         }
+    }
+}
+
+/// A program that was started, killed when this is dropped: if a test fails, it is not to stay.
+#[derive(Debug)]
+pub struct Reaper(pub process::Child);
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

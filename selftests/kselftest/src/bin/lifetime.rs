@@ -11,7 +11,6 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Child;
 use std::process::Command;
 use std::process::ExitCode;
 use std::process::Stdio;
@@ -27,6 +26,7 @@ use devmem::Piece;
 use devmem::Receiver;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::child::Reaper;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
@@ -395,17 +395,6 @@ fn victim(ifindex: u32) -> io::Result<()> {
     io::stdout().flush()?;
     loop {
         thread::park();
-    }
-}
-
-/// Kills a child process if a test ends before it does.
-struct Reaper(Child);
-
-impl Drop for Reaper {
-    fn drop(&mut self) {
-        // It may be dead already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }
 

@@ -30,6 +30,7 @@ use devmem::ethtool::Ethtool;
 use devmem::ethtool::Rings;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::child::Reaper;
 use devmem_testlib::pair::End;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
@@ -57,7 +58,7 @@ const BEFORE: Rings = Rings {
 
 /// A devmem-cat, killed when this is dropped.
 struct Cat {
-    child: process::Child,
+    child: Reaper,
     stdin: Option<ChildStdin>,
     stdout: Option<ChildStdout>,
     lines: Receiver<String>,
@@ -76,9 +77,9 @@ impl Cat {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = end.ns.run(|| line.spawn())?;
+        let mut child = Reaper(end.ns.run(|| line.spawn())?);
         let (to, lines) = mpsc::channel();
-        if let Some(stderr) = child.stderr.take() {
+        if let Some(stderr) = child.0.stderr.take() {
             thread::spawn(move || {
                 for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                     if to.send(line).is_err() {
@@ -88,8 +89,8 @@ impl Cat {
             });
         }
         Ok(Self {
-            stdin: child.stdin.take(),
-            stdout: child.stdout.take(),
+            stdin: child.0.stdin.take(),
+            stdout: child.0.stdout.take(),
             child,
             lines,
             said: Vec::new(),
@@ -130,7 +131,7 @@ impl Cat {
     }
 
     fn signal(&self, signal: Signal) -> io::Result<()> {
-        let pid = i32::try_from(self.child.id()).map_err(io::Error::other)?;
+        let pid = i32::try_from(self.child.0.id()).map_err(io::Error::other)?;
         Ok(kill(Pid::from_raw(pid), signal)?)
     }
 
@@ -142,7 +143,7 @@ impl Cat {
             "devmem-cat to end",
             LONG,
             || {
-                status = self.child.try_wait()?;
+                status = self.child.0.try_wait()?;
                 Ok(status.is_some())
             },
             || format!("it has said {:?}", self.said),
@@ -174,14 +175,6 @@ impl Cat {
             Some(mut stdin) => stdin.write_all(traffic::bytes(0, len)),
             None => Err(io::ErrorKind::NotConnected.into()),
         }
-    }
-}
-
-impl Drop for Cat {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -323,7 +316,7 @@ fn wait_in(state: State, pair: &Pair, port: u16) -> Result<(Cat, Option<Cat>), S
             if let Some(mut stdin) = tx.stdin.take() {
                 thread::spawn(move || stdin.write_all(traffic::bytes(0, LEN)));
             }
-            let pid = rx.child.id();
+            let pid = rx.child.0.id();
             let in_write = format!("{} 0x1 ", libc::SYS_write);
             wait::until("a write to a pipe that is full", LONG, || {
                 for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -339,7 +332,7 @@ fn wait_in(state: State, pair: &Pair, port: u16) -> Result<(Cat, Option<Cat>), S
         State::Connecting => {
             pair.unplug()?;
             let tx = Cat::sender(pair, port, "")?;
-            let pid = tx.child.id();
+            let pid = tx.child.0.id();
             wait::until("a connection that is tried", LONG, || {
                 let path = format!("/proc/{pid}/net/tcp");
                 // SYN_SENT

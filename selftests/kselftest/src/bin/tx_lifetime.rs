@@ -30,6 +30,7 @@ use devmem::netns::Netns;
 use devmem::send::enable_zerocopy;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::child::Reaper;
 use devmem_testlib::fixture::Sending;
 use devmem_testlib::machine;
 use devmem_testlib::pair::Connection;
@@ -614,9 +615,9 @@ fn sender_killed() -> Outcome {
         .env(VICTIM, pair.tx.ifindex.to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
-    let mut child = pair.tx.ns.run(|| child.spawn())?;
-    let mut hears = child.stdin.take().expect("a pipe");
-    let mut says = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut child = Reaper(pair.tx.ns.run(|| child.spawn())?);
+    let mut hears = child.0.stdin.take().expect("a pipe");
+    let mut says = BufReader::new(child.0.stdout.take().expect("a pipe")).lines();
     let mut next = || says.next().expect("the victim ended early");
     let id: u32 = next()?.parse()?;
     let (mut rx, _) = listener.accept()?;
@@ -626,8 +627,8 @@ fn sender_killed() -> Outcome {
     hears.write_all(b"send\n")?;
     let sent: u64 = next()?.parse()?;
     assert!(sent > PART.len, "only {sent} bytes");
-    child.kill()?;
-    let status = child.wait()?;
+    child.0.kill()?;
+    let status = child.0.wait()?;
     assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}");
     lives(id)?;
     pair.tx.mend()?;

@@ -13,7 +13,6 @@ use std::net::Shutdown;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Child;
 use std::process::ChildStdout;
 use std::process::Command;
 use std::process::Stdio;
@@ -31,6 +30,7 @@ use devmem::token::TokenRange;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::aftermath;
+use devmem_testlib::child::Reaper;
 use devmem_testlib::pair::End;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
@@ -95,7 +95,7 @@ fn draw(storm: &mut Storm) -> Vec<Fate> {
 
 /// A victim that runs.
 struct Victim {
-    child: Child,
+    child: Reaper,
     says: BufReader<ChildStdout>,
 }
 
@@ -106,8 +106,8 @@ impl Victim {
         command
             .env(VICTIM, format!("{kind} {} {queue} {seed}", end.ifindex))
             .stdout(Stdio::piped());
-        let mut child = end.ns.run(|| command.spawn())?;
-        let says = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut child = Reaper(end.ns.run(|| command.spawn())?);
+        let says = BufReader::new(child.0.stdout.take().expect("a pipe"));
         Ok(Self { child, says })
     }
 
@@ -123,8 +123,8 @@ impl Victim {
     /// Kills it. It must have had nothing to complain about, as that it received the wrong bytes.
     #[track_caller]
     fn kill(mut self) -> io::Result<()> {
-        self.child.kill()?;
-        let status = self.child.wait()?;
+        self.child.0.kill()?;
+        let status = self.child.0.wait()?;
         let mut said = String::new();
         self.says.read_to_string(&mut said)?;
         assert_eq!(
@@ -133,15 +133,6 @@ impl Victim {
             "{status}, it said: {said}"
         );
         Ok(())
-    }
-}
-
-/// If a test fails, it is not to stay.
-impl Drop for Victim {
-    fn drop(&mut self) {
-        // It may be dead already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
