@@ -11,7 +11,6 @@ use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::ptr;
-use std::thread;
 use std::time::Duration;
 
 use devmem_testlib::Outcome;
@@ -33,6 +32,7 @@ use devmem_testlib::tests;
 use devmem_testlib::tls;
 use devmem_testlib::tls::Way;
 use devmem_testlib::traffic;
+use devmem_testlib::tx;
 use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sys::memfd::MFdFlags;
@@ -268,7 +268,7 @@ fn socket_filter() -> Outcome {
     probe.receive(&Call::new(ALL)).assert_frags(&[500]);
     attach_filter(rx, &mut [LOOK, ACCEPT])?;
     bench.start_sending(700)?;
-    thread::sleep(Duration::from_millis(300));
+    soon("another try", || Ok(tx::tries_again(&bench.connection.tx)? > 0));
     probe
         .call(&Call::new(ALL).flags(libc::MSG_DONTWAIT))
         .assert_fails(libc::EAGAIN);
