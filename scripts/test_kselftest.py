@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -212,6 +213,37 @@ class Runner(Temporary):
         start = time.monotonic()
         self.assertIn("exit=1", self.run_all()[1])
         self.assertLess(time.monotonic() - start, 20)
+
+    def test_output_that_is_a_file(self):
+        self.program("good", PASSED)
+        self.program("good2", PASSED)
+        expected = self.run_all()[1]
+        with (self.dir / "output").open("w+") as output:
+            subprocess.run([self.dir / "run_kselftest.sh"], stdout=output, check=True)
+            output.seek(0)
+            self.assertEqual(output.read(), expected)
+
+    def test_interrupted(self):
+        # A program that ends by nothing but a signal.
+        self.program("long", "echo $$; exec sleep 60")
+        self.program("next", PASSED)
+        (self.dir / "kselftest-list.txt").write_text("c:long\nc:next\n")
+        for args in ([], ["-o", "0"]):
+            with subprocess.Popen(
+                [self.dir / "run_kselftest.sh", *args], stdout=subprocess.PIPE, text=True,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            ) as running:
+                while not (number := re.fullmatch(r"# (\d+)\n", running.stdout.readline())):
+                    pass
+                # As the terminal does.
+                os.killpg(running.pid, signal.SIGINT)
+                self.assertNotIn("c: next", running.stdout.read())
+            self.assertNotEqual(running.returncode, 0)
+            limit = time.monotonic() + 10
+            while pathlib.Path("/proc", number[1]).exists() and time.monotonic() < limit:
+                time.sleep(0.05)
+            self.assertFalse(pathlib.Path("/proc", number[1]).exists())
 
     def test_choice(self):
         for name, collection in (("a", "c"), ("b", "c"), ("a", "d")):

@@ -118,28 +118,36 @@ arguments()
 	eval "printf %s \"\${KSELFTEST_${name}_ARGS:-}\""
 }
 
-# bounded COMMAND...: within the limit, if there is a program to see to that.
+# bounded COMMAND...: becomes that, within the limit, if there is a program to see to that.
 bounded()
 {
 	if [ "$seconds" != 0 ] && command -v timeout >/dev/null; then
-		timeout -k 10 "$seconds" "$@"
-	else
-		"$@"
+		exec timeout -k 10 "$seconds" "$@"
 	fi
+	exec "$@"
 }
 
-# run PROGRAM: its output, each line behind a #, goes to $to; leaves its exit status in $status.
+# watched COMMAND...: within the limit, and until somebody interrupts us. What timeout runs is a process group of
+# its own, which no terminal tells that.
+watched()
+{
+	bounded "$@" &
+	trap 'kill $!; exit 1' INT TERM HUP
+	wait $!
+}
+
+# run PROGRAM: its output, each line behind a #, goes where 4 does; leaves its exit status in $status.
 run()
 {
 	# shellcheck disable=SC2046 # one word for each argument
 	status=$(
 		{
 			{
-				bounded "./$1" $(arguments "$1") </dev/null 2>&1 3>&- 4>&-
+				watched "./$1" $(arguments "$1") </dev/null 2>&1 3>&- 4>&-
 				echo $? >&3
 			} | sed -u 's/^/# /' >&4
 		} 3>&1
-	) 4>>"$to"
+	)
 }
 
 number=0 passed=0 failed=0 expected=0 skipped=0
@@ -175,16 +183,15 @@ for test; do
 	last=$collection
 	seconds=$(limit_of "$collection")
 	name="selftests: $collection: $program"
-	to=/dev/stdout
-	[ -z "$log" ] || to=$log
-	if [ -n "$logs" ]; then
-		to=$logs/$program
-		: >"$to"
-	fi
+	# Not by the name of /dev/stdout: a file that is opened once more is written to at another place, and
+	# others cannot be.
+	exec 4>&1
+	[ -z "$log" ] || exec 4>>"$log"
+	[ -z "$logs" ] || exec 4>"$logs/$program"
 	{
 		echo "# timeout set to $seconds"
 		echo "# $name"
-	} >>"$to"
+	} >&4
 	if [ -x "$collection/$program" ]; then
 		cd "$collection" || exit 1
 		run "$program"
