@@ -111,6 +111,24 @@ class Patch(unittest.TestCase):
         self.fails("", "is in " + str(self.tree) + " already")
         self.assertEqual(self.log(), ["dev", "dev", "base"])
 
+    def git(self, *args, check=True, **more):
+        return subprocess.run(["git", *args], cwd=self.tree, check=check, capture_output=True,
+                              text=True, **more).stdout
+
+    def test_leaves_alone_what_the_user_has_begun(self):
+        self.make_repository()
+        mail = patch("one\nTWO\nthree\n", "1\nTWO\nthree\n")
+        self.git("am", check=False, input=mail)
+        status = self.git("status")
+        self.assertIn("git am --abort", status)
+        self.fails("", "has not ended")
+        self.assertEqual(self.git("status"), status)
+
+    def test_nobody_to_commit(self):
+        self.make_repository()
+        self.git("config", "user.name", "")
+        self.fails("", "does not know who commits")
+
     def test_no_such_set(self):
         self.fails("third", "no set third; there are: first second")
 
