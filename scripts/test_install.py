@@ -44,14 +44,17 @@ TOOLS = {
 MANIFEST = "lib/devmem-provider/installed"
 MODULE = f"lib/modules/{RELEASE}/updates/devmem_provider.ko"
 
-# A kernel's makefile, as far as we call it: the sample is a module, unless there is none to be.
+# A kernel's makefile, as far as we call it: the sample is a module, unless there is none to be. It was built by
+# GCC, and so are modules.
 MAKEFILE = f"""\
 modules := devmem_provider $(if $(filter n,$(SAMPLES)),,host_provider)
 
 modules:
+	@test -z "$(LLVM)"
 	@for m in $(modules); do echo $$m >$(MO)/$$m.ko; done
 
 modules_install:
+	@test -z "$(LLVM)"
 	@test "$(DEPMOD)" = true
 	@mkdir -p $(INSTALL_MOD_PATH)/lib/modules/{RELEASE}/updates
 	@for m in $(modules); do cp $(MO)/$$m.ko $(INSTALL_MOD_PATH)/lib/modules/{RELEASE}/updates/$$m.ko$(SUFFIX); done
