@@ -24,7 +24,7 @@ case $CACHE$ROOT in
 esac
 
 # Not every shell has put a folder there: dash and zsh leave the ~ of KSRC=~/linux as it is.
-for name in KSRC KDIR MO FILE DESTDIR; do
+for name in KSRC KDIR MO FILE DESTDIR INSTALL_PATH; do
 	# shellcheck disable=SC2088 # as it was typed
 	case ${!name:-} in
 	"~" | "~/"*) printf -v "$name" '%s' "$HOME${!name#"~"}" ;;

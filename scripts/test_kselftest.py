@@ -105,9 +105,25 @@ class Install(Temporary):
     def test_twice(self):
         to = self.install()
         (to / "devmem/gone").touch()
+        (to / "devmem/net.config").write_text("NETIF=eth0\n")
         self.install()
         self.assertFalse((to / "devmem/gone").exists())
+        # Which NIC there is the user has said.
+        self.assertEqual((to / "devmem/net.config").read_text(), "NETIF=eth0\n")
         self.assertEqual(len((to / "kselftest-list.txt").read_text().splitlines()), len(NAMES))
+
+    def test_a_directory_of_others(self):
+        theirs = self.dir / "to/devmem/work"
+        theirs.mkdir(parents=True)
+        done = self.make("install", f"INSTALL_PATH={self.dir}/to")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("was not made by this", done.stderr)
+        self.assertEqual(list((self.dir / "to").rglob("*")), [theirs.parent, theirs])
+
+    def test_paths_are_from_where_make_is(self):
+        done = self.make("install", f"INSTALL_PATH={os.path.relpath(self.dir / 'to', SELFTESTS)}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue((self.dir / "to/devmem/queries").exists())
 
     def test_no_path(self):
         done = self.make("install")
