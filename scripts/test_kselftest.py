@@ -230,6 +230,12 @@ class Runner(Temporary):
         self.assertIn("exit=1", self.run_all()[1])
         self.assertLess(time.monotonic() - start, 20)
 
+    def test_nor_does_it_if_it_has_the_output(self):
+        self.program("parent", "sleep 60 & exit 1")
+        start = time.monotonic()
+        self.assertIn("exit=1", self.run_all()[1])
+        self.assertLess(time.monotonic() - start, 60)
+
     def test_output_that_is_a_file(self):
         self.program("good", PASSED)
         self.program("good2", PASSED)

@@ -134,6 +134,10 @@ watched()
 	bounded "$@" &
 	trap 'kill $!; exit 1' INT TERM HUP
 	wait $!
+	ended=$?
+	# Children that go on would keep us from the end of the output.
+	kill -9 "-$!" 2>/dev/null
+	return $ended
 }
 
 # run PROGRAM: its output, each line behind a #, goes where 4 does; leaves its exit status in $status.
