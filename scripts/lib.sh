@@ -63,7 +63,9 @@ export PATCHES
 # What the user told our Makefile is not meant for the makes that the scripts run.
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
 
-export LLVM=${LLVM:--19}
+# LLVM=1 is what kernel developers have in their environment: it does not choose one.
+[ "${LLVM:-1}" != 1 ] || LLVM=-19
+export LLVM
 
 # What this checkout builds. Several checkouts can share a cache.
 OUT=$CACHE/out/$(printf '%s' "$ROOT" | sha256sum | cut -c1-12)
