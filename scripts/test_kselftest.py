@@ -285,9 +285,11 @@ class Runner(Temporary):
 
     def test_refused(self):
         self.program("a", PASSED)
-        for args in (["-t", "c:b"], ["-c", "d"], ["-t"], ["-n"], ["a"]):
+        for args in (["-t", "c:b"], ["-c", "d"], ["-t"], ["-n"], ["a"], ["-S", "c:a"]):
             code, output = self.run_all(*args)
             self.assertEqual((code, self.results(output)), (1, []), args)
+        self.list = []
+        self.assertEqual(self.run_all(), (1, ""))
 
     def test_logs(self):
         self.program("a", PASSED)

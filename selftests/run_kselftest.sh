@@ -101,6 +101,9 @@ for test in $chosen; do
 	esac
 done
 
+# Who has run nothing has not passed.
+[ -n "$tests" ] || die "no tests to run"
+
 # limit_of COLLECTION: seconds that its programs may take.
 limit_of()
 {
