@@ -63,6 +63,9 @@ export PATCHES
 # What the user told our Makefile is not meant for the makes that the scripts run.
 unset MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES
 
+# Nor is where the user has his kernels built: modules would be for that kernel, whatever KDIR says.
+unset KBUILD_OUTPUT
+
 # LLVM=1 is what kernel developers have in their environment: it does not choose one.
 [ "${LLVM:-1}" != 1 ] || LLVM=-19
 export LLVM

@@ -50,7 +50,7 @@ MAKEFILE = f"""\
 modules := devmem_provider $(if $(filter n,$(SAMPLES)),,host_provider)
 
 modules:
-	@test -z "$(LLVM)"
+	@test -z "$(LLVM)$(KBUILD_OUTPUT)"
 	@for m in $(modules); do echo $$m >$(MO)/$$m.ko; done
 
 modules_install:
@@ -152,7 +152,7 @@ class Case(test_check_kernel.MadeUpKernel):
 
     def run_script(self, script, *args, **env):
         env = {**os.environ, "TMPDIR": str(self.tmp), "DESTDIR": str(self.dest),
-               "PREFIX": str(self.prefix),
+               "PREFIX": str(self.prefix), "KBUILD_OUTPUT": "/none",
                "PATH": f"{self.dir / 'bin'}:{built.name}:{os.environ['PATH']}", **env}
         env.pop("LLVM", None)
         result = subprocess.run([script, *args], env=env, capture_output=True, text=True)
