@@ -88,7 +88,7 @@ pub fn gone(end: &End) -> Outcome {
 pub fn no_bindings() -> io::Result<Duration> {
     within_limit("everything to come back", || {
         let bindings = provider::bindings()?.unwrap_or_default();
-        Ok(bindings.is_empty() && provider::attachments()? == 0)
+        Ok(bindings.is_empty() && provider::own_attachments()? == 0)
     })
 }
 

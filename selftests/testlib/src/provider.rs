@@ -25,6 +25,7 @@ use nix::mount::mount;
 use crate::hardware;
 use crate::modules;
 use crate::report::diag;
+use crate::report::reason_to_skip;
 use crate::wait;
 
 /// How long buffers may take to come back on an idle system.
@@ -102,6 +103,10 @@ pub(crate) fn mount_debugfs() -> io::Result<()> {
 pub fn prepare() -> io::Result<Provider> {
     mount_debugfs()?;
     if hardware::given()?.is_none() && !Path::new("/sys/bus/netdevsim").exists() {
+        // Where there is no configuration to be found nothing has told so before.
+        if let Err(err) = modules::file("netdevsim") {
+            return Err(reason_to_skip(format!("there is no netdevsim: {err}")));
+        }
         load_netdevsim()?;
     }
 
@@ -130,7 +135,8 @@ pub fn prepare() -> io::Result<Provider> {
             ));
         }
     }
-    if hardware::given()?.is_some() {
+    // In guests of ours there are none, and what another program has left is no other user's.
+    if hardware::given()?.is_some() || env::var_os("NETDEVSIM_DIR").is_none() {
         let bound = bindings()?.map_or(0, |list| list.len()) as u64;
         OTHERS.get_or_init(|| attachments().map_or(0, |all| all.saturating_sub(bound)));
     }
@@ -260,11 +266,11 @@ fn reload(parameters: &CStr) -> io::Result<()> {
     modules::insert(modules::PROVIDER, parameters)
 }
 
-/// Devices attached for others than the tests, before these began: a machine with a NIC has other users, too.
+/// Devices attached for others than the tests, before these began: a machine has other users, too.
 static OTHERS: OnceLock<u64> = OnceLock::new();
 
 /// Devices attached that may be the tests' own.
-fn own_attachments() -> io::Result<u64> {
+pub(crate) fn own_attachments() -> io::Result<u64> {
     let others = *OTHERS.get().unwrap_or(&0);
     Ok(attachments()?.saturating_sub(others))
 }

@@ -8,6 +8,8 @@ use std::io;
 use std::io::ErrorKind;
 use std::panic::Location;
 
+use devmem::errno_of;
+
 /// How a test ended.
 pub type Outcome = Result<(), Stop>;
 
@@ -44,7 +46,7 @@ pub(crate) fn reason_to_skip(what: impl Into<String>) -> io::Error {
 
 /// Whether an error is one. What the kernel does not support has a number, and is an error like any other.
 pub(crate) fn is_reason_to_skip(err: &io::Error) -> bool {
-    err.kind() == ErrorKind::Unsupported && err.raw_os_error().is_none()
+    err.kind() == ErrorKind::Unsupported && errno_of(err).is_none()
 }
 
 /// Prints a line of diagnostics.

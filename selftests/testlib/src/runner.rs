@@ -13,6 +13,8 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use nix::unistd::geteuid;
+
 use crate::hardware;
 use crate::needs;
 use crate::pair;
@@ -173,6 +175,9 @@ fn not_here(program: &str, test: &str) -> Option<String> {
 
 /// Has all there that the tests of a program need, or tells why that cannot be had.
 fn prepare(program: &str) -> io::Result<Provider> {
+    if !geteuid().is_root() {
+        return Err(reason_to_skip("this is for root to run"));
+    }
     let mounted = provider::mount_debugfs();
     if let Some(lack) = needs::of_program(program) {
         return Err(reason_to_skip(lack));
