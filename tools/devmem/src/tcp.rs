@@ -211,7 +211,12 @@ pub fn abort(socket: impl AsFd) -> io::Result<()> {
 }
 
 /// Reads a socket option; returns how many bytes it has.
-fn option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
+pub(crate) fn option(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    value: &mut [u8],
+) -> io::Result<usize> {
     let mut len = libc::socklen_t::try_from(value.len())
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: `value` is writable for `len` bytes, and the kernel writes no more than that.
