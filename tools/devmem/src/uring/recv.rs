@@ -31,6 +31,7 @@ use crate::poll;
 use crate::recv::MSG_SOCK_DEVMEM;
 use crate::recv::Receive;
 use crate::recv::Received;
+use crate::recv::check_flags;
 use crate::socket::Socket;
 use crate::token::Collector;
 use crate::token::Ranges;
@@ -305,12 +306,12 @@ impl<'s> Receiver<'s> {
         self.recv_until(0, None)
     }
 
-    /// Like [`recv`](Self::recv), with more flags of `recvmsg()`. A multishot request that runs already
-    /// keeps those that it was made with.
+    /// Like [`recv`](Self::recv), with more flags of `recvmsg()`. A request that runs already, a multishot one or that
+    /// of [`try_recv`](Self::try_recv), keeps those that it was made with.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// As there; [`InvalidInput`](io::ErrorKind::InvalidInput) as of [`crate::Receiver::recv_flags`].
     pub fn recv_flags(&mut self, flags: i32) -> io::Result<Received<'_, 's>> {
         self.recv_until(flags, None)
     }
@@ -355,6 +356,7 @@ impl<'s> Receiver<'s> {
         flags: i32,
         timeout: Option<Duration>,
     ) -> io::Result<Received<'_, 's>> {
+        check_flags(flags)?;
         let Some(inner) = &mut self.inner else {
             return Err(io::ErrorKind::NotConnected.into());
         };
