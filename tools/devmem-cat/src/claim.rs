@@ -9,6 +9,8 @@
 //! - a file of each process, which it has locked for as long as it lives: the rules that it has made, as
 //!   `ethtool` shows them. What is there of a process that is gone is its rules, which are removed if they still
 //!   look like that: their numbers may have been given to others.
+//!
+//! Nobody else may open any of it: to lock a file takes no more than that, and would keep everybody from ending.
 
 use std::fs;
 use std::fs::DirBuilder;
@@ -16,6 +18,7 @@ use std::fs::File;
 use std::io;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process;
@@ -32,6 +35,9 @@ const LOCK: &str = "lock";
 const BEFORE: &str = "before";
 /// `before` while it is being written.
 const NEW: &str = "before.new";
+/// Who may open what is here.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
 
 /// A device.
 pub trait Nic {
@@ -164,12 +170,13 @@ impl Folder {
     fn lock(&self) -> io::Result<Locked> {
         DirBuilder::new()
             .recursive(true)
-            .mode(0o755)
+            .mode(FOLDER_MODE)
             .create(&self.0)?;
         let file = File::options()
             .write(true)
             .create(true)
             .truncate(false)
+            .mode(FILE_MODE)
             .open(self.0.join(LOCK))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, err)| err.into())
     }
@@ -199,7 +206,9 @@ impl Folder {
         loop {
             // Processes of other containers may have the same number.
             let path = self.0.join(format!("process-{}-{number}", process::id()));
-            match File::options().append(true).create_new(true).open(&path) {
+            let mut options = File::options();
+            options.append(true).create_new(true).mode(FILE_MODE);
+            match options.open(&path) {
                 Ok(file) => {
                     let file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
                         .map_err(|(_, err)| io::Error::from(err))?;
@@ -313,6 +322,7 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::BTreeMap;
     use std::env;
+    use std::os::unix::fs::PermissionsExt;
 
     const OFF: Rings = Rings {
         data_split: Some(DataSplit::Off),
@@ -409,6 +419,19 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(left, [LOCK]);
+    }
+
+    #[test]
+    fn nobody_else_may_lock_any_of_it() {
+        let (fake, temp) = (Fake::new(), Temp::new("modes"));
+        let claim = claim(&fake, &temp, "1");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&temp.0), FOLDER_MODE);
+        let record = &claim.record.as_ref().unwrap().path;
+        for path in [&temp.0.join(LOCK), record] {
+            assert_eq!(mode(path), FILE_MODE);
+        }
+        claim.release();
     }
 
     #[test]
