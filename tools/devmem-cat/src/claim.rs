@@ -45,8 +45,8 @@ pub trait Nic {
     fn rings(&self) -> Result<Rings, String>;
     /// Changes header split.
     fn set_rings(&self, rings: Rings) -> Result<(), String>;
-    /// What is shown of a rule.
-    fn rule(&self, id: &str) -> Result<String, String>;
+    /// What is shown of a rule: `None` if there is none of this number.
+    fn rule(&self, id: &str) -> Result<Option<String>, String>;
     /// Removes a rule.
     fn remove_rule(&self, id: &str) -> Result<(), String>;
 }
@@ -116,10 +116,13 @@ impl<N: Nic> Claim<N> {
         let Some(record) = &mut self.record else {
             return;
         };
-        let noted = self
-            .nic
-            .rule(id)
-            .and_then(|text| writeln!(&*record.file, "{id} {text}").map_err(|err| err.to_string()));
+        let noted = self.nic.rule(id).and_then(|text| {
+            let line = format!("{id} {}\n", text.ok_or("it is not there")?);
+            // By one call: whenever this is killed, all of it is there, or nothing.
+            let mut file = &*record.file;
+            file.write_all(line.as_bytes())
+                .map_err(|err| err.to_string())
+        });
         if let Err(err) = noted {
             tell::say(format_args!("noting rule {id}: {err}"));
         }
@@ -128,15 +131,20 @@ impl<N: Nic> Claim<N> {
     /// Puts the device back, or leaves that to the others who need it as it is.
     pub fn release(self) {
         let locked = self.record.as_ref().map(|record| record.folder.lock());
+        let mut all = true;
         for id in &self.rules {
             if let Err(err) = self.nic.remove_rule(id) {
                 tell::say(format_args!("removing rule {id}: {err}"));
+                all = false;
             }
         }
         match (self.record, locked) {
             (Some(record), Some(Ok(locked))) => {
+                // What is left is for the next, as if this had been killed.
+                if all {
+                    let _ = fs::remove_file(&record.path);
+                }
                 // The lock on it ends with the file.
-                let _ = fs::remove_file(&record.path);
                 drop(record.file);
                 if let Err(err) = record.folder.restore(&self.nic, &locked) {
                     tell::say(err);
@@ -247,7 +255,7 @@ impl Folder {
             let noted = fs::read_to_string(path).map_err(|err| self.failed(err))?;
             for (id, text) in noted.lines().filter_map(|line| line.split_once(' ')) {
                 // Somebody may have removed it, and another may have got its number.
-                if nic.rule(id).is_ok_and(|now| now == text) {
+                if nic.rule(id)?.is_some_and(|now| now == text) {
                     nic.remove_rule(id)?;
                     tell::say(format_args!(
                         "removed rule {id}, of a devmem-cat that was killed"
@@ -335,6 +343,8 @@ mod tests {
         rules: RefCell<BTreeMap<String, String>>,
         /// Whether something else has a queue bound.
         busy: RefCell<bool>,
+        /// Whether nothing can be done about rules.
+        broken: RefCell<bool>,
     }
 
     impl Fake {
@@ -343,6 +353,7 @@ mod tests {
                 rings: RefCell::new(OFF),
                 rules: RefCell::default(),
                 busy: RefCell::new(false),
+                broken: RefCell::new(false),
             }
         }
 
@@ -352,6 +363,13 @@ mod tests {
 
         fn ids(&self) -> Vec<String> {
             self.rules.borrow().keys().cloned().collect()
+        }
+
+        fn check(&self) -> Result<(), String> {
+            match *self.broken.borrow() {
+                true => Err("starting ethtool".into()),
+                false => Ok(()),
+            }
         }
     }
 
@@ -368,12 +386,13 @@ mod tests {
             Ok(())
         }
 
-        fn rule(&self, id: &str) -> Result<String, String> {
-            let rules = self.rules.borrow();
-            rules.get(id).cloned().ok_or("no such rule".into())
+        fn rule(&self, id: &str) -> Result<Option<String>, String> {
+            self.check()?;
+            Ok(self.rules.borrow().get(id).cloned())
         }
 
         fn remove_rule(&self, id: &str) -> Result<(), String> {
+            self.check()?;
             let removed = self.rules.borrow_mut().remove(id);
             removed.map(drop).ok_or("no such rule".into())
         }
@@ -504,6 +523,23 @@ mod tests {
         *fake.busy.borrow_mut() = false;
         claim(&fake, &temp, "2").release();
         assert_eq!(*fake.rings.borrow(), OFF);
+    }
+
+    #[test]
+    fn a_rule_that_cannot_be_removed_now_is_by_the_next() {
+        let (fake, temp) = (Fake::new(), Temp::new("broken"));
+        let own = claim(&fake, &temp, "1");
+        *fake.broken.borrow_mut() = true;
+        own.release();
+        assert_eq!(*fake.rings.borrow(), OFF);
+        assert!(clean_up(&&fake, &temp.0).is_err());
+        assert_eq!(fake.ids(), ["1"]);
+        *fake.broken.borrow_mut() = false;
+        clean_up(&&fake, &temp.0).unwrap();
+        assert_eq!(fake.ids(), [""; 0]);
+        // It is told once.
+        let left = fs::read_dir(&temp.0).unwrap().count();
+        assert_eq!(left, 1, "the lock");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! by finds it, whatever the others wait for.
 
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -70,8 +71,13 @@ impl Nic for Interface {
             .map_err(|err| err.to_string())
     }
 
-    fn rule(&self, id: &str) -> Result<String, String> {
-        self.0.rule_text(id).map_err(|err| err.to_string())
+    fn rule(&self, id: &str) -> Result<Option<String>, String> {
+        match self.0.rule_text(id) {
+            Ok(text) => Ok(Some(text)),
+            // This is what ethtool itself says. What keeps it from being asked is something else.
+            Err(err) if err.error.kind() == io::ErrorKind::Other => Ok(None),
+            Err(err) => Err(err.to_string()),
+        }
     }
 
     fn remove_rule(&self, id: &str) -> Result<(), String> {
