@@ -3,10 +3,8 @@
 //! What has to be undone on the device before this process ends: kept here, where the thread that a signal ends it
 //! by finds it, whatever the others wait for.
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -22,6 +20,7 @@ use crate::claim;
 use crate::claim::Claim;
 use crate::claim::Nic;
 use crate::error::Fallible;
+use crate::error::context;
 
 /// Where folders of devices are.
 const FOLDERS: &str = "/run/devmem-cat";
@@ -41,19 +40,23 @@ struct Held {
 }
 
 /// A device of this network namespace.
-struct Interface(Device<'static>);
+struct Interface {
+    device: Device<'static>,
+    netns: &'static Netns,
+}
 
 impl Interface {
     fn new(name: &str) -> Fallible<Self> {
         // Once, and to the end of the process.
-        let netns = Box::leak(Box::new(Netns::current()?));
-        Ok(Self(Device::as_it_is(netns, name)?))
+        let netns: &'static Netns = Box::leak(Box::new(Netns::current()?));
+        let device = Device::as_it_is(netns, name)?;
+        Ok(Self { device, netns })
     }
 
-    /// Its folder. Numbers of devices are those of a network namespace, and so is its number.
+    /// Its folder. Numbers of devices are those of a network namespace, and neither number is given a second time.
     fn folder(&self) -> Fallible<PathBuf> {
-        let netns = fs::metadata("/proc/self/ns/net")?.ino();
-        let name = format!("net-{netns}-{}", self.0.ifindex());
+        let netns = self.netns.cookie().map_err(context("SO_NETNS_COOKIE"))?;
+        let name = format!("net-{netns}-{}", self.device.ifindex());
         Ok(PathBuf::from(FOLDERS).join(name))
     }
 }
@@ -61,18 +64,18 @@ impl Interface {
 impl Nic for Interface {
     fn rings(&self) -> Result<Rings, String> {
         Ethtool::open()
-            .and_then(|mut ethtool| ethtool.rings(self.0.ifindex()))
+            .and_then(|mut ethtool| ethtool.rings(self.device.ifindex()))
             .map_err(|err| err.to_string())
     }
 
     fn set_rings(&self, rings: Rings) -> Result<(), String> {
         Ethtool::open()
-            .and_then(|mut ethtool| ethtool.set_rings(self.0.ifindex(), rings))
+            .and_then(|mut ethtool| ethtool.set_rings(self.device.ifindex(), rings))
             .map_err(|err| err.to_string())
     }
 
     fn rule(&self, id: &str) -> Result<Option<String>, String> {
-        match self.0.rule_text(id) {
+        match self.device.rule_text(id) {
             Ok(text) => Ok(Some(text)),
             // This is what ethtool itself says. What keeps it from being asked is something else.
             Err(err) if err.error.kind() == io::ErrorKind::Other => Ok(None),
@@ -81,7 +84,7 @@ impl Nic for Interface {
     }
 
     fn remove_rule(&self, id: &str) -> Result<(), String> {
-        self.0.remove_rule(id).map_err(|err| err.to_string())
+        self.device.remove_rule(id).map_err(|err| err.to_string())
     }
 }
 
@@ -97,7 +100,7 @@ fn held() -> Fallible<MutexGuard<'static, Held>> {
 pub fn prepare(name: &str) -> Fallible<u32> {
     let mut held = held()?;
     let interface = Interface::new(name)?;
-    let (ifindex, folder) = (interface.0.ifindex(), interface.folder()?);
+    let (ifindex, folder) = (interface.device.ifindex(), interface.folder()?);
     held.claim = Some(Claim::new(interface, &folder).map_err(|err| format!("{name}: {err}"))?);
     Ok(ifindex)
 }
@@ -119,7 +122,7 @@ pub fn keep(binding: Binding) -> Fallible<()> {
 pub fn steer(to: SocketAddr, queue: u32) -> Fallible<()> {
     let mut held = held()?;
     let claim = held.claim.as_mut().ok_or("no device was made ready")?;
-    for id in claim.nic().0.steer_for_good(to, queue)? {
+    for id in claim.nic().device.steer_for_good(to, queue)? {
         claim.take_rule(&id);
     }
     Ok(())
