@@ -30,7 +30,17 @@ use crate::args::Cli;
 use crate::args::Command;
 use crate::error::Fallible;
 
+/// Undoes what is to be undone when this is dropped, also by a panic.
+struct Undo;
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        undo::all();
+    }
+}
+
 fn run(command: &Command) -> Fallible<()> {
+    let _undo = Undo;
     signal::end_by_it()?;
     match command {
         Command::Receive(args) => receive::run(args),
@@ -47,9 +57,7 @@ fn main() -> ExitCode {
             .error(ErrorKind::ArgumentConflict, why)
             .exit();
     }
-    let result = run(&command);
-    undo::all();
-    match result {
+    match run(&command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) if signal::came() => {
             tell::say(format_args!("interrupted ({err})"));

@@ -71,11 +71,11 @@ pub fn run(args: &ReceiveArgs) -> Fallible<()> {
     if let Some(size) = args.rx_page_size {
         request = request.rx_page_size(size);
     }
-    let binding = request
-        .bind(&memory)
-        .map_err(|err| bind_error("binding queues of", &common.interface, &err))?;
-    let id = binding.id();
-    undo::keep(binding)?;
+    let id = undo::bind(|| {
+        request
+            .bind(&memory)
+            .map_err(|err| bind_error("binding queues of", &common.interface, &err).into())
+    })?;
     if args.queues.len() > 1 && nothing_left(id) {
         tell::say(
             "the first queues took all of the memory, so the last have none or too little: \

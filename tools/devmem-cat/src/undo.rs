@@ -112,10 +112,14 @@ pub fn clean_up(name: &str) -> Fallible<()> {
     Ok(claim::clean_up(&interface, &folder).map_err(|err| format!("{name}: {err}"))?)
 }
 
-/// Keeps a binding: header split cannot be restored before that is gone.
-pub fn keep(binding: Binding) -> Fallible<()> {
-    held()?.binding = Some(binding);
-    Ok(())
+/// Binds, and keeps the binding; returns its number. Header split cannot be restored before that is gone, so nothing is
+/// undone while it is being made.
+pub fn bind(make: impl FnOnce() -> Fallible<Binding>) -> Fallible<u32> {
+    let mut held = held()?;
+    let binding = make()?;
+    let id = binding.id();
+    held.binding = Some(binding);
+    Ok(id)
 }
 
 /// Has a queue receive what comes to an address.
