@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::thread;
+use std::time::Duration;
 
 use devmem::BindRx;
 use devmem::Piece;
@@ -34,6 +35,9 @@ use crate::stats::Progress;
 use crate::stats::Stats;
 use crate::tell;
 use crate::undo;
+
+/// How long to wait after a connection that could not be taken.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// What all connections are received by.
 struct Bound<'a> {
@@ -144,20 +148,33 @@ impl Bound<'_> {
         let outcomes = Outcomes::new(self.args.is_several());
         let mut count = 0;
         thread::scope(|scope| -> Fallible<()> {
-            while self.args.keep_open || count < self.args.common.connections {
+            let mut begin = |number| -> Fallible<()> {
                 let connection = source.next(&self.args.common)?;
-                count += 1;
                 if matches!(&source, Source::To(_)) {
                     self.steer(connection.stream.local_addr()?)?;
                 }
                 let output = match only.take() {
                     Some(output) => output,
-                    None => open(self.args, Some(count))?,
+                    None => open(self.args, Some(number))?,
                 };
                 let outcomes = &outcomes;
-                scope.spawn(move || {
-                    outcomes.note(&connection.peer, self.one(&connection, output));
-                });
+                thread::Builder::new()
+                    .spawn_scoped(scope, move || {
+                        outcomes.note(&connection.peer, self.one(&connection, output));
+                    })
+                    .map_err(context("starting a thread"))?;
+                Ok(())
+            };
+            while self.args.keep_open || count < self.args.common.connections {
+                match begin(count + 1) {
+                    Ok(()) => count += 1,
+                    // One that was gone too soon, or one too many: others come later.
+                    Err(err) if self.args.keep_open && !signal::came() => {
+                        tell::say(err);
+                        thread::sleep(PAUSE);
+                    }
+                    Err(err) => return Err(err),
+                }
             }
             drop(source);
             Ok(())
