@@ -110,7 +110,8 @@ impl Netns {
     ///
     /// # Errors
     ///
-    /// Those of `f`, and of `setns()`: `EPERM` without CAP_SYS_ADMIN, unless it is the caller's.
+    /// Those of `f`; of `setns()`, `EPERM` without CAP_SYS_ADMIN, unless it is the caller's; and of making a thread:
+    /// `EAGAIN`.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         in_thread(|| {
             // Not everybody may enter even the one that he is in.
@@ -135,7 +136,10 @@ impl AsFd for Netns {
 }
 
 fn in_thread<T: Send>(f: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    thread::scope(|scope| scope.spawn(f).join()).unwrap_or_else(|e| panic::resume_unwind(e))
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, f)?;
+        thread.join().unwrap_or_else(|e| panic::resume_unwind(e))
+    })
 }
 
 #[cfg(test)]
