@@ -22,6 +22,7 @@
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/uaccess.h>
+#include <linux/wait.h>
 
 #include "devmem_test.h"
 
@@ -47,6 +48,10 @@ struct test_dmabuf {
 	 */
 	struct mutex lock;
 	struct devmem_test_state state;
+	/* Written under the reservation lock. */
+	bool revoked;
+	/* For who waits until nobody has the memory mapped. */
+	wait_queue_head_t unmapped;
 	/* What the memory held when the last one unmapped it. */
 	u32 crc;
 	/* What the kernel has to do with the memory, or NULL. */
@@ -82,6 +87,8 @@ static int test_attach(struct dma_buf *dmabuf, struct dma_buf_attachment *attach
 	struct test_dmabuf *test = dmabuf->priv;
 	u32 flags = test->spec.flags;
 
+	if (READ_ONCE(test->revoked))
+		return -ENODEV;
 	if (test->spec.attach_error)
 		return -test->spec.attach_error;
 	if (flags & DEVMEM_TEST_PEER && !attachment->peer2peer)
@@ -121,6 +128,9 @@ static int test_pin(struct dma_buf_attachment *attachment)
 	mutex_lock(&test->lock);
 	test->state.pinned++;
 	mutex_unlock(&test->lock);
+	/* What is moved to where it is to stay was somewhere else. */
+	if (test->spec.flags & DEVMEM_TEST_MOVES_TO_PIN)
+		dma_buf_invalidate_mappings(attachment->dmabuf);
 	return 0;
 }
 
@@ -183,6 +193,8 @@ static struct sg_table *test_map(struct dma_buf_attachment *attachment,
 	struct test_dmabuf *test = attachment->dmabuf->priv;
 	struct sg_table *sgt = &test->numbers;
 
+	if (test->revoked)
+		return ERR_PTR(-ENODEV);
 	if (test->spec.map_error)
 		return ERR_PTR(-test->spec.map_error);
 	if (test->spec.flags & DEVMEM_TEST_MEMORY)
@@ -213,6 +225,7 @@ static void test_unmap(struct dma_buf_attachment *attachment,
 	if (!test->state.mapped)
 		test->crc = memory_crc(test);
 	mutex_unlock(&test->lock);
+	wake_up(&test->unmapped);
 }
 
 static void test_free(struct test_dmabuf *test)
@@ -362,6 +375,7 @@ static struct test_dmabuf *test_new(const struct devmem_test_dmabuf *spec)
 	if (!test)
 		return ERR_PTR(-ENOMEM);
 	mutex_init(&test->lock);
+	init_waitqueue_head(&test->unmapped);
 	test->spec = *spec;
 	test->segments = kvzalloc_objs(*test->segments, spec->num_segments);
 	err = test->segments ? read_segments(test) : -ENOMEM;
@@ -503,6 +517,31 @@ int devmem_test_move(int fd)
 	if (!err)
 		dma_buf_invalidate_mappings(dmabuf);
 	dma_resv_unlock(dmabuf->resv);
+
+	dma_buf_put(dmabuf);
+	return err;
+}
+
+int devmem_test_revoke(int fd)
+{
+	struct dma_buf *dmabuf = test_get(fd);
+	struct test_dmabuf *test;
+	int err = 0;
+
+	if (IS_ERR(dmabuf))
+		return PTR_ERR(dmabuf);
+	test = dmabuf->priv;
+
+	dma_resv_lock(dmabuf->resv, NULL);
+	WRITE_ONCE(test->revoked, true);
+	dma_buf_invalidate_mappings(dmabuf);
+	dma_resv_wait_timeout(dmabuf->resv, DMA_RESV_USAGE_BOOKKEEP, false,
+			      MAX_SCHEDULE_TIMEOUT);
+	dma_resv_unlock(dmabuf->resv);
+
+	if (!wait_event_timeout(test->unmapped, !READ_ONCE(test->state.mapped),
+				5 * HZ))
+		err = -ETIME;
 
 	dma_buf_put(dmabuf);
 	return err;

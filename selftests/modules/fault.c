@@ -78,8 +78,12 @@ static int fault_handler(struct kprobe *probe, struct pt_regs *regs)
 	struct devmem_test_injection *injection =
 		container_of(probe, struct devmem_test_injection, fault);
 
-	if (!concerns(injection) ||
-	    atomic_inc_return(&injection->calls) != injection->spec.nth)
+	unsigned int call;
+
+	if (!concerns(injection))
+		return 0;
+	call = atomic_inc_return(&injection->calls);
+	if (injection->spec.nth && call != injection->spec.nth)
 		return 0;
 
 	note_failure(injection);

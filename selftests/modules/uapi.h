@@ -31,6 +31,8 @@ struct devmem_test_segment {
 #define DEVMEM_TEST_FENCE	32
 /* Pinning fails for who does peer-to-peer only. */
 #define DEVMEM_TEST_NO_ROOM	64
+/* It moves to where it is pinned, and who is attached is told, as amdgpu and xe do. */
+#define DEVMEM_TEST_MOVES_TO_PIN	128
 
 struct devmem_test_dmabuf {
 	/* What the dma-buf says that its size is. */
@@ -58,7 +60,7 @@ struct devmem_test_fault {
 	char function[64];
 	/* What it returns instead of doing anything: an errno, or 0 for NULL. */
 	__s64 ret;
-	/* Which call does so, counted from 1. */
+	/* Which call does so, counted from 1. 0 for all. */
 	__u32 nth;
 	/* The thread whose calls count, or 0 for all. */
 	__u32 tid;
@@ -176,5 +178,12 @@ struct devmem_test_state {
  * move, -EBUSY if it is pinned.
  */
 #define DEVMEM_TEST_IOC_MOVE	_IOW('D', 0x48, __s32)
+
+/* Takes the memory back for good, as vfio-pci does: who has it mapped is told, and then
+ * waited for. The argument is a pointer to the file descriptor of a dma-buf of ours.
+ * -ETIME if somebody has it mapped after five seconds. Nobody can attach any more,
+ * -ENODEV.
+ */
+#define DEVMEM_TEST_IOC_REVOKE	_IOW('D', 0x49, __s32)
 
 #endif /* DEVMEM_TEST_UAPI_H */

@@ -181,12 +181,22 @@ impl Call {
     /// The `nth` call (from 1) of a function by this thread does nothing, and returns `ret`: an errno as
     /// a negative number, or 0 where that is NULL.
     pub fn fails(function: &str, nth: u32, ret: i64) -> io::Result<Self> {
+        Self::inject(function, nth, ret, nix::unistd::gettid().as_raw() as u32)
+    }
+
+    /// The `nth` call (from 1, or each for 0) by whichever thread, those of the kernel's own, too.
+    pub fn fails_for_all(function: &str, nth: u32, ret: i64) -> io::Result<Self> {
+        const ALL: u32 = 0;
+        Self::inject(function, nth, ret, ALL)
+    }
+
+    fn inject(function: &str, nth: u32, ret: i64, tid: u32) -> io::Result<Self> {
         assert!(function.len() < FUNCTION_LEN, "{function}");
         let mut request = Request {
             function: [0; FUNCTION_LEN],
             ret,
             nth,
-            tid: nix::unistd::gettid().as_raw() as u32,
+            tid,
         };
         request.function[..function.len()].copy_from_slice(function.as_bytes());
         let device = odd::device()?;

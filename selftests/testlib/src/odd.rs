@@ -25,6 +25,7 @@ const HOST: u32 = 8;
 const MOVES: u32 = 16;
 const FENCE: u32 = 32;
 const NO_ROOM: u32 = 64;
+const MOVES_TO_PIN: u32 = 128;
 
 /// An entry of a scatterlist.
 #[repr(C)]
@@ -79,6 +80,7 @@ mod ioctls {
     nix::ioctl_readwrite!(state, b'D', 0x46, DmaBufState);
     nix::ioctl_write_ptr!(signal, b'D', 0x47, i32);
     nix::ioctl_write_ptr!(r#move, b'D', 0x48, i32);
+    nix::ioctl_write_ptr!(revoke, b'D', 0x49, i32);
 }
 
 /// Opens the device of the module, which it loads if need be.
@@ -165,6 +167,11 @@ impl Shape {
         self.flag(MOVES)
     }
 
+    /// It can move, and does before it is pinned.
+    pub fn moves_to_pin(self) -> Self {
+        self.moves().flag(MOVES_TO_PIN)
+    }
+
     /// It can move, and cannot be pinned.
     pub fn pin_error(self, pin_error: i32) -> Self {
         Self {
@@ -243,6 +250,15 @@ impl OddDmaBuf {
         let device = device().expect("the module's device");
         // SAFETY: The argument of this ioctl, which reads it only.
         unsafe { ioctls::r#move(device.as_raw_fd(), &self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    /// Takes the memory back for good, and waits until nobody has it mapped. `ETIME` if somebody has after five
+    /// seconds.
+    pub fn revoke(&self) -> nix::Result<()> {
+        let device = device().expect("the module's device");
+        // SAFETY: The argument of this ioctl, which reads it only.
+        unsafe { ioctls::revoke(device.as_raw_fd(), &self.0.as_raw_fd()) }?;
         Ok(())
     }
 }
