@@ -114,6 +114,11 @@ impl End {
         self.tc(&format!("qdisc replace dev {device} root {discipline}"))
     }
 
+    /// Aborts the connections of this port, as an administrator does.
+    pub fn abort_connections(&self, port: u16) -> io::Result<()> {
+        self.command("ss", &format!("-K -t -n sport = :{port}"))
+    }
+
     /// Runs `ip` at this end.
     pub fn ip(&self, args: &str) -> io::Result<()> {
         self.command("ip", args)

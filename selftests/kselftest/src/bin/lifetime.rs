@@ -24,13 +24,17 @@ use devmem::DmaBuf;
 use devmem::Frag;
 use devmem::Piece;
 use devmem::Receiver;
+use devmem::token;
+use devmem::token::TokenRange;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::aftermath;
 use devmem_testlib::child::Reaper;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
+use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
@@ -44,6 +48,8 @@ const PAGE: usize = 4096;
 const MEMORY: usize = 1024 * PAGE;
 const QUEUE: u32 = Receiving::QUEUE;
 const PORT: u16 = Receiving::PORT;
+/// How long a driver may take to go.
+const UNLOADED: Duration = Duration::from_secs(5);
 /// Tells a program of ours that it is the reader which gets killed: the number of its device.
 const VICTIM: &str = "DEVMEM_KSELFTEST_VICTIM";
 
@@ -307,6 +313,84 @@ fn device_deleted_with_tokens_held(keep: fn(Binding) -> Option<Binding>) -> Outc
     Ok(())
 }
 
+/// A reader that gives nothing back, and reads nothing, has the memory for as long as it likes, unless an administrator
+/// aborts its connection.
+fn aborted_with_tokens_held() -> Outcome {
+    const LEN: u64 = 20_000;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    let binding = pair.bind(&[QUEUE], &memory)?;
+    let id = binding.id();
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    let frags = take(&connection, 0, LEN)?;
+    traffic::send(&connection.tx, LEN, LEN, LEN as usize)?;
+    wait_received(&connection.rx, 2 * LEN);
+    drop(binding);
+    let held = provider::binding(id)?.is_some_and(|info| info.in_use > 0);
+    assert!(held, "nothing is held");
+
+    pair.rx.abort_connections(PORT)?;
+    provider::all_buffers_back(id);
+    let error = connection.rx.take_error()?.map(|err| err.raw_os_error());
+    assert_eq!(error, Some(Some(libc::ECONNABORTED)));
+    let received = Receiver::new(&connection.rx).recv()?.total();
+    assert_eq!(received, 0, "what was aborted is read");
+    let tokens = frags.into_iter().map(|frag| frag.token.into_id());
+    let ranges: Vec<_> = tokens.map(|start| TokenRange { start, count: 1 }).collect();
+    assert_eq!(token::dontneed(&connection.rx, &ranges)?, 0);
+    Ok(())
+}
+
+/// The same, while it gives back what it has.
+fn aborted_while_tokens_come_back() -> Outcome {
+    const PART: u64 = 1 << 16;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let pair = Pair::new()?;
+    for _ in 0..8 {
+        let binding = pair.bind(&[QUEUE], &memory)?;
+        let id = binding.id();
+        let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+        let parts = (0..8).map(|part| take(&connection, part * PART, PART));
+        let frags = parts.collect::<io::Result<Vec<_>>>()?;
+        thread::scope(|scope| {
+            let returned = scope.spawn(|| drop(frags));
+            pair.rx.abort_connections(PORT)?;
+            returned.join().expect("a thread that returns tokens");
+            Ok::<_, io::Error>(())
+        })?;
+        drop(binding);
+        provider::all_buffers_back(id);
+    }
+    Ok(())
+}
+
+/// The device that memory was mapped for does not have to stay until the last token is back.
+fn driver_unloaded_with_tokens_held() -> Outcome {
+    let pair = Pair::new()?;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let binding = pair.bind(&[QUEUE], &memory)?;
+    let id = binding.id();
+    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+    let frags = take(&connection, 0, 1 << 16)?;
+    drop(binding);
+    let unloaded = thread::scope(|scope| {
+        let unloader = scope.spawn(aftermath::unload_netdevsim);
+        let unloaded = wait::up_to(UNLOADED, || Ok(unloader.is_finished()));
+        // Before anything fails: it would wait for ever.
+        check(&memory, 0, &frags)?;
+        drop(frags);
+        unloader.join().expect("a thread that unloads")?;
+        unloaded
+    })?;
+    provider::all_buffers_back(id);
+    for end in [&pair.rx, &pair.tx] {
+        end.delete().expect_err("the device went with its driver");
+    }
+    provider::load_netdevsim()?;
+    assert!(unloaded.came, "it waits for the tokens");
+    Ok(())
+}
+
 fn interface_down_and_up() -> Outcome {
     const LEN: u64 = 1 << 20;
     let memory = DmaBuf::udmabuf(MEMORY)?;
@@ -460,6 +544,9 @@ fn main() -> ExitCode {
         tcp_socket_closed_with_tokens_held,
         both_sockets_closed_with_tokens_held,
         dmabuf_closed_right_after_bind,
+        aborted_with_tokens_held,
+        aborted_while_tokens_come_back,
+        driver_unloaded_with_tokens_held,
         interface_down_and_up,
         rebinding_under_traffic,
         reader_killed,
