@@ -52,6 +52,8 @@ pub(crate) struct FragInfo {
 pub(crate) struct Part<'a, F> {
     /// Whether the CPU can read the frags.
     pub(crate) readable: bool,
+    /// Whether the memory that they are in was taken back.
+    pub(crate) revoked: bool,
     /// The linear bytes.
     pub(crate) linear: &'a [u8],
     /// The frags.
@@ -82,6 +84,8 @@ pub(crate) trait Reader {
 pub(crate) enum Stop {
     /// A frag is not in device memory.
     NotDeviceMemory,
+    /// A frag is in memory that was taken back.
+    Revoked,
     /// The packet ends before the window does.
     EndOfPacket,
 }
@@ -136,7 +140,7 @@ impl<R: Reader, T> Walk<'_, R, T> {
                 return Err(Stop::NotDeviceMemory.into());
             }
             self.linear(part.linear)?;
-            self.frags(part.frags)?;
+            self.frags(part.frags, part.revoked)?;
             if self.window.is_empty() {
                 return Ok(());
             }
@@ -153,7 +157,7 @@ impl<R: Reader, T> Walk<'_, R, T> {
         Ok(())
     }
 
-    fn frags<F>(&mut self, frags: F) -> Result<(), R::Error>
+    fn frags<F>(&mut self, frags: F, revoked: bool) -> Result<(), R::Error>
     where
         F: Frags,
         F::Frag: Frag,
@@ -170,6 +174,9 @@ impl<R: Reader, T> Walk<'_, R, T> {
                 self.window.cut(frag.size());
                 rest = after;
                 continue;
+            }
+            if revoked {
+                return Err(Stop::Revoked.into());
             }
             let mut tokens = [0; BATCH];
             let (told, result) = self.batch::<F>(rest, &mut tokens);

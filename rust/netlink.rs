@@ -27,6 +27,7 @@ use crate::sys::{
     devmem::{
         DevmemProvider,
         Draft,
+        PublishError,
         RxBound,
         TxBound, //
     },
@@ -79,7 +80,9 @@ where
 
     let dev = rx_device(request)?;
     let queues = Queues::of(request, &dev)?;
-    let bound = Draft::receive::<P>(dev, memory, request)?.publish(request)?;
+    let bound = Draft::receive::<P>(dev, memory, request)?
+        .publish(request)
+        .map_err(|error| refuse_owner(request, error))?;
     for rxq in queues.iter() {
         bound.open_rxq(rxq, request)?;
     }
@@ -100,7 +103,9 @@ where
     let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
     let dev = tx_device(request)?;
-    let bound = Draft::transmit::<P>(dev, memory, request)?.publish(request)?;
+    let bound = Draft::transmit::<P>(dev, memory, request)?
+        .publish(request)
+        .map_err(|error| refuse_owner(request, error))?;
     tell_where_memory_is(request, is_peer_to_peer);
     Ok(bound)
 }
@@ -258,6 +263,15 @@ fn mapping(
         MapError::Attach(error) => refuse(error, fmt!("Failed to bind dmabuf to device")),
         MapError::Map(error) => refuse(error, fmt!("Failed to map dmabuf attachment")),
     })
+}
+
+fn refuse_owner(request: &BindRequest<'_>, error: PublishError) -> Error {
+    let why = match error {
+        PublishError::Core(error) => return error,
+        PublishError::TakenBack => fmt!("dma-buf was taken back by its exporter"),
+    };
+
+    request.refuse(error.into(), request.attr(DmabufAttr::Fd), why)
 }
 
 /// The exporter may serve a device that does not reach its memory by a copy in host memory.

@@ -43,6 +43,7 @@ use crate::{
 /// - `ETOOSMALL`: no room for a control message.
 /// - `EFAULT`: the reader's memory is not there.
 /// - `ENODEV`: the frags are readable, or not of device memory.
+/// - `EIO`: the frags are in memory that was taken back.
 /// - `ENOMEM`: no memory for tokens.
 /// - `ENOBUFS`: the socket has as many tokens as `max_tokens` allows.
 ///
@@ -58,6 +59,7 @@ pub(crate) fn recvmsg(
 ) -> Result<usize> {
     let parts = skb.parts().map(|part| cmsg::Part {
         readable: part.has_readable_frags(),
+        revoked: part.is_revoked(),
         linear: part.linear(),
         frags: part.take_frags(),
     });
@@ -109,6 +111,7 @@ impl From<cmsg::Stop> for Error {
     fn from(stop: cmsg::Stop) -> Self {
         match stop {
             cmsg::Stop::NotDeviceMemory => ENODEV,
+            cmsg::Stop::Revoked => EIO,
             cmsg::Stop::EndOfPacket => EFAULT,
         }
     }

@@ -35,7 +35,10 @@ pub(crate) use self::{
         RxBound,
         TxBound, //
     },
-    draft::Draft,
+    draft::{
+        Draft,
+        PublishError, //
+    },
     provider::{
         DevmemProvider,
         MemoryProvider, //

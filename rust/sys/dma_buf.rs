@@ -4,7 +4,8 @@
 //!
 //! A device is attached to a dma-buf ([`Attachment`]). Under the reservation lock ([`Locked`]) the memory is then
 //! [pinned](Pinned) and [mapped](Table), each undone when dropped, under that lock, unless it is kept: as a
-//! [`Mapping`], which takes the lock to undo it.
+//! [`Mapping`], which takes the lock to undo it. What is received into may go back to its exporter at any time, by a
+//! [`Claim`].
 //!
 //! C headers: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h),
 //! [`include/linux/dma-resv.h`](srctree/include/linux/dma-resv.h)
@@ -15,6 +16,7 @@ use core::{
 };
 
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     device::{
         Bound,
         Device, //
@@ -33,6 +35,7 @@ use kernel::{
 use super::{
     area::Segment,
     bindings,
+    claim::Claim,
     net_device::device_ptr,
     source::{
         Direction,
@@ -97,63 +100,95 @@ impl Drop for DmaBuf {
     }
 }
 
-/// What exporters are told of us, who import: whether the memory may be without struct pages, as a peer's is.
-/// Nobody here looks for them.
-const fn importer(allow_peer2peer: bool) -> bindings::dma_buf_attach_ops {
+/// Where exporters are to have the memory.
+#[derive(Clone, Copy)]
+enum Where {
+    /// Wherever it is: it may be without struct pages, as a peer's is. Nobody here looks for them.
+    Anywhere,
+    InHostMemory,
+}
+
+/// What exporters are told of us, who import.
+const fn importer(
+    allow_peer2peer: bool,
+    invalidate_mappings: Option<unsafe extern "C" fn(*mut bindings::dma_buf_attachment)>,
+) -> bindings::dma_buf_attach_ops {
     bindings::dma_buf_attach_ops {
         allow_peer2peer,
-        // Exporters that may take pinned memory back do not let us attach. To serve them takes somebody who takes
-        // the binding off its queues then.
-        invalidate_mappings: None,
+        invalidate_mappings,
     }
 }
 
-static ANYWHERE: bindings::dma_buf_attach_ops = importer(true);
+/// For those who have a claim: the exporter may take the memory back, pinned or not.
+static REVOCABLE: [bindings::dma_buf_attach_ops; 2] = [
+    importer(true, Some(invalidate_mappings)),
+    importer(false, Some(invalidate_mappings)),
+];
 
-static IN_HOST_MEMORY: bindings::dma_buf_attach_ops = importer(false);
+/// For those who have none. Exporters that may take memory back do not let them attach.
+static PINNED: [bindings::dma_buf_attach_ops; 2] = [importer(true, None), importer(false, None)];
+
+/// # Safety
+///
+/// The private data of `attachment` has to be a [`Claim`] that is there until it is detached. Its dma-buf has to be
+/// locked.
+unsafe extern "C" fn invalidate_mappings(attachment: *mut bindings::dma_buf_attachment) {
+    // SAFETY: By the requirements of this function.
+    let claim = unsafe { &*(*attachment).importer_priv.cast::<Claim>() };
+
+    // Who unmaps it needs the lock.
+    claim.take_back();
+}
 
 /// The attachment of a device to a dma-buf.
 ///
 /// # Invariants
 ///
-/// The pointer is to a dynamic attachment to `buf`, and nothing else will detach it.
+/// The pointer is to a dynamic attachment to `buf`, and nothing else will detach it. `claim` is its private data, if
+/// there is one; otherwise its ops are [`PINNED`].
 struct Attachment {
     ptr: NonNull<bindings::dma_buf_attachment>,
     buf: DmaBuf,
+    claim: Option<Pin<KBox<Claim>>>,
 }
 
 impl Attachment {
     fn new(
         buf: DmaBuf,
         dev: &Device<Bound>,
-        ops: &'static bindings::dma_buf_attach_ops,
+        place: Where,
+        claim: Option<Pin<KBox<Claim>>>,
     ) -> Result<Self> {
+        let (all, data) = match &claim {
+            Some(claim) => (&REVOCABLE, core::ptr::from_ref(&**claim).cast_mut().cast()),
+            None => (&PINNED, core::ptr::null_mut()),
+        };
+        let ops = match place {
+            Where::Anywhere => &all[0],
+            Where::InHostMemory => &all[1],
+        };
         // SAFETY: Both are alive, the dma-buf by its type invariant. The exporter looks at the ops until it is
-        // detached, which is before the module goes; they have no use for private data.
+        // detached, which is before the module goes; and so the claim is there as long as its callback wants it.
         let ptr = unsafe {
-            bindings::dma_buf_dynamic_attach(
-                buf.0.as_ptr(),
-                device_ptr(dev),
-                ops,
-                core::ptr::null_mut(),
-            )
+            bindings::dma_buf_dynamic_attach(buf.0.as_ptr(), device_ptr(dev), ops, data)
         };
 
         // INVARIANT: It was just attached.
         Ok(Self {
             ptr: non_null(ptr)?,
             buf,
+            claim,
         })
     }
 
     /// Ends it.
-    fn detach(self) -> DmaBuf {
+    fn detach(self) -> (DmaBuf, Option<Pin<KBox<Claim>>>) {
         let this = ManuallyDrop::new(self);
 
         // SAFETY: By the type invariants this is the attachment's one and only end: `this` is not dropped.
         unsafe { bindings::dma_buf_detach(this.buf.0.as_ptr(), this.ptr.as_ptr()) };
-        // SAFETY: A field of what is not dropped, nor used again.
-        unsafe { core::ptr::read(&this.buf) }
+        // SAFETY: Fields of what is not dropped, nor used again.
+        unsafe { (core::ptr::read(&this.buf), core::ptr::read(&this.claim)) }
     }
 
     /// Takes the reservation lock of the dma-buf. Can sleep.
@@ -360,8 +395,8 @@ pub(crate) struct Mapping {
 // SAFETY: A mapping may be undone by any thread.
 unsafe impl Send for Mapping {}
 
-// SAFETY: `&Mapping` gives read access to the scatterlist only, which nobody changes while the
-// mapping is there.
+// SAFETY: `&Mapping` gives read access to the scatterlist, which nobody changes while the mapping is there, and to the
+// claim, which may be shared.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
@@ -380,11 +415,22 @@ impl Mapping {
         if !buf.allows(direction) {
             return Err(MapError::Direction);
         }
-        let mut attachment = Attachment::new(buf, dev, &ANYWHERE).map_err(MapError::Attach)?;
+        let claim = match direction {
+            Direction::FromDevice => {
+                let claim = KBox::pin_init(Claim::new(), GFP_KERNEL_ACCOUNT);
+                Some(claim.map_err(MapError::Attach)?)
+            }
+            // What is sent from is in the queues of sockets and devices: there is no way to get it out of them.
+            Direction::ToDevice => None,
+        };
+        let attach = |buf, place, claim| {
+            Attachment::new(buf, dev, place, claim).map_err(MapError::Attach)
+        };
+        let mut attachment = attach(buf, Where::Anywhere, claim)?;
         let mut mapped = Self::map(&attachment.lock(), direction);
         if attachment.has_no_room(&mapped) {
-            attachment = Attachment::new(attachment.detach(), dev, &IN_HOST_MEMORY)
-                .map_err(MapError::Attach)?;
+            let (buf, claim) = attachment.detach();
+            attachment = attach(buf, Where::InHostMemory, claim)?;
             mapped = Self::map(&attachment.lock(), direction);
         }
         let sgt = mapped.map_err(MapError::Map)?;
@@ -403,8 +449,13 @@ impl Mapping {
 
     fn map(locked: &Locked<'_>, direction: Direction) -> Result<NonNull<bindings::sg_table>> {
         let pinned = locked.pin().map_err(interrupted)?;
+        let table = pinned.map(direction).map_err(interrupted)?;
 
-        Ok(pinned.map(direction).map_err(interrupted)?.keep())
+        // Still under the lock: what the exporter says from now on is meant for us.
+        if let Some(claim) = &locked.0.claim {
+            claim.mapped();
+        }
+        Ok(table.keep())
     }
 
     /// Whether the device reaches the memory where that is. If not, it may be a copy of it in host memory, that
@@ -444,6 +495,10 @@ unsafe impl Source for Mapping {
 
     /// Who wants to read the memory has the dma-buf.
     fn backing(&self) {}
+
+    fn claim(&self) -> Option<&Claim> {
+        self.attachment.claim.as_deref()
+    }
 }
 
 impl Drop for Mapping {
@@ -453,6 +508,9 @@ impl Drop for Mapping {
         // SAFETY: By the type invariants it was kept from this attachment, and this is its one and only end. The
         // attachment is still there: fields are dropped after this.
         drop(unsafe { Table::kept(&locked, self.sgt, self.direction) });
+        if let Some(claim) = &self.attachment.claim {
+            claim.unmapped();
+        }
     }
 }
 

@@ -39,6 +39,10 @@ use super::{
         Segment, //
     },
     bindings,
+    claim::{
+        Owner,
+        TakenBack, //
+    },
     extent::{
         self,
         ExtentMap,
@@ -166,6 +170,13 @@ impl<S: Source> Mapped<S> {
     /// Whether the memory is mapped for `dev`.
     pub(super) fn is_for(&self, dev: &Device<Bound>) -> bool {
         self.with(|source| source.is_for(dev)).unwrap_or(false)
+    }
+
+    /// From now on `owner` is revoked if the memory is taken back, if there is somebody who may.
+    pub(super) fn set_owner(&self, owner: Owner) -> Result<(), TakenBack> {
+        let set = |source: &S| source.claim().map_or(Ok(()), |claim| claim.set_owner(owner));
+
+        self.with(set).unwrap_or(Ok(()))
     }
 
     /// Undoes the mapping, if that has not been done. Can sleep.

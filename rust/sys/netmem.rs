@@ -156,6 +156,17 @@ impl NetIovArea {
     }
 }
 
+/// Whether the memory of a binding went back, or is about to.
+///
+/// # Safety
+///
+/// `base` has to be a binding that is alive.
+#[inline]
+pub(super) unsafe fn is_revoked(base: *const bindings::net_devmem_binding) -> bool {
+    // SAFETY: By the requirements of this function. It may be set meanwhile.
+    unsafe { (&raw const (*base).revoked).read_volatile() }
+}
+
 /// A net_iov of device memory, of whatever binding and provider, that is in use.
 ///
 /// # Invariants
@@ -185,6 +196,12 @@ impl DevmemIov<'_> {
         // SAFETY: By the type invariants there is a reference to the net_iov, which keeps its area
         // and its binding alive. Neither changes while the binding is in use, or is null.
         unsafe { NonNull::new_unchecked((*(*self.0.as_ptr()).owner).binding) }
+    }
+
+    /// Whether its memory went back, or is about to: what was received into it is nobody's any more.
+    pub(super) fn is_revoked(&self) -> bool {
+        // SAFETY: By the type invariants there is a reference to the net_iov, which keeps its binding alive.
+        unsafe { is_revoked(self.binding().as_ptr()) }
     }
 
     /// Which of the net_iovs of its area it is.

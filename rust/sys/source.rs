@@ -13,6 +13,7 @@ use kernel::device::{
 use super::{
     area::Segment,
     bindings,
+    claim::Claim,
     net_device::device_ptr, //
 };
 
@@ -53,6 +54,7 @@ impl Direction {
 ///   to what is at the [`segments`](Self::segments), and that is nobody else's memory. They are the same
 ///   whenever they are asked for, mapped or not.
 /// - Nowhere is there a reference to what is in the memory, if a device writes to it.
+/// - When this is dropped nobody calls its [`claim`](Self::claim) any more.
 pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
     /// What is to stay when the memory is not mapped any more, until nobody has a net_iov of it.
     type Backing: Send + Sync;
@@ -72,6 +74,12 @@ pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
 
     /// What is to stay.
     fn backing(&self) -> Self::Backing;
+
+    /// What there is to be done when somebody takes the memory back, who then waits until this is dropped. None if
+    /// nobody does.
+    fn claim(&self) -> Option<&Claim> {
+        None
+    }
 
     /// Whether it is mapped for `dev`.
     fn is_for(&self, dev: &Device<Bound>) -> bool {

@@ -16,6 +16,10 @@ use kernel::{
 use super::{
     super::{
         bindings,
+        claim::{
+            Owner,
+            TakenBack, //
+        },
         genetlink::{
             BindRequest,
             RxBindRequest,
@@ -31,7 +35,10 @@ use super::{
             LockedNetDevice,
             TxDevice, //
         },
-        source::Source, //
+        source::{
+            Direction,
+            Source, //
+        }, //
     },
     binding::Binding,
     bound::Bound,
@@ -160,7 +167,12 @@ impl<'a, M: Memory> Draft<'a, M> {
     }
 
     /// Gives the binding its id, and to the netlink socket of `request`.
-    pub(crate) fn publish(self, request: &'a BindRequest<'_>) -> Result<Bound<M::Device<'a>>> {
+    ///
+    /// [`TakenBack`](PublishError::TakenBack) if the memory was, meanwhile.
+    pub(crate) fn publish(
+        self,
+        request: &'a BindRequest<'_>,
+    ) -> Result<Bound<M::Device<'a>>, PublishError> {
         // In this order, so that the binding is dropped under the lock.
         let Self { dev, binding } = self;
 
@@ -168,12 +180,39 @@ impl<'a, M: Memory> Draft<'a, M> {
         // locked. `request` has the lock of its netlink socket.
         to_result(unsafe {
             bindings::net_devmem_binding_publish(binding.0.base().as_ptr(), request.owner())
-        })?;
+        })
+        .map_err(PublishError::Core)?;
         // SAFETY: The binding is not moved until it is freed.
         let ptr = KBox::into_raw(unsafe { Pin::into_inner_unchecked(binding.into_inner()) });
+        // SAFETY: A box is never null.
+        let base = unsafe { NonNull::new_unchecked(ptr.cast()) };
+        // SAFETY: It was published, and the core's part comes first. `dev` is its device's lock; the request, which
+        // has that of the netlink socket, lives as long.
+        let bound = unsafe { Bound::from_published(base, dev) };
 
-        // SAFETY: It was published, and comes first in what a box is never null of. `dev` is its device's
-        // lock; the request, which has that of the netlink socket, lives as long.
-        Ok(unsafe { Bound::from_published(NonNull::new_unchecked(ptr.cast()), dev) })
+        if M::DIRECTION == Direction::FromDevice {
+            // SAFETY: It was published, and is unmapped before it is freed. It is there: its owner, the netlink
+            // socket, is locked.
+            let set = unsafe { (*ptr).memory.mapped().set_owner(Owner::new(base)) };
+            set.map_err(|TakenBack| PublishError::TakenBack)?;
+        }
+        Ok(bound)
+    }
+}
+
+/// Why there is no binding.
+pub(crate) enum PublishError {
+    /// The core does not want one.
+    Core(Error),
+    /// The memory was taken back.
+    TakenBack,
+}
+
+impl From<PublishError> for Error {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Core(error) => error,
+            PublishError::TakenBack => ENODEV,
+        }
     }
 }

@@ -18,7 +18,10 @@ use super::{
     super::{
         bindings,
         memory::RxBuffers,
-        netmem::netmem_to_net_iov,
+        netmem::{
+            is_revoked,
+            netmem_to_net_iov, //
+        },
         page_pool::NewPagePool, //
     },
     binding::RxBinding,
@@ -109,8 +112,14 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
         let Some(pool) = NonNull::new(pool) else {
             return 0;
         };
+        // SAFETY: By the requirements of this function.
+        let base = unsafe { Self::binding(pool) };
         // SAFETY: The pool has a reference to the binding since `init`.
-        let buffers = unsafe { Self::buffers(Self::binding(pool)) };
+        if unsafe { is_revoked(base) } {
+            return 0;
+        }
+        // SAFETY: As above.
+        let buffers = unsafe { Self::buffers(base) };
 
         // SAFETY: By the requirements of this function, and the buffers are those of the binding.
         unsafe { buffers.refill(pool, P::alloc_netmems) }

@@ -67,6 +67,7 @@ impl Frag for TestFrag {
 #[derive(Clone, Debug)]
 struct Owned {
     readable: bool,
+    revoked: bool,
     linear: Vec<u8>,
     frags: Vec<TestFrag>,
 }
@@ -105,6 +106,7 @@ impl Owned {
     fn borrow(&self, eat: bool) -> Part<'_, TestFrags<'_>> {
         Part {
             readable: self.readable,
+            revoked: self.revoked,
             linear: &self.linear,
             frags: TestFrags {
                 frags: &self.frags,
@@ -126,6 +128,7 @@ fn packet(parts: &[(usize, Vec<usize>)]) -> Vec<Owned> {
         .iter()
         .map(|(linear, sizes)| Owned {
             readable: false,
+            revoked: false,
             linear: (0..*linear)
                 .map(|_| {
                     byte += 1;
@@ -390,6 +393,9 @@ fn expected(packet: &[Owned], offset: usize, len: usize) -> (Vec<Event>, Option<
             if inside.is_empty() {
                 continue;
             }
+            if part.revoked {
+                return (events, Some(Error::Stop(Stop::Revoked)));
+            }
             let Some(start) = frag.offset else {
                 return (events, Some(Error::Stop(Stop::NotDeviceMemory)));
             };
@@ -505,6 +511,7 @@ fn may_move(part: &Owned, offset: usize, limits: Limits) -> bool {
     let first = part.frags.first().map_or(0, |frag| frag.size);
 
     !part.readable
+        && !part.revoked
         && frags != 0
         && frags <= BATCH.min(limits.at_a_time).min(limits.tokens)
         && messages <= limits.fuel
@@ -687,6 +694,21 @@ fn parts_in_host_memory() {
     });
 }
 
+/// The linear bytes before the frags are nobody else's.
+#[test]
+fn parts_in_memory_that_was_taken_back() {
+    each_packet(|packet| {
+        for part in 0..packet.len() {
+            let mut packet = packet.to_vec();
+            packet[part].revoked = true;
+            for tokens in [0, 1, 100] {
+                check_once(&packet, (0, 3), Limits::tokens(tokens));
+                check_once(&packet, (2, 100), Limits::tokens(tokens));
+            }
+        }
+    });
+}
+
 #[test]
 fn frags_in_host_memory() {
     each_packet(|packet| {
@@ -832,6 +854,7 @@ fn tokens_are_not_hoarded() {
 fn numbers_at_their_limits() {
     let packet = [Owned {
         readable: false,
+        revoked: false,
         linear: vec![],
         frags: vec![
             TestFrag::new(usize::MAX, 0, u32::MAX),

@@ -117,6 +117,7 @@ impl Socket {
             .collect();
         let part = Part {
             readable: false,
+            revoked: false,
             linear: &[],
             frags: TestFrags {
                 frags: &frags,

@@ -161,11 +161,20 @@ impl Interface {
         self.ioctl(SIOCETHTOOL, &mut request)
     }
 
-    pub(crate) fn set_up(&self, up: bool) -> io::Result<()> {
+    fn flags(&self) -> io::Result<libc::c_short> {
         let mut request = self.ifreq();
         self.ioctl(libc::SIOCGIFFLAGS, &mut request)?;
         // SAFETY: SIOCGIFFLAGS has just set this field.
-        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        Ok(unsafe { request.ifr_ifru.ifru_flags })
+    }
+
+    pub(crate) fn is_up(&self) -> io::Result<bool> {
+        Ok(self.flags()? & libc::IFF_UP as libc::c_short != 0)
+    }
+
+    pub(crate) fn set_up(&self, up: bool) -> io::Result<()> {
+        let mut request = self.ifreq();
+        let flags = self.flags()?;
         let bit = libc::IFF_UP as libc::c_short;
         request.ifr_ifru.ifru_flags = if up { flags | bit } else { flags & !bit };
         self.ioctl(libc::SIOCSIFFLAGS, &mut request)

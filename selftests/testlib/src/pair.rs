@@ -249,6 +249,11 @@ impl End {
         self.interface(|interface| interface.counter(name))
     }
 
+    /// Whether the interface is switched on.
+    pub fn is_up(&self) -> io::Result<bool> {
+        self.interface(|interface| interface.is_up())
+    }
+
     /// Switches the interface on or off.
     pub fn set_up(&self, up: bool) -> io::Result<()> {
         self.interface(|interface| interface.set_up(up))

@@ -97,9 +97,14 @@ fn is_module() -> bool {
 
 /// Checks what comes of binding both ways, and that it leaves nothing.
 fn check(shape: &Shape, module: &str, builtin: &str) -> Outcome {
+    check_each(shape, [module; 2], builtin)
+}
+
+/// The same, where the module receives into other memory than it sends from.
+fn check_each(shape: &Shape, module: [&str; 2], builtin: &str) -> Outcome {
     let pair = Pair::new()?;
-    let expected = if is_module() { module } else { builtin };
-    for way in Way::BOTH {
+    for (way, module) in Way::BOTH.into_iter().zip(module) {
+        let expected = if is_module() { module } else { builtin };
         let dmabuf = shape.of_nothing()?;
         let before = State::of(&pair)?;
         let bound = way.bind(&pair, &dmabuf)?;
@@ -122,13 +127,13 @@ fn ordinary() -> Outcome {
 
 /// As habanalabs, RDMA and VFIO.
 fn demands_peer_to_peer() -> Outcome {
-    check(&shape().demands_peer(), BOUND, NOT_ATTACHED)
+    check(&shape().demands_peer(), BOUND, BOUND)
 }
 
-/// As VFIO. Nobody takes a binding off its queues when the exporter says so.
+/// As VFIO. What is sent from cannot be given back.
 fn demands_a_revocable_importer() -> Outcome {
     let shape = shape().demands_peer().demands_revocable();
-    check(&shape, NOT_ATTACHED, NOT_ATTACHED)
+    check_each(&shape, [BOUND, NOT_ATTACHED], NOT_ATTACHED)
 }
 
 /// As amdgpu and xe, where the devices do not reach each other.
@@ -162,6 +167,11 @@ fn interrupted() -> Outcome {
 fn no_room_for_peers() -> Outcome {
     let told = format!("bound, {WHERE:?}");
     check(&shape().no_room_for_peers(), &told, BOUND)
+}
+
+/// As amdgpu and xe. Who pins it need not be told that it moves.
+fn moves_to_be_pinned() -> Outcome {
+    check(&shape().moves_to_pin(), BOUND, BOUND)
 }
 
 /// Memory that is mapped stays where it is.
@@ -385,6 +395,7 @@ fn main() -> ExitCode {
         cannot_be_pinned,
         interrupted,
         no_room_for_peers,
+        moves_to_be_pinned,
         pinned_while_bound,
         waits_for_the_kernel,
         the_device_is_free_meanwhile,

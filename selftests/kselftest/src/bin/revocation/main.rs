@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that its exporter takes back, as VFIO does when its device is reset or closed: it goes at once, and nobody reads
+//! what was in it.
+
+mod memory;
+mod receive;
+mod storm;
+
+use std::process::ExitCode;
+
+use devmem_testlib::runner;
+use devmem_testlib::tests;
+
+fn main() -> ExitCode {
+    runner::run_within(
+        devmem_testlib::storm::timeout(),
+        tests![
+            receive::between_packets,
+            receive::under_traffic,
+            receive::unread,
+            receive::while_it_is_waited_for,
+            receive::moves_to_be_pinned,
+            receive::several_queues_by_several,
+            receive::beside_another,
+            receive::while_it_is_unbound,
+            receive::while_the_device_goes,
+            receive::of_a_device_that_is_down,
+            storm::everything_at_once,
+        ],
+    )
+}

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is received into: the flow goes on in host memory, and nobody reads what was in the other.
+
+use std::cell::Cell;
+use std::io;
+use std::net::Shutdown;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use devmem::Error;
+use devmem::Piece;
+use devmem::Receiver;
+use devmem::netdev::Netdev;
+use devmem_testlib::Outcome;
+use devmem_testlib::Pair;
+use devmem_testlib::odd::OddDmaBuf;
+use devmem_testlib::odd::Segment;
+use devmem_testlib::odd::Shape;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::probe::wait_received;
+use devmem_testlib::provider;
+use devmem_testlib::report;
+use devmem_testlib::storm;
+use devmem_testlib::traffic;
+use devmem_testlib::wait;
+use nix::errno::Errno;
+
+use crate::memory::LEN;
+use crate::memory::assert_gone;
+use crate::memory::memory;
+use crate::memory::revoke;
+use crate::memory::shape;
+use crate::memory::wait_gone;
+
+const PAGE: u64 = 4096;
+const QUEUE: u32 = 1;
+const PLAIN_QUEUE: u32 = 0;
+const PORT: u16 = 5001;
+const ROUNDS: usize = 20;
+/// What does not happen would have happened sooner.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+fn bind_to(pair: &Pair, queues: &[u32], memory: &OddDmaBuf) -> io::Result<Result<Netdev, Error>> {
+    pair.rx.ns.run(|| {
+        let mut netdev = Netdev::open()?;
+        let bound = netdev.bind_rx(&pair.request(queues).attrs(memory));
+        Ok(bound.map(|_| netdev))
+    })
+}
+
+/// Memory that nobody has taken back.
+fn fresh() -> io::Result<OddDmaBuf> {
+    memory(&shape())
+}
+
+fn bind(pair: &Pair, memory: &OddDmaBuf) -> io::Result<Netdev> {
+    Ok(bind_to(pair, &[QUEUE], memory)?.expect("to bind"))
+}
+
+/// A connection that is sent the stream.
+struct Flow {
+    pair: Pair,
+    connection: Connection,
+    position: Cell<u64>,
+}
+
+impl Flow {
+    fn new() -> io::Result<Self> {
+        let pair = Pair::new()?;
+        let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+        Ok(Self {
+            pair,
+            connection,
+            position: Cell::new(0),
+        })
+    }
+
+    /// Sends and receives so many bytes, and compares those in host memory. Returns how many of them were in device
+    /// memory.
+    fn pass(&self, bytes: u64) -> io::Result<u64> {
+        let from = self.position.get();
+        let (mut got, mut in_frags) = (from, 0);
+        let mut receiver = Receiver::new(&self.connection.rx);
+        thread::scope(|scope| {
+            let sender = traffic::send_in(scope, &self.connection.tx, from, bytes, 1 << 16);
+            while got < from + bytes {
+                let received = receiver.recv()?;
+                assert!(!received.is_eof(), "the stream ended at {got}");
+                for piece in received {
+                    got += match piece {
+                        Piece::Frag(frag) => {
+                            in_frags += u64::from(frag.size);
+                            u64::from(frag.size)
+                        }
+                        Piece::Linear(data) | Piece::Plain(data) => {
+                            traffic::compare(got, data);
+                            data.len() as u64
+                        }
+                    };
+                }
+            }
+            sender.join().expect("a thread that sends")
+        })?;
+        self.position.set(got);
+        Ok(in_frags)
+    }
+
+    /// Passes some by device memory.
+    fn pass_in_frags(&self) -> Outcome {
+        assert_eq!(self.pass(LEN)?, LEN);
+        Ok(())
+    }
+
+    /// Passes some by host memory.
+    fn pass_in_pages(&self) -> Outcome {
+        assert_eq!(self.pass(LEN)?, 0, "in memory that is not there any more");
+        Ok(())
+    }
+
+    /// Sends a part that is received by this queue, and does not read it.
+    fn leave_unread(&self, queue: u32, len: u64) -> Outcome {
+        let Connection { rx, tx } = &self.connection;
+        self.pair.steer_again(PORT, queue)?;
+        let from = self.position.get();
+        traffic::send(tx, from, len, len as usize)?;
+        self.position.set(from + len);
+        wait_received(rx, from + len);
+        Ok(())
+    }
+}
+
+/// The exporter has its memory back, and can give it to nobody any more.
+pub fn between_packets() -> Outcome {
+    let flow = Flow::new()?;
+    for round in 0..ROUNDS {
+        // One that can move is unpinned, too.
+        let shape = if round % 2 == 0 {
+            shape()
+        } else {
+            shape().moves()
+        };
+        let memory = memory(&shape.demands_peer().demands_revocable())?;
+        let bound = bind(&flow.pair, &memory)?;
+        flow.pass_in_frags()?;
+        revoke(&memory)?;
+        flow.pass_in_pages()?;
+        assert_gone(&memory)?;
+
+        let refused = bind_to(&flow.pair, &[QUEUE], &memory)?.err();
+        let Some(Error::Refused { errno, .. }) = refused else {
+            panic!("not refused: {refused:?}");
+        };
+        assert_eq!(Errno::from_raw(errno), Errno::ENODEV);
+        // The queue is free for another one, whatever becomes of the first.
+        drop(bind(&flow.pair, &fresh()?)?);
+        drop(bound);
+    }
+    Ok(())
+}
+
+/// The same, again and again with everything in motion: what is in memory that is gone is lost to its reader, who is
+/// told, and others go on.
+pub fn under_traffic() -> Outcome {
+    let pair = Pair::new()?;
+    pair.steer(PORT, QUEUE)?;
+    let listener = pair.listen(Ip::V4, PORT)?;
+    let (mut times, mut lost) = (Vec::new(), 0);
+    let rounds = ROUNDS * storm::scale("STORM_ROUNDS", 1) as usize;
+    for _ in 0..rounds {
+        let connection = pair.connect(&listener)?;
+        let memory = memory(&shape())?;
+        let bound = bind(&pair, &memory)?;
+        let (time, end) = revoke_under(&connection, &memory)?;
+        times.push(time);
+        match end {
+            Ok(()) => (),
+            Err(Errno::EIO) => lost += 1,
+            Err(errno) => panic!("{errno}"),
+        }
+        wait_gone(&memory)?;
+        drop((bound, connection));
+    }
+    times.sort();
+    let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
+    report::diag(format_args!(
+        "unmapped after {:?}, p99 {:?}, at most {:?}; {lost} of {rounds} readers lost something",
+        percentile(50),
+        percentile(99),
+        percentile(100)
+    ));
+    Ok(())
+}
+
+/// How long it took, and what became of the reader.
+fn revoke_under(
+    connection: &Connection,
+    memory: &OddDmaBuf,
+) -> io::Result<(Duration, Result<(), Errno>)> {
+    let moving = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            // It ends when the reader does.
+            let mut position = 0;
+            while traffic::send(&connection.tx, position, 1 << 16, 1 << 16).is_ok() {
+                position += 1 << 16;
+            }
+        });
+        let reader = scope.spawn(|| read_until_in_pages(connection, &moving));
+        provider::wait_for("the flow to be in motion", || {
+            Ok(moving.load(Ordering::Relaxed))
+        });
+        let start = Instant::now();
+        let revoked = memory.revoke();
+        let time = start.elapsed();
+        let end = reader.join().expect("a thread that reads");
+        // Whoever sends has nobody to send to.
+        connection.rx.shutdown(Shutdown::Both)?;
+        let _ = connection.tx.shutdown(Shutdown::Both);
+        assert_eq!(revoked, Ok(()));
+        Ok((time, end))
+    })
+}
+
+/// Reads until the flow was long enough in host memory.
+fn read_until_in_pages(connection: &Connection, moving: &AtomicBool) -> Result<(), Errno> {
+    let mut receiver = Receiver::new(&connection.rx);
+    let (mut position, mut in_pages) = (0, 0);
+    while in_pages < 2 * LEN {
+        let received = receiver
+            .recv()
+            .map_err(|err| Errno::from_raw(err.raw_os_error().unwrap_or(0)))?;
+        for piece in received {
+            match piece {
+                Piece::Frag(frag) => {
+                    moving.store(true, Ordering::Relaxed);
+                    position += u64::from(frag.size);
+                    in_pages = 0;
+                }
+                Piece::Linear(data) | Piece::Plain(data) => {
+                    traffic::compare(position, data);
+                    position += data.len() as u64;
+                    in_pages += data.len() as u64;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is before data in memory that was taken back is read, those and what is behind them are not. Tokens come back
+/// as ever, and with the last one the binding goes.
+pub fn unread() -> Outcome {
+    const PART: u64 = 1000;
+    let flow = Flow::new()?;
+    let memory = memory(&shape())?;
+    let bound = bind(&flow.pair, &memory)?;
+    flow.leave_unread(QUEUE, PART)?;
+    let mut receiver = Receiver::with_capacity(&flow.connection.rx, PART as usize, 16);
+    let mut held: Vec<_> = receiver
+        .recv()?
+        .filter_map(|piece| match piece {
+            Piece::Frag(frag) => Some(frag.token),
+            _ => None,
+        })
+        .collect();
+    assert!(!held.is_empty(), "not in device memory");
+    flow.leave_unread(PLAIN_QUEUE, PART)?;
+    flow.leave_unread(QUEUE, PART)?;
+    revoke(&memory)?;
+    flow.leave_unread(QUEUE, PART)?;
+
+    let before = receiver.recv()?.total();
+    let errors = [(); 2].map(|()| {
+        let error = receiver.recv().map(|received| received.total());
+        error.map_err(|err| err.raw_os_error())
+    });
+    assert_eq!((before, errors), (PART as usize, [Err(Some(libc::EIO)); 2]));
+    drop(bound);
+    assert_eq!(provider::bindings()?.map(|list| list.len()), Some(1));
+    held.clear();
+    Ok(())
+}
+
+/// Somebody else's request waits for the exporter: there is no binding yet, of which to take the memory.
+pub fn while_it_is_waited_for() -> Outcome {
+    let pair = Pair::new()?;
+    let memory = memory(&shape().with_fence())?;
+    let (bound, revoked) = thread::scope(|scope| {
+        let request = scope.spawn(|| bind_to(&pair, &[QUEUE], &memory));
+        provider::wait_for("the mapping", || Ok(memory.state()?.mapped == 1));
+        let revoked = scope.spawn(|| memory.revoke());
+        thread::sleep(wait::stretched(A_WHILE));
+        let signalled = memory.signal();
+        let bound = request.join().expect("a thread that binds")?;
+        signalled?;
+        Ok::<_, io::Error>((bound, revoked.join().expect("a thread that revokes")))
+    })?;
+    let refused = bound.err();
+    let Some(Error::Refused { errno, ack }) = refused else {
+        panic!("not refused: {refused:?}");
+    };
+    assert_eq!(
+        (Errno::from_raw(errno), ack.message.as_deref()),
+        (
+            Errno::ENODEV,
+            Some("dma-buf was taken back by its exporter")
+        )
+    );
+    assert_eq!(revoked, Ok(()));
+    wait_gone(&memory)
+}
+
+/// What moves to be pinned where it is to stay is not taken back.
+pub fn moves_to_be_pinned() -> Outcome {
+    let flow = Flow::new()?;
+    let memory = memory(&shape().moves_to_pin())?;
+    let bound = bind(&flow.pair, &memory)?;
+    thread::sleep(wait::stretched(A_WHILE));
+    assert_eq!(memory.state()?.mapped, 1);
+    flow.pass_in_frags()?;
+    drop(bound);
+    Ok(())
+}
+
+/// All queues of a binding go on, and nobody cares how often they are told.
+pub fn several_queues_by_several() -> Outcome {
+    let flow = Flow::new()?;
+    let memory = memory(&shape())?;
+    let bound = bind_to(&flow.pair, &[1, 2, 3], &memory)?.expect("to bind");
+    flow.pass_in_frags()?;
+    thread::scope(|scope| {
+        let all = [(); 4].map(|()| scope.spawn(|| memory.revoke()));
+        for one in all {
+            assert_eq!(one.join().expect("a thread that revokes"), Ok(()));
+        }
+    });
+    wait_gone(&memory)?;
+    flow.pass_in_pages()?;
+    let others = bind_to(&flow.pair, &[1, 2, 3], &fresh()?)?;
+    drop(others.expect("to bind anew"));
+    drop(bound);
+    Ok(())
+}
+
+/// One of two bindings of a device: the other one does not notice.
+pub fn beside_another() -> Outcome {
+    let flow = Flow::new()?;
+    let other = Shape::new(&[Segment {
+        addr: 1 << 40,
+        len: 4 * PAGE,
+    }])
+    .of_nothing()?;
+    let memory = memory(&shape())?;
+    let others = bind_to(&flow.pair, &[QUEUE + 1], &other)?.expect("to bind");
+    let bound = bind(&flow.pair, &memory)?;
+    flow.pass_in_frags()?;
+    revoke(&other)?;
+    flow.pass_in_frags()?;
+    drop((others, bound));
+    Ok(())
+}
+
+/// Whoever comes first, the owner or the exporter: both have what they want.
+pub fn while_it_is_unbound() -> Outcome {
+    let pair = Pair::new()?;
+    for round in 0..ROUNDS as u64 {
+        let memory = memory(&shape())?;
+        let bound = bind(&pair, &memory)?;
+        thread::scope(|scope| {
+            let revoked = scope.spawn(|| memory.revoke());
+            // Sooner or later within what it takes.
+            thread::sleep(Duration::from_millis(round));
+            drop(bound);
+            assert_eq!(revoked.join().expect("a thread that revokes"), Ok(()));
+        });
+        wait_gone(&memory)?;
+    }
+    Ok(())
+}
+
+/// The same for the device.
+pub fn while_the_device_goes() -> Outcome {
+    for round in 0..8 {
+        let pair = Pair::new()?;
+        let memory = memory(&shape())?;
+        let bound = bind(&pair, &memory)?;
+        thread::scope(|scope| -> Outcome {
+            let revoked = scope.spawn(|| memory.revoke());
+            thread::sleep(Duration::from_millis(4 * round));
+            pair.rx.delete()?;
+            assert_eq!(revoked.join().expect("a thread that revokes"), Ok(()));
+            Ok(())
+        })?;
+        wait_gone(&memory)?;
+        drop(bound);
+    }
+    Ok(())
+}
+
+/// A device that is down has no page pools. When it is set up again it has nothing of the memory.
+pub fn of_a_device_that_is_down() -> Outcome {
+    let pair = Pair::new()?;
+    let memory = memory(&shape())?;
+    let bound = bind(&pair, &memory)?;
+    pair.rx.set_up(false)?;
+    revoke(&memory)?;
+    pair.rx.set_up(true)?;
+    drop(bind(&pair, &fresh()?)?);
+    assert_gone(&memory)?;
+    drop(bound);
+    Ok(())
+}
