@@ -169,9 +169,8 @@ impl Attachment {
         };
         // SAFETY: Both are alive, the dma-buf by its type invariant. The exporter looks at the ops until it is
         // detached, which is before the module goes; and so the claim is there as long as its callback wants it.
-        let ptr = unsafe {
-            bindings::dma_buf_dynamic_attach(buf.0.as_ptr(), device_ptr(dev), ops, data)
-        };
+        let ptr =
+            unsafe { bindings::dma_buf_dynamic_attach(buf.0.as_ptr(), device_ptr(dev), ops, data) };
 
         // INVARIANT: It was just attached.
         Ok(Self {
@@ -423,9 +422,8 @@ impl Mapping {
             // What is sent from is in the queues of sockets and devices: there is no way to get it out of them.
             Direction::ToDevice => None,
         };
-        let attach = |buf, place, claim| {
-            Attachment::new(buf, dev, place, claim).map_err(MapError::Attach)
-        };
+        let attach =
+            |buf, place, claim| Attachment::new(buf, dev, place, claim).map_err(MapError::Attach);
         let mut attachment = attach(buf, Where::Anywhere, claim)?;
         let mut mapped = Self::map(&attachment.lock(), direction);
         if attachment.has_no_room(&mapped) {
