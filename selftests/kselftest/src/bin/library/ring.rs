@@ -76,6 +76,10 @@ impl Transmitter<'_> {
         }
     }
 
+    fn has_more(&self) -> bool {
+        self.rest.is_some() || !self.parts.is_empty()
+    }
+
     fn take_back(&mut self) -> io::Result<()> {
         while let Some(sent) = self.tx.completed()? {
             let Extent { offset, len } = sent.source;
@@ -138,7 +142,9 @@ fn transfer(
                 other => panic!("nobody asked for {other}"),
             }
         }
-        if at < LEN || tx.back < LEN || nops == 0 {
+        // There may be room by now, or a part that came back: nothing else would end the wait.
+        let is_to_send = !waits_for_room && tx.has_more();
+        if (at < LEN || tx.back < LEN || nops == 0) && !is_to_send {
             ring.wait(Some(wait::patience(LONG)))?;
         }
     }
