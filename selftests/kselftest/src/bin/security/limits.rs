@@ -386,7 +386,8 @@ pub fn another_users_flow_goes_on() -> Outcome {
             }
         }
         hoarder.rx.shutdown(Shutdown::Both)?;
-        hoarder.tx.shutdown(Shutdown::Both)?;
+        // It may have been reset by then: there is nobody to read what it sends.
+        let _ = hoarder.tx.shutdown(Shutdown::Both);
         // How much of it went out does not matter.
         let _ = flood.join().expect("the sender's thread");
         Ok(())
