@@ -24,6 +24,9 @@ pub(crate) trait Frag {
 
     /// Where it is. None if that is not in device memory.
     fn place(&self) -> Option<Place>;
+
+    /// Whether the memory that it is in was taken back.
+    fn is_revoked(&self) -> bool;
 }
 
 /// Where a frag is.
@@ -52,8 +55,8 @@ pub(crate) struct FragInfo {
 pub(crate) struct Part<'a, F> {
     /// Whether the CPU can read the frags.
     pub(crate) readable: bool,
-    /// Whether the memory that they are in was taken back.
-    pub(crate) revoked: bool,
+    /// Whether memory of any frags was ever taken back: then they are asked.
+    pub(crate) may_be_revoked: bool,
     /// The linear bytes.
     pub(crate) linear: &'a [u8],
     /// The frags.
@@ -140,7 +143,7 @@ impl<R: Reader, T> Walk<'_, R, T> {
                 return Err(Stop::NotDeviceMemory.into());
             }
             self.linear(part.linear)?;
-            self.frags(part.frags, part.revoked)?;
+            self.frags(part.frags, part.may_be_revoked)?;
             if self.window.is_empty() {
                 return Ok(());
             }
@@ -157,7 +160,7 @@ impl<R: Reader, T> Walk<'_, R, T> {
         Ok(())
     }
 
-    fn frags<F>(&mut self, frags: F, revoked: bool) -> Result<(), R::Error>
+    fn frags<F>(&mut self, frags: F, may_be_revoked: bool) -> Result<(), R::Error>
     where
         F: Frags,
         F::Frag: Frag,
@@ -175,11 +178,15 @@ impl<R: Reader, T> Walk<'_, R, T> {
                 rest = after;
                 continue;
             }
-            if revoked {
+            let there = match may_be_revoked {
+                true => still_there(rest),
+                false => rest,
+            };
+            if there.is_empty() {
                 return Err(Stop::Revoked.into());
             }
             let mut tokens = [0; BATCH];
-            let (told, result) = self.batch::<F>(rest, &mut tokens);
+            let (told, result) = self.batch::<F>(there, &mut tokens);
             if told == all {
                 self.tokens.commit_all(&tokens[..told], frags);
                 return result;
@@ -254,6 +261,14 @@ impl<R: Reader, T> Walk<'_, R, T> {
         }
         (count, Ok(()))
     }
+}
+
+/// Those before the first one whose memory was taken back. A packet may have frags of several bindings.
+#[cold]
+fn still_there<F: Frag>(frags: &[F]) -> &[F] {
+    let gone = frags.iter().position(Frag::is_revoked);
+
+    &frags[..gone.unwrap_or(frags.len())]
 }
 
 /// How many bytes of `frags` are in `window`.

@@ -15,6 +15,7 @@ use crate::{
     cmsg,
     module_parameters,
     sys::{
+        claim::may_be_revoked,
         iov_iter::OffsetRanges,
         skbuff::{
             Frag,
@@ -59,7 +60,7 @@ pub(crate) fn recvmsg(
 ) -> Result<usize> {
     let parts = skb.parts().map(|part| cmsg::Part {
         readable: part.has_readable_frags(),
-        revoked: part.is_revoked(),
+        may_be_revoked: may_be_revoked(),
         linear: part.linear(),
         frags: part.take_frags(),
     });
@@ -81,6 +82,10 @@ impl cmsg::Frag for Frag {
             dmabuf_id,
             offset: base + self.offset(),
         })
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.devmem_iov().is_some_and(|iov| iov.is_revoked())
     }
 }
 

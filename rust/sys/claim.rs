@@ -10,12 +10,26 @@ use core::ptr::NonNull;
 use kernel::{
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         new_spinlock,
         SpinLock, //
     }, //
 };
 
 use super::bindings;
+
+/// Whether memory was ever taken back: set before the binding that it belongs to is revoked, and never unset. So that
+/// who reads packets need not ask each frag before.
+static EVER_TAKEN_BACK: Atomic<bool> = Atomic::new(false);
+
+/// Whether there may be frags in memory that was taken back from a binding of this module.
+#[inline]
+pub(crate) fn may_be_revoked() -> bool {
+    EVER_TAKEN_BACK.load(Relaxed)
+}
 
 /// A receive binding, for the source of its memory, which somebody may take back.
 ///
@@ -38,6 +52,7 @@ impl Owner {
 
     /// Has the core take the binding off its queues, and the source be dropped, soon. Any context.
     fn revoke(self) {
+        EVER_TAKEN_BACK.store(true, Relaxed);
         // SAFETY: By the type invariant.
         unsafe { bindings::net_devmem_revoke(self.0.as_ptr()) }
     }

@@ -17,7 +17,7 @@ compile_error!("64 bits are needed");
 
 pub(crate) mod area;
 mod bindings;
-mod claim;
+pub(crate) mod claim;
 pub(crate) mod devmem;
 pub(crate) mod dma_buf;
 mod extent;

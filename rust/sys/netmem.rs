@@ -199,7 +199,7 @@ impl DevmemIov<'_> {
     }
 
     /// Whether its memory went back, or is about to: what was received into it is nobody's any more.
-    pub(super) fn is_revoked(&self) -> bool {
+    pub(crate) fn is_revoked(&self) -> bool {
         // SAFETY: By the type invariants there is a reference to the net_iov, which keeps its binding alive.
         unsafe { is_revoked(self.binding().as_ptr()) }
     }

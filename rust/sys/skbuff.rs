@@ -179,15 +179,6 @@ impl<'a> RxPart<'a> {
         self.skb.has_readable_frags()
     }
 
-    /// Whether the memory that the frags are in was taken back. All of them are of one binding.
-    pub(crate) fn is_revoked(&self) -> bool {
-        let first = self.skb.frags().first();
-
-        first
-            .and_then(Frag::devmem_iov)
-            .is_some_and(|iov| iov.is_revoked())
-    }
-
     /// The frags, without those of the frag list.
     pub(crate) fn take_frags(self) -> Frags<'a> {
         Frags {

@@ -23,6 +23,8 @@ struct TestFrag {
     /// None if it is in host memory after all.
     offset: Option<u64>,
     dmabuf_id: u32,
+    /// Its memory was taken back.
+    revoked: bool,
     /// The packet does not have a reference any more: others may have the buffer.
     gone: Rc<Cell<bool>>,
 }
@@ -33,6 +35,7 @@ impl TestFrag {
             size,
             offset: Some(offset),
             dmabuf_id,
+            revoked: false,
             gone: Rc::default(),
         }
     }
@@ -61,13 +64,17 @@ impl Frag for TestFrag {
             offset,
         })
     }
+
+    fn is_revoked(&self) -> bool {
+        assert!(!self.gone.get(), "a frag that is not the packet's any more");
+        self.revoked
+    }
 }
 
 /// A part of a packet that owns what it has.
 #[derive(Clone, Debug)]
 struct Owned {
     readable: bool,
-    revoked: bool,
     linear: Vec<u8>,
     frags: Vec<TestFrag>,
 }
@@ -106,7 +113,7 @@ impl Owned {
     fn borrow(&self, eat: bool) -> Part<'_, TestFrags<'_>> {
         Part {
             readable: self.readable,
-            revoked: self.revoked,
+            may_be_revoked: self.frags.iter().any(|frag| frag.revoked),
             linear: &self.linear,
             frags: TestFrags {
                 frags: &self.frags,
@@ -128,7 +135,6 @@ fn packet(parts: &[(usize, Vec<usize>)]) -> Vec<Owned> {
         .iter()
         .map(|(linear, sizes)| Owned {
             readable: false,
-            revoked: false,
             linear: (0..*linear)
                 .map(|_| {
                     byte += 1;
@@ -393,7 +399,7 @@ fn expected(packet: &[Owned], offset: usize, len: usize) -> (Vec<Event>, Option<
             if inside.is_empty() {
                 continue;
             }
-            if part.revoked {
+            if frag.revoked {
                 return (events, Some(Error::Stop(Stop::Revoked)));
             }
             let Some(start) = frag.offset else {
@@ -511,13 +517,15 @@ fn may_move(part: &Owned, offset: usize, limits: Limits) -> bool {
     let first = part.frags.first().map_or(0, |frag| frag.size);
 
     !part.readable
-        && !part.revoked
         && frags != 0
         && frags <= BATCH.min(limits.at_a_time).min(limits.tokens)
         && messages <= limits.fuel
         && offset < part.linear.len() + first
         && part.frags.iter().all(|frag| frag.size != 0)
-        && part.frags.iter().all(|frag| frag.offset.is_some())
+        && part
+            .frags
+            .iter()
+            .all(|frag| frag.offset.is_some() && !frag.revoked)
 }
 
 fn check_with(
@@ -694,16 +702,18 @@ fn parts_in_host_memory() {
     });
 }
 
-/// The linear bytes before the frags are nobody else's.
+/// What is before them in the packet is not theirs.
 #[test]
-fn parts_in_memory_that_was_taken_back() {
+fn frags_in_memory_that_was_taken_back() {
     each_packet(|packet| {
         for part in 0..packet.len() {
-            let mut packet = packet.to_vec();
-            packet[part].revoked = true;
-            for tokens in [0, 1, 100] {
-                check_once(&packet, (0, 3), Limits::tokens(tokens));
-                check_once(&packet, (2, 100), Limits::tokens(tokens));
+            for frag in 0..packet[part].frags.len() {
+                let mut packet = packet.to_vec();
+                packet[part].frags[frag].revoked = true;
+                for tokens in [0, 1, 2, 100] {
+                    check_once(&packet, (0, 3), Limits::tokens(tokens));
+                    check_once(&packet, (2, 100), Limits::tokens(tokens));
+                }
             }
         }
     });
@@ -854,7 +864,6 @@ fn tokens_are_not_hoarded() {
 fn numbers_at_their_limits() {
     let packet = [Owned {
         readable: false,
-        revoked: false,
         linear: vec![],
         frags: vec![
             TestFrag::new(usize::MAX, 0, u32::MAX),

@@ -117,7 +117,7 @@ impl Socket {
             .collect();
         let part = Part {
             readable: false,
-            revoked: false,
+            may_be_revoked: false,
             linear: &[],
             frags: TestFrags {
                 frags: &frags,
@@ -244,6 +244,10 @@ impl Frag for TestFrag<'_> {
             dmabuf_id: 1,
             offset: 0,
         })
+    }
+
+    fn is_revoked(&self) -> bool {
+        false
     }
 }
 

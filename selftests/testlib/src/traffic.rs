@@ -69,16 +69,21 @@ pub fn send_in<'scope>(
 
 /// Bytes that were sent and are not acknowledged yet.
 pub fn unacknowledged(socket: &TcpStream) -> io::Result<i32> {
-    send_queue(socket, libc::TIOCOUTQ)
+    bytes_in(socket, libc::TIOCOUTQ)
 }
 
 /// Bytes that have not been sent yet.
 pub fn unsent(socket: &TcpStream) -> io::Result<i32> {
     const SIOCOUTQNSD: libc::Ioctl = 0x894b;
-    send_queue(socket, SIOCOUTQNSD)
+    bytes_in(socket, SIOCOUTQNSD)
 }
 
-fn send_queue(socket: &TcpStream, request: libc::Ioctl) -> io::Result<i32> {
+/// Bytes that are there to be read.
+pub fn unread(socket: &TcpStream) -> io::Result<i32> {
+    bytes_in(socket, libc::FIONREAD)
+}
+
+fn bytes_in(socket: &TcpStream, request: libc::Ioctl) -> io::Result<i32> {
     let mut bytes = 0;
     // SAFETY: `bytes` is the argument of these ioctls, which only write it.
     match unsafe { libc::ioctl(socket.as_raw_fd(), request, &raw mut bytes) } {

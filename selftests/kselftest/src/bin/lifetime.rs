@@ -341,6 +341,23 @@ fn aborted_with_tokens_held() -> Outcome {
     Ok(())
 }
 
+/// The sender is done, and its end of the stream has arrived: what is left is not taken for all of it.
+fn aborted_after_the_end() -> Outcome {
+    let bench = Receiving::new()?;
+    let rx = &bench.connection.rx;
+    bench.send(&[20_000])?;
+    bench.connection.tx.shutdown(Shutdown::Write)?;
+    wait::until("the end of the stream", UNLOADED, || {
+        Ok(sockopt::poll(rx)? & libc::POLLRDHUP != 0)
+    })?;
+    bench.pair.rx.abort_connections(PORT)?;
+    assert_eq!(traffic::unread(rx)?, 0, "to be read");
+    let error = Receiver::new(rx).recv().map(|received| received.total());
+    let errno = error.map_err(|err| err.raw_os_error());
+    assert_eq!(errno, Err(Some(libc::ECONNABORTED)));
+    Ok(())
+}
+
 /// The same, while it gives back what it has.
 fn aborted_while_tokens_come_back() -> Outcome {
     const PART: u64 = 1 << 16;
@@ -545,6 +562,7 @@ fn main() -> ExitCode {
         both_sockets_closed_with_tokens_held,
         dmabuf_closed_right_after_bind,
         aborted_with_tokens_held,
+        aborted_after_the_end,
         aborted_while_tokens_come_back,
         driver_unloaded_with_tokens_held,
         interface_down_and_up,

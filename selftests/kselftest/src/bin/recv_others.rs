@@ -184,6 +184,13 @@ fn zero_copy_receive() -> Outcome {
     assert!(copy.iter().all(|&byte| byte == 0), "bytes were copied");
     probe.receive(&Call::new(ALL)).assert_frags(&[1400; 4]);
     probe.give_back();
+    // An administrator takes what is not read yet.
+    bench.send(&[1400; 4])?;
+    bench.pair.rx.abort_connections(Receiving::PORT)?;
+    for arg in [arg, copying] {
+        let answer = zero_copy(rx, arg)?;
+        assert_eq!((answer.length, answer.inq), (0, 0), "{answer:?}");
+    }
     // SAFETY: The mapping made above, to which nothing refers.
     unsafe { libc::munmap(window, WINDOW) };
     Ok(())

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
             receive::between_packets,
             receive::under_traffic,
             receive::unread,
+            receive::behind_what_is_still_there,
             receive::while_it_is_waited_for,
             receive::moves_to_be_pinned,
             receive::several_queues_by_several,

@@ -286,6 +286,31 @@ pub fn unread() -> Outcome {
     Ok(())
 }
 
+/// A packet has what came by two queues, from memory of two bindings: that of one of them is still there.
+pub fn behind_what_is_still_there() -> Outcome {
+    const PART: u64 = 1000;
+    for first_goes in [false, true] {
+        let flow = Flow::new()?;
+        let memories = [memory(&shape())?, memory(&shape())?];
+        let mut owners = Vec::new();
+        for (queue, memory) in [QUEUE, QUEUE + 1].into_iter().zip(&memories) {
+            owners.push(bind_to(&flow.pair, &[queue], memory)?.expect("to bind"));
+        }
+        for queue in [QUEUE, QUEUE + 1] {
+            flow.leave_unread(queue, PART)?;
+        }
+        revoke(&memories[usize::from(!first_goes)])?;
+        let mut receiver = Receiver::new(&flow.connection.rx);
+        if !first_goes {
+            assert_eq!(receiver.recv()?.total(), PART as usize);
+        }
+        let error = receiver.recv().map(|received| received.total());
+        let errno = error.map_err(|err| err.raw_os_error());
+        assert_eq!(errno, Err(Some(libc::EIO)), "first_goes: {first_goes}");
+    }
+    Ok(())
+}
+
 /// Somebody else's request waits for the exporter: there is no binding yet, of which to take the memory.
 pub fn while_it_is_waited_for() -> Outcome {
     let pair = Pair::new()?;
