@@ -78,10 +78,11 @@ const IMPORT: [Fault; 5] = [
     fails("netdev_get_by_index_lock", 2, NULL, libc::ENODEV),
 ];
 
-/// How the C code does.
-const IMPORT_OF_BUILTIN: [Fault; 2] = [
-    passed_on("dma_buf_attach", libc::EXDEV),
-    passed_on("dma_buf_map_attachment_unlocked", libc::EREMOTEIO),
+/// How the C code does: what cannot be had peer-to-peer it asks for once more.
+const IMPORT_OF_BUILTIN: [Fault; 3] = [
+    harmless("dma_buf_dynamic_attach", 1, -(libc::EXDEV as i64)),
+    harmless("dma_buf_pin", 1, -(libc::EOPNOTSUPP as i64)),
+    harmless("dma_buf_map_attachment", 1, -(libc::EREMOTEIO as i64)),
 ];
 
 /// What opening the two queues needs: each call for the first one, and for the second.
