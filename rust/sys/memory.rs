@@ -174,11 +174,7 @@ impl<S: Source> Mapped<S> {
 
     /// From now on `owner` is revoked if the memory is taken back, if there is somebody who may.
     pub(super) fn set_owner(&self, owner: Owner) -> Result<(), TakenBack> {
-        let set = |source: &S| {
-            source
-                .claim()
-                .map_or(Ok(()), |claim| claim.set_owner(owner))
-        };
+        let set = |source: &S| source.claim().map_or(Ok(()), |claim| claim.set_owner(owner));
 
         self.with(set).unwrap_or(Ok(()))
     }

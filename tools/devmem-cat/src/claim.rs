@@ -9,8 +9,6 @@
 //! - a file of each process, which it has locked for as long as it lives: the rules that it has made, as
 //!   `ethtool` shows them. What is there of a process that is gone is its rules, which are removed if they still
 //!   look like that: their numbers may have been given to others.
-//!
-//! Nobody else may open any of it: to lock a file takes no more than that, and would keep everybody from ending.
 
 use std::fs;
 use std::fs::DirBuilder;
@@ -18,7 +16,6 @@ use std::fs::File;
 use std::io;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process;
@@ -35,9 +32,6 @@ const LOCK: &str = "lock";
 const BEFORE: &str = "before";
 /// `before` while it is being written.
 const NEW: &str = "before.new";
-/// Who may open what is here.
-const FOLDER_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
 
 /// A device.
 pub trait Nic {
@@ -45,8 +39,8 @@ pub trait Nic {
     fn rings(&self) -> Result<Rings, String>;
     /// Changes header split.
     fn set_rings(&self, rings: Rings) -> Result<(), String>;
-    /// What is shown of a rule: `None` if there is none of this number.
-    fn rule(&self, id: &str) -> Result<Option<String>, String>;
+    /// What is shown of a rule.
+    fn rule(&self, id: &str) -> Result<String, String>;
     /// Removes a rule.
     fn remove_rule(&self, id: &str) -> Result<(), String>;
 }
@@ -116,13 +110,10 @@ impl<N: Nic> Claim<N> {
         let Some(record) = &mut self.record else {
             return;
         };
-        let noted = self.nic.rule(id).and_then(|text| {
-            let line = format!("{id} {}\n", text.ok_or("it is not there")?);
-            // By one call: whenever this is killed, all of it is there, or nothing.
-            let mut file = &*record.file;
-            file.write_all(line.as_bytes())
-                .map_err(|err| err.to_string())
-        });
+        let noted = self
+            .nic
+            .rule(id)
+            .and_then(|text| writeln!(&*record.file, "{id} {text}").map_err(|err| err.to_string()));
         if let Err(err) = noted {
             tell::say(format_args!("noting rule {id}: {err}"));
         }
@@ -131,20 +122,15 @@ impl<N: Nic> Claim<N> {
     /// Puts the device back, or leaves that to the others who need it as it is.
     pub fn release(self) {
         let locked = self.record.as_ref().map(|record| record.folder.lock());
-        let mut all = true;
         for id in &self.rules {
             if let Err(err) = self.nic.remove_rule(id) {
                 tell::say(format_args!("removing rule {id}: {err}"));
-                all = false;
             }
         }
         match (self.record, locked) {
             (Some(record), Some(Ok(locked))) => {
-                // What is left is for the next, as if this had been killed.
-                if all {
-                    let _ = fs::remove_file(&record.path);
-                }
                 // The lock on it ends with the file.
+                let _ = fs::remove_file(&record.path);
                 drop(record.file);
                 if let Err(err) = record.folder.restore(&self.nic, &locked) {
                     tell::say(err);
@@ -178,13 +164,12 @@ impl Folder {
     fn lock(&self) -> io::Result<Locked> {
         DirBuilder::new()
             .recursive(true)
-            .mode(FOLDER_MODE)
+            .mode(0o755)
             .create(&self.0)?;
         let file = File::options()
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(FILE_MODE)
             .open(self.0.join(LOCK))?;
         Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, err)| err.into())
     }
@@ -214,9 +199,7 @@ impl Folder {
         loop {
             // Processes of other containers may have the same number.
             let path = self.0.join(format!("process-{}-{number}", process::id()));
-            let mut options = File::options();
-            options.append(true).create_new(true).mode(FILE_MODE);
-            match options.open(&path) {
+            match File::options().append(true).create_new(true).open(&path) {
                 Ok(file) => {
                     let file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
                         .map_err(|(_, err)| io::Error::from(err))?;
@@ -255,7 +238,7 @@ impl Folder {
             let noted = fs::read_to_string(path).map_err(|err| self.failed(err))?;
             for (id, text) in noted.lines().filter_map(|line| line.split_once(' ')) {
                 // Somebody may have removed it, and another may have got its number.
-                if nic.rule(id)?.is_some_and(|now| now == text) {
+                if nic.rule(id).is_ok_and(|now| now == text) {
                     nic.remove_rule(id)?;
                     tell::say(format_args!(
                         "removed rule {id}, of a devmem-cat that was killed"
@@ -330,7 +313,6 @@ mod tests {
     use std::cell::RefCell;
     use std::collections::BTreeMap;
     use std::env;
-    use std::os::unix::fs::PermissionsExt;
 
     const OFF: Rings = Rings {
         data_split: Some(DataSplit::Off),
@@ -343,8 +325,6 @@ mod tests {
         rules: RefCell<BTreeMap<String, String>>,
         /// Whether something else has a queue bound.
         busy: RefCell<bool>,
-        /// Whether nothing can be done about rules.
-        broken: RefCell<bool>,
     }
 
     impl Fake {
@@ -353,7 +333,6 @@ mod tests {
                 rings: RefCell::new(OFF),
                 rules: RefCell::default(),
                 busy: RefCell::new(false),
-                broken: RefCell::new(false),
             }
         }
 
@@ -363,13 +342,6 @@ mod tests {
 
         fn ids(&self) -> Vec<String> {
             self.rules.borrow().keys().cloned().collect()
-        }
-
-        fn check(&self) -> Result<(), String> {
-            match *self.broken.borrow() {
-                true => Err("starting ethtool".into()),
-                false => Ok(()),
-            }
         }
     }
 
@@ -386,13 +358,12 @@ mod tests {
             Ok(())
         }
 
-        fn rule(&self, id: &str) -> Result<Option<String>, String> {
-            self.check()?;
-            Ok(self.rules.borrow().get(id).cloned())
+        fn rule(&self, id: &str) -> Result<String, String> {
+            let rules = self.rules.borrow();
+            rules.get(id).cloned().ok_or("no such rule".into())
         }
 
         fn remove_rule(&self, id: &str) -> Result<(), String> {
-            self.check()?;
             let removed = self.rules.borrow_mut().remove(id);
             removed.map(drop).ok_or("no such rule".into())
         }
@@ -438,19 +409,6 @@ mod tests {
             .map(|entry| entry.unwrap().file_name())
             .collect();
         assert_eq!(left, [LOCK]);
-    }
-
-    #[test]
-    fn nobody_else_may_lock_any_of_it() {
-        let (fake, temp) = (Fake::new(), Temp::new("modes"));
-        let claim = claim(&fake, &temp, "1");
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&temp.0), FOLDER_MODE);
-        let record = &claim.record.as_ref().unwrap().path;
-        for path in [&temp.0.join(LOCK), record] {
-            assert_eq!(mode(path), FILE_MODE);
-        }
-        claim.release();
     }
 
     #[test]
@@ -523,23 +481,6 @@ mod tests {
         *fake.busy.borrow_mut() = false;
         claim(&fake, &temp, "2").release();
         assert_eq!(*fake.rings.borrow(), OFF);
-    }
-
-    #[test]
-    fn a_rule_that_cannot_be_removed_now_is_by_the_next() {
-        let (fake, temp) = (Fake::new(), Temp::new("broken"));
-        let own = claim(&fake, &temp, "1");
-        *fake.broken.borrow_mut() = true;
-        own.release();
-        assert_eq!(*fake.rings.borrow(), OFF);
-        assert!(clean_up(&&fake, &temp.0).is_err());
-        assert_eq!(fake.ids(), ["1"]);
-        *fake.broken.borrow_mut() = false;
-        clean_up(&&fake, &temp.0).unwrap();
-        assert_eq!(fake.ids(), [""; 0]);
-        // It is told once.
-        let left = fs::read_dir(&temp.0).unwrap().count();
-        assert_eq!(left, 1, "the lock");
     }
 
     #[test]

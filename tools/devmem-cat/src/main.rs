@@ -30,17 +30,7 @@ use crate::args::Cli;
 use crate::args::Command;
 use crate::error::Fallible;
 
-/// Undoes what is to be undone when this is dropped, also by a panic.
-struct Undo;
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        undo::all();
-    }
-}
-
 fn run(command: &Command) -> Fallible<()> {
-    let _undo = Undo;
     signal::end_by_it()?;
     match command {
         Command::Receive(args) => receive::run(args),
@@ -57,7 +47,9 @@ fn main() -> ExitCode {
             .error(ErrorKind::ArgumentConflict, why)
             .exit();
     }
-    match run(&command) {
+    let result = run(&command);
+    undo::all();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) if signal::came() => {
             tell::say(format_args!("interrupted ({err})"));

@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
 
 use devmem::BindRx;
 use devmem::Piece;
@@ -35,9 +34,6 @@ use crate::stats::Progress;
 use crate::stats::Stats;
 use crate::tell;
 use crate::undo;
-
-/// How long to wait after a connection that could not be taken.
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// What all connections are received by.
 struct Bound<'a> {
@@ -75,11 +71,11 @@ pub fn run(args: &ReceiveArgs) -> Fallible<()> {
     if let Some(size) = args.rx_page_size {
         request = request.rx_page_size(size);
     }
-    let id = undo::bind(|| {
-        request
-            .bind(&memory)
-            .map_err(|err| bind_error("binding queues of", &common.interface, &err).into())
-    })?;
+    let binding = request
+        .bind(&memory)
+        .map_err(|err| bind_error("binding queues of", &common.interface, &err))?;
+    let id = binding.id();
+    undo::keep(binding)?;
     if args.queues.len() > 1 && nothing_left(id) {
         tell::say(
             "the first queues took all of the memory, so the last have none or too little: \
@@ -148,33 +144,20 @@ impl Bound<'_> {
         let outcomes = Outcomes::new(self.args.is_several());
         let mut count = 0;
         thread::scope(|scope| -> Fallible<()> {
-            let mut begin = |number| -> Fallible<()> {
+            while self.args.keep_open || count < self.args.common.connections {
                 let connection = source.next(&self.args.common)?;
+                count += 1;
                 if matches!(&source, Source::To(_)) {
                     self.steer(connection.stream.local_addr()?)?;
                 }
                 let output = match only.take() {
                     Some(output) => output,
-                    None => open(self.args, Some(number))?,
+                    None => open(self.args, Some(count))?,
                 };
                 let outcomes = &outcomes;
-                thread::Builder::new()
-                    .spawn_scoped(scope, move || {
-                        outcomes.note(&connection.peer, self.one(&connection, output));
-                    })
-                    .map_err(context("starting a thread"))?;
-                Ok(())
-            };
-            while self.args.keep_open || count < self.args.common.connections {
-                match begin(count + 1) {
-                    Ok(()) => count += 1,
-                    // One that was gone too soon, or one too many: others come later.
-                    Err(err) if self.args.keep_open && !signal::came() => {
-                        tell::say(err);
-                        thread::sleep(PAUSE);
-                    }
-                    Err(err) => return Err(err),
-                }
+                scope.spawn(move || {
+                    outcomes.note(&connection.peer, self.one(&connection, output));
+                });
             }
             drop(source);
             Ok(())

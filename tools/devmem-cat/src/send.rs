@@ -97,12 +97,10 @@ fn all(
         for share in shares {
             let connection = source.next(&args.common)?;
             let outcomes = &outcomes;
-            thread::Builder::new()
-                .spawn_scoped(scope, move || {
-                    let result = one(args, &connection, binding, progress, share);
-                    outcomes.note(&connection.peer, result);
-                })
-                .map_err(context("starting a thread"))?;
+            scope.spawn(move || {
+                let result = one(args, &connection, binding, progress, share);
+                outcomes.note(&connection.peer, result);
+            });
         }
         drop(source);
         Ok(())

@@ -180,10 +180,8 @@ impl<'p> Stats<'p> {
                 &digest,
                 details,
             );
-            // A line by one call.
-            if let Err(err) = io::stdout().write_all(format!("{line}\n").as_bytes()) {
-                tell::say(format_args!("standard output: {err}"));
-            }
+            // A line by one call. Nobody is left to be told that nobody listens.
+            let _ = io::stdout().write_all(format!("{line}\n").as_bytes());
         }
         if result.is_err() || args.quiet {
             return;

@@ -3,8 +3,9 @@
 //! What has to be undone on the device before this process ends: kept here, where the thread that a signal ends it
 //! by finds it, whatever the others wait for.
 
-use std::io;
+use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -20,7 +21,6 @@ use crate::claim;
 use crate::claim::Claim;
 use crate::claim::Nic;
 use crate::error::Fallible;
-use crate::error::context;
 
 /// Where folders of devices are.
 const FOLDERS: &str = "/run/devmem-cat";
@@ -40,23 +40,19 @@ struct Held {
 }
 
 /// A device of this network namespace.
-struct Interface {
-    device: Device<'static>,
-    netns: &'static Netns,
-}
+struct Interface(Device<'static>);
 
 impl Interface {
     fn new(name: &str) -> Fallible<Self> {
         // Once, and to the end of the process.
-        let netns: &'static Netns = Box::leak(Box::new(Netns::current()?));
-        let device = Device::as_it_is(netns, name)?;
-        Ok(Self { device, netns })
+        let netns = Box::leak(Box::new(Netns::current()?));
+        Ok(Self(Device::as_it_is(netns, name)?))
     }
 
-    /// Its folder. Numbers of devices are those of a network namespace, and neither number is given a second time.
+    /// Its folder. Numbers of devices are those of a network namespace, and so is its number.
     fn folder(&self) -> Fallible<PathBuf> {
-        let netns = self.netns.cookie().map_err(context("SO_NETNS_COOKIE"))?;
-        let name = format!("net-{netns}-{}", self.device.ifindex());
+        let netns = fs::metadata("/proc/self/ns/net")?.ino();
+        let name = format!("net-{netns}-{}", self.0.ifindex());
         Ok(PathBuf::from(FOLDERS).join(name))
     }
 }
@@ -64,27 +60,22 @@ impl Interface {
 impl Nic for Interface {
     fn rings(&self) -> Result<Rings, String> {
         Ethtool::open()
-            .and_then(|mut ethtool| ethtool.rings(self.device.ifindex()))
+            .and_then(|mut ethtool| ethtool.rings(self.0.ifindex()))
             .map_err(|err| err.to_string())
     }
 
     fn set_rings(&self, rings: Rings) -> Result<(), String> {
         Ethtool::open()
-            .and_then(|mut ethtool| ethtool.set_rings(self.device.ifindex(), rings))
+            .and_then(|mut ethtool| ethtool.set_rings(self.0.ifindex(), rings))
             .map_err(|err| err.to_string())
     }
 
-    fn rule(&self, id: &str) -> Result<Option<String>, String> {
-        match self.device.rule_text(id) {
-            Ok(text) => Ok(Some(text)),
-            // This is what ethtool itself says. What keeps it from being asked is something else.
-            Err(err) if err.error.kind() == io::ErrorKind::Other => Ok(None),
-            Err(err) => Err(err.to_string()),
-        }
+    fn rule(&self, id: &str) -> Result<String, String> {
+        self.0.rule_text(id).map_err(|err| err.to_string())
     }
 
     fn remove_rule(&self, id: &str) -> Result<(), String> {
-        self.device.remove_rule(id).map_err(|err| err.to_string())
+        self.0.remove_rule(id).map_err(|err| err.to_string())
     }
 }
 
@@ -100,7 +91,7 @@ fn held() -> Fallible<MutexGuard<'static, Held>> {
 pub fn prepare(name: &str) -> Fallible<u32> {
     let mut held = held()?;
     let interface = Interface::new(name)?;
-    let (ifindex, folder) = (interface.device.ifindex(), interface.folder()?);
+    let (ifindex, folder) = (interface.0.ifindex(), interface.folder()?);
     held.claim = Some(Claim::new(interface, &folder).map_err(|err| format!("{name}: {err}"))?);
     Ok(ifindex)
 }
@@ -112,21 +103,17 @@ pub fn clean_up(name: &str) -> Fallible<()> {
     Ok(claim::clean_up(&interface, &folder).map_err(|err| format!("{name}: {err}"))?)
 }
 
-/// Binds, and keeps the binding; returns its number. Header split cannot be restored before that is gone, so nothing is
-/// undone while it is being made.
-pub fn bind(make: impl FnOnce() -> Fallible<Binding>) -> Fallible<u32> {
-    let mut held = held()?;
-    let binding = make()?;
-    let id = binding.id();
-    held.binding = Some(binding);
-    Ok(id)
+/// Keeps a binding: header split cannot be restored before that is gone.
+pub fn keep(binding: Binding) -> Fallible<()> {
+    held()?.binding = Some(binding);
+    Ok(())
 }
 
 /// Has a queue receive what comes to an address.
 pub fn steer(to: SocketAddr, queue: u32) -> Fallible<()> {
     let mut held = held()?;
     let claim = held.claim.as_mut().ok_or("no device was made ready")?;
-    for id in claim.nic().device.steer_for_good(to, queue)? {
+    for id in claim.nic().0.steer_for_good(to, queue)? {
         claim.take_rule(&id);
     }
     Ok(())

@@ -352,12 +352,6 @@ impl<T> InFlight<T> {
         self.done.pop_front().map(|(_, sent)| sent)
     }
 
-    /// Whether there are sources whose memory is free again.
-    #[cfg(feature = "uring")]
-    pub(crate) fn has_done(&self) -> bool {
-        !self.done.is_empty()
-    }
-
     /// Calls that the kernel has not completed, or has completed before an older one.
     pub(crate) fn calls(&self) -> usize {
         self.calls.len()

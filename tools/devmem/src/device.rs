@@ -8,7 +8,6 @@ use std::io;
 use std::mem;
 use std::net::IpAddr;
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use crate::ethtool::Ethtool;
@@ -198,8 +197,6 @@ impl<'n> Device<'n> {
     fn ethtool(&self, option: &str, args: &[&str]) -> Result<String, DeviceError> {
         let mut command = Command::new("ethtool");
         command.arg(option).arg(&self.name).args(args);
-        // What is typed on a terminal is not for it: a rule that it was killed over would be nobody's.
-        command.process_group(0);
         let output = self
             .netns
             .run(|| command.output())

@@ -69,8 +69,7 @@ impl<'s> Receiver<'s> {
     ///
     /// # Errors
     ///
-    /// As there; [`InvalidInput`](io::ErrorKind::InvalidInput) for `MSG_TRUNC` and `MSG_ERRQUEUE`: what a call with
-    /// these tells is no piece of the stream, nor its end.
+    /// As there.
     pub fn recv_flags(&mut self, flags: i32) -> io::Result<Received<'_, 's>> {
         let (len, header) = self.call(flags)?;
         Ok(self.received(len, &header))
@@ -105,7 +104,6 @@ impl<'s> Receiver<'s> {
 
     /// Makes one call.
     pub(crate) fn call(&mut self, flags: i32) -> io::Result<(usize, libc::msghdr)> {
-        check_flags(flags)?;
         let mut iov = libc::iovec {
             iov_base: self.data.as_mut_ptr().cast(),
             iov_len: self.data.len(),
@@ -133,17 +131,6 @@ impl<'s> Receiver<'s> {
     pub(crate) fn received(&self, len: usize, header: &libc::msghdr) -> Received<'_, 's> {
         let control = message::control(header, &self.control);
         Received::new(&self.socket, &self.data, control, len, None)
-    }
-}
-
-/// Fails if there is a flag among these with which a call leaves the buffers alone and tells of bytes nevertheless.
-pub(crate) fn check_flags(flags: i32) -> io::Result<()> {
-    match flags & (libc::MSG_TRUNC | libc::MSG_ERRQUEUE) {
-        0 => Ok(()),
-        others => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("flags {others:#x} are not for receiving pieces"),
-        )),
     }
 }
 
@@ -340,20 +327,6 @@ mod tests {
             assert_eq!(total(&mut rx, Duration::from_secs(60)), 4);
         });
         assert_eq!(total(&mut rx, Duration::ZERO), 0);
-    }
-
-    #[test]
-    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
-    fn what_is_no_piece_is_not_asked_for() {
-        let (mut a, b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
-        a.write_all(b"some").unwrap();
-        let mut rx = Receiver::new(&b);
-        for flags in [libc::MSG_TRUNC, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT] {
-            let err = rx.recv_flags(flags).unwrap_err();
-            assert_eq!(err.kind(), io::ErrorKind::InvalidInput);
-        }
-        let mut received = rx.recv().unwrap();
-        assert!(matches!(received.next(), Some(Piece::Plain(b"some"))));
     }
 
     #[test]

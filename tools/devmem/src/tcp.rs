@@ -13,8 +13,6 @@ use std::mem;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use nix::sys::socket::SockaddrStorage;
 use nix::sys::socket::getpeername;
@@ -41,9 +39,6 @@ const FLAGS: i32 = libc::MSG_MORE
     | libc::MSG_CONFIRM
     | libc::MSG_DONTROUTE;
 
-/// Whoever looks whether a socket is somebody's already, until it is his.
-static LOOKING: Mutex<()> = Mutex::new(());
-
 /// Name of what was put on top of TCP, with room for any.
 const ULP_NAME: usize = 16;
 
@@ -51,7 +46,7 @@ const ULP_NAME: usize = 16;
 /// `MSG_ZEROCOPY`.
 ///
 /// There is one of a socket, whether a [`Sender`](crate::Sender) has it or who made it: another could not
-/// tell its own completions. Of processes that share a socket only one may make it.
+/// tell its own completions.
 ///
 /// It borrows the socket, or owns a part of it: see [`Socket`]. What is done to that meanwhile by other means is beyond it, since the kernel tells
 /// nobody: a descriptor that `dup2()` replaces by another socket's (which only unsafe code can do),
@@ -90,7 +85,6 @@ impl<'s> TxSocket<'s> {
         let socket = socket.into();
         let fd = socket.as_fd();
         check(fd)?;
-        let _alone = LOOKING.lock().unwrap_or_else(PoisonError::into_inner);
         if number(fd, libc::SOL_SOCKET, libc::SO_ZEROCOPY)? != 0 {
             return Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
@@ -211,12 +205,7 @@ pub fn abort(socket: impl AsFd) -> io::Result<()> {
 }
 
 /// Reads a socket option; returns how many bytes it has.
-pub(crate) fn option(
-    fd: BorrowedFd<'_>,
-    level: i32,
-    name: i32,
-    value: &mut [u8],
-) -> io::Result<usize> {
+fn option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
     let mut len = libc::socklen_t::try_from(value.len())
         .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: `value` is writable for `len` bytes, and the kernel writes no more than that.
@@ -266,8 +255,6 @@ mod tests {
     use std::os::unix::net::UnixDatagram;
     use std::os::unix::net::UnixStream;
     use std::process::Command;
-    use std::sync::atomic::AtomicU32;
-    use std::sync::atomic::Ordering;
     use std::thread;
     use std::time::Duration;
 
@@ -336,27 +323,6 @@ mod tests {
                 [io::ErrorKind::InvalidInput; WAYS],
                 "{domain} {kind} {protocol}"
             );
-        }
-    }
-
-    #[test]
-    fn one_of_two_at_once() {
-        let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
-        for _ in 0..2_000 {
-            set_number(a.as_fd(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, 0).unwrap();
-            let here = AtomicU32::new(0);
-            let made = thread::scope(|scope| {
-                let make = || {
-                    here.fetch_add(1, Ordering::SeqCst);
-                    // To sleep until then would have one of them come late.
-                    while here.load(Ordering::SeqCst) < 2 {
-                        std::hint::spin_loop();
-                    }
-                    TxSocket::new(&a).is_ok()
-                };
-                [scope.spawn(make), scope.spawn(make)].map(|thread| thread.join().unwrap())
-            });
-            assert_ne!(made[0], made[1]);
         }
     }
 

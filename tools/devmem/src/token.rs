@@ -62,7 +62,7 @@ pub fn dontneed(socket: impl AsFd, ranges: &[TokenRange]) -> io::Result<u32> {
 /// The right to use one piece of device memory, which goes back to the NIC when this is dropped.
 ///
 /// Dropping costs a system call for each token; a [`TokenBatch`] returns many with one. A token of a
-/// [`uring::Receiver`](crate::uring::Receiver) costs none, unless that is waiting: it goes with the next call of that.
+/// [`uring::Receiver`](crate::uring::Receiver) costs none: it goes with the next call of that.
 ///
 /// A drop cannot say that it failed, which takes a kernel without memory for a few bytes, but in the log; the piece
 /// comes back when the socket is closed then. A [`TokenBatch`] says so, and tries again.
@@ -198,8 +198,6 @@ pub(crate) struct Collector(Mutex<Collected>);
 struct Collected {
     /// Whether the ring is there to return them.
     open: bool,
-    /// Whether whoever would have the ring do so waits.
-    waiting: bool,
     /// Calls to make, the last of which takes more tokens.
     calls: VecDeque<Box<Ranges>>,
     /// Calls that were made, to be used again.
@@ -218,7 +216,6 @@ impl Collector {
     pub(crate) fn new() -> Self {
         Self(Mutex::new(Collected {
             open: true,
-            waiting: false,
             calls: VecDeque::with_capacity(SPARE),
             spare: (0..SPARE).map(|_| Box::new(Ranges::new())).collect(),
         }))
@@ -232,7 +229,7 @@ impl Collector {
     /// Takes a token over, unless nobody would return it any more.
     pub(crate) fn push(&self, id: u32) -> bool {
         let mut collected = self.lock();
-        if !collected.open || collected.waiting {
+        if !collected.open {
             return false;
         }
         if !collected.calls.back_mut().is_some_and(|call| call.push(id)) {
@@ -258,17 +255,6 @@ impl Collector {
     pub(crate) fn recycle(&self, mut call: Box<Ranges>) {
         call.clear();
         self.lock().spare.push(call);
-    }
-
-    /// Whether tokens return themselves for now: what is waited for may not come before the NIC has their memory.
-    pub(crate) fn set_waiting(&self, waiting: bool) {
-        self.lock().waiting = waiting;
-    }
-
-    /// Whether they do.
-    #[cfg(all(test, feature = "uring"))]
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.lock().waiting
     }
 
     /// From now on tokens return themselves.

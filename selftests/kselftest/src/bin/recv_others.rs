@@ -268,9 +268,7 @@ fn socket_filter() -> Outcome {
     probe.receive(&Call::new(ALL)).assert_frags(&[500]);
     attach_filter(rx, &mut [LOOK, ACCEPT])?;
     bench.start_sending(700)?;
-    soon("another try", || {
-        Ok(tx::tries_again(&bench.connection.tx)? > 0)
-    });
+    soon("another try", || Ok(tx::tries_again(&bench.connection.tx)? > 0));
     probe
         .call(&Call::new(ALL).flags(libc::MSG_DONTWAIT))
         .assert_fails(libc::EAGAIN);

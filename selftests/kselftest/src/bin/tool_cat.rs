@@ -67,18 +67,10 @@ struct Cat {
 }
 
 impl Cat {
-    /// The program.
-    fn program() -> io::Result<PathBuf> {
-        Ok(env::current_exe()?.with_file_name("devmem-cat"))
-    }
-
     /// Starts one at an end, with that end's interface.
     fn start(end: &End, command: &str, options: &str) -> io::Result<Self> {
-        Self::start_by(Command::new(Self::program()?), end, command, options)
-    }
-
-    /// The same, by a command line that begins like this.
-    fn start_by(mut line: Command, end: &End, command: &str, options: &str) -> io::Result<Self> {
+        let program = env::current_exe()?.with_file_name("devmem-cat");
+        let mut line = Command::new(program);
         line.arg(command)
             .args(["-i", &end.ifname])
             .args(options.split_whitespace())
@@ -427,12 +419,6 @@ fn a_receiver_that_is_killed() -> Outcome {
             rx.signal(Signal::SIGINT)?;
             rx.ends_with(INTERRUPTED)?;
         } else {
-            // One that can do nothing about it does not forget it.
-            let mut line = Command::new(Cat::program()?);
-            line.env("PATH", "/nowhere");
-            let mut cleanup = Cat::start_by(line, &pair.rx, "cleanup", "")?;
-            cleanup.ends_with(Some(1))?;
-            assert_eq!(rules(&pair)?, 1, "there is no ethtool");
             let mut cleanup = Cat::start(&pair.rx, "cleanup", "")?;
             cleanup.ends_with(Some(0))?;
             assert!(cleanup.has_said("removed rule"), "{:?}", cleanup.said);
@@ -440,23 +426,6 @@ fn a_receiver_that_is_killed() -> Outcome {
         assert_nothing_left(&pair)?;
     }
     Ok(())
-}
-
-/// What nohup does.
-fn a_hangup_that_is_ignored() -> Outcome {
-    let pair = pair()?;
-    let mut line = Command::new("sh");
-    line.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
-        .arg(Cat::program()?);
-    let options = "-l 192.0.2.1:5327 -q 1 -m 4 -s --discard";
-    let mut rx = Cat::start_by(line, &pair.rx, "receive", options)?;
-    rx.says("listening on");
-    rx.signal(Signal::SIGHUP)?;
-    let mut tx = Cat::sender(&pair, 5327, "")?;
-    tx.give(LEN)?;
-    tx.ends_with(Some(0))?;
-    rx.ends_with(Some(0))?;
-    assert_nothing_left(&pair)
 }
 
 /// What has come is there, and the receiver says that it is a part.
@@ -641,7 +610,6 @@ fn main() -> ExitCode {
         a_signal_ends_it_in_any_state,
         a_second_signal_leaves_nothing_either,
         a_receiver_that_is_killed,
-        a_hangup_that_is_ignored,
         a_sender_that_is_killed,
         two_receivers_on_one_device,
         ipv4_to_a_listener_of_ipv6,

@@ -3,8 +3,7 @@
 //! The second backend: the same loop by io_uring, with `io_uring_enter()` as its only system call.
 //!
 //! [`Receiver`] receives as [`crate::Receiver`] does. Its tokens are cheap to drop: they are collected,
-//! and go back to the NIC with the same system call that receives the next data, both in flight at once. Only what
-//! other threads drop while it waits for data goes back by itself.
+//! and go back to the NIC with the same system call that receives the next data, both in flight at once.
 //! [`Sender`] sends as [`crate::Sender`] does.
 //!
 //! ```no_run

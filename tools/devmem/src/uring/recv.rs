@@ -31,7 +31,6 @@ use crate::poll;
 use crate::recv::MSG_SOCK_DEVMEM;
 use crate::recv::Receive;
 use crate::recv::Received;
-use crate::recv::check_flags;
 use crate::socket::Socket;
 use crate::token::Collector;
 use crate::token::Ranges;
@@ -56,8 +55,7 @@ const RECEIVE: u64 = 1 << 32;
 ///
 /// It borrows the socket or owns a part of it, see [`Socket`], and so do its tokens, which cannot outlive it. A token that is dropped, or given to a
 /// [`TokenBatch`](crate::TokenBatch), goes back to the NIC with the next call of
-/// [`recv`](Self::recv) or [`finish`](Self::finish). While this waits, or has nothing on a [`Ring`] that others use, tokens
-/// that are dropped meanwhile go back by themselves: there may be no more to receive before that.
+/// [`recv`](Self::recv) or [`finish`](Self::finish).
 ///
 /// The socket's own timeout (`SO_RCVTIMEO`) does not apply to io_uring: see
 /// [`recv_timeout`](Self::recv_timeout).
@@ -307,12 +305,12 @@ impl<'s> Receiver<'s> {
         self.recv_until(0, None)
     }
 
-    /// Like [`recv`](Self::recv), with more flags of `recvmsg()`. A request that runs already, a multishot one or that
-    /// of [`try_recv`](Self::try_recv), keeps those that it was made with.
+    /// Like [`recv`](Self::recv), with more flags of `recvmsg()`. A multishot request that runs already
+    /// keeps those that it was made with.
     ///
     /// # Errors
     ///
-    /// As there; [`InvalidInput`](io::ErrorKind::InvalidInput) as of [`crate::Receiver::recv_flags`].
+    /// As there.
     pub fn recv_flags(&mut self, flags: i32) -> io::Result<Received<'_, 's>> {
         self.recv_until(flags, None)
     }
@@ -357,7 +355,6 @@ impl<'s> Receiver<'s> {
         flags: i32,
         timeout: Option<Duration>,
     ) -> io::Result<Received<'_, 's>> {
-        check_flags(flags)?;
         let Some(inner) = &mut self.inner else {
             return Err(io::ErrorKind::NotConnected.into());
         };
@@ -418,7 +415,6 @@ impl Inner {
         timeout: Option<Duration>,
     ) -> io::Result<Completion> {
         let deadline = timeout.and_then(poll::end_of);
-        collector.set_waiting(false);
         self.buffers.recycle();
         self.push_returns(collector)?;
         loop {
@@ -442,13 +438,7 @@ impl Inner {
                 self.buffers.arm(&self.ring, self.fd.as_fd(), flags)?;
             }
             let left = deadline.map(poll::left_until);
-            // Before the last look at what was collected, so that nothing is left there.
-            collector.set_waiting(true);
-            let entered = self
-                .push_returns(collector)
-                .and_then(|()| self.ring.enter(1, left));
-            collector.set_waiting(false);
-            match entered {
+            match self.ring.enter(1, left) {
                 Err(err) if err.kind() == io::ErrorKind::TimedOut => {
                     self.stop(collector)?;
                     if self.ready.is_empty() {
@@ -462,7 +452,6 @@ impl Inner {
 
     /// A completed receive, if there is one by now. If not, there will be.
     fn receive_now(&mut self, collector: &Collector) -> io::Result<Option<Completion>> {
-        collector.set_waiting(false);
         self.buffers.recycle();
         self.push_returns(collector)?;
         for last in [false, true] {
@@ -478,9 +467,6 @@ impl Inner {
                 self.buffers.arm(&self.ring, self.fd.as_fd(), 0)?;
             }
             if !self.alone {
-                // Who waits for the ring waits for this, too.
-                collector.set_waiting(true);
-                self.push_returns(collector)?;
                 break;
             }
             self.ring.enter(0, None)?;
@@ -808,13 +794,7 @@ impl Drop for Receiver<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::connection;
     use crate::token::TokenRange;
-    use crate::uring::ring::testing::ring;
-    use std::io::Write;
-    use std::net::Ipv4Addr;
-    use std::thread;
-    use std::time::Instant;
 
     const ONE: [TokenRange; 1] = [TokenRange { start: 7, count: 1 }];
 
@@ -855,39 +835,6 @@ mod tests {
         returns.complete(0, 0, &collector);
         returns.check().unwrap_err();
         assert!(collector.take().is_none(), "the kernel did not know it");
-    }
-
-    /// Whoever waits does not return what others drop, which the NIC may have to have for anything to come.
-    #[test]
-    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
-    fn tokens_return_themselves_while_it_waits() {
-        const LONG: Duration = Duration::from_secs(60);
-        let Some(ring) = ring(ENTRIES) else { return };
-        let (mut a, b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
-        let mut rx = Receiver::on(&ring, b, 4096, 4).unwrap();
-        let collector = Arc::clone(&rx.collector);
-        assert!(rx.try_recv().unwrap().is_none());
-        assert!(!collector.push(7), "who waits for the ring");
-        a.write_all(b"some").unwrap();
-        ring.wait(Some(LONG)).unwrap();
-        assert_eq!(rx.try_recv().unwrap().unwrap().total(), 4);
-        assert!(!collector.is_waiting());
-
-        let start = Instant::now();
-        let receiver = thread::spawn(move || {
-            let total = rx.recv().map(|received| received.total());
-            (total, rx)
-        });
-        while !collector.is_waiting() {
-            assert!(start.elapsed() < LONG);
-            thread::sleep(poll::PAUSE);
-        }
-        assert!(!collector.push(7), "who waits for this one");
-        a.write_all(b"more").unwrap();
-        let (total, rx) = receiver.join().unwrap();
-        assert_eq!(total.unwrap(), 4);
-        assert!(!collector.is_waiting());
-        drop(rx);
     }
 
     #[test]

@@ -179,13 +179,10 @@ impl Ring {
     /// Adds a request of the program's own, which is made with the next [`submit`](Self::submit) or
     /// [`wait`](Self::wait), or by whoever else enters the ring.
     ///
-    /// One with `IOSQE_IO_DRAIN` waits for all that came before, which receivers that wait do not end, and all that comes
-    /// after waits for it.
-    ///
     /// # Errors
     ///
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) if its `user_data` has the highest bit set; those of
-    /// [`submit`](Self::submit) if there is no room, and `EBUSY` if there is still none after that. It was not added then.
+    /// [`submit`](Self::submit) if there is no room. It was not added then.
     ///
     /// # Safety
     ///
@@ -297,8 +294,7 @@ impl Shared {
             }
         }
         // SAFETY: As the caller guarantees.
-        unsafe { self.uring.submission().push(entry) }
-            .map_err(|_| io::Error::from_raw_os_error(libc::EBUSY))
+        unsafe { self.uring.submission().push(entry) }.map_err(io::Error::other)
     }
 
     /// Makes the requests added, and waits for `want` completions: no longer than `timeout`, after

@@ -88,14 +88,8 @@ struct Inner {
     /// The socket, for as long as there are requests: its own number may be another file's before that.
     fd: OwnedFd,
     memory: Memory,
-    /// Whether others wait for the ring.
-    shared: bool,
-    /// Whether there ever was a request that tells of errors.
-    asked: bool,
     /// Whether a request that tells of errors is in flight.
     watching: bool,
-    /// How that failed.
-    unwatched: Option<i32>,
     /// Whether that has told of the end of the connection.
     over: bool,
     /// Whether the error queue was empty since that told of one.
@@ -120,25 +114,21 @@ impl<'s, T: Source> Sender<'s, T> {
     /// Those of [`TxSocket::new`]; those of `io_uring_setup()`, `EPERM` where `kernel.io_uring_disabled` says so, of
     /// `mmap()`, and of `dup()`: `EMFILE`.
     pub fn new(socket: impl Into<Socket<'s>>) -> io::Result<Self> {
-        Self::with_ring(&Ring::new(ENTRIES)?, socket.into(), false)
+        Self::on(&Ring::new(ENTRIES)?, socket)
     }
 
     /// Like [`new`](Self::new), on a ring that others use, too.
     ///
     /// What [`completed`](Self::completed) gives is a completion that [`Ring::wait`] waits for, from the first call of it
-    /// on, also if a call that sends or waits has come by it before. With `MSG_DONTWAIT` [`send_flags`](Self::send_flags) and
-    /// [`resume_flags`](Self::resume_flags) do not wait; when there is room again a request of the program's own tells
-    /// (`IORING_OP_POLL_ADD`).
+    /// on. With `MSG_DONTWAIT` [`send_flags`](Self::send_flags) and [`resume_flags`](Self::resume_flags) do not wait; when
+    /// there is room again a request of the program's own tells (`IORING_OP_POLL_ADD`).
     ///
     /// # Errors
     ///
     /// Those of [`TxSocket::new`], of `mmap()`, and of `dup()`: `EMFILE`.
     pub fn on(ring: &Ring, socket: impl Into<Socket<'s>>) -> io::Result<Self> {
-        Self::with_ring(ring, socket.into(), true)
-    }
-
-    fn with_ring(ring: &Ring, socket: Socket<'s>, shared: bool) -> io::Result<Self> {
         // What may fail comes before the socket, of which there is no second one to be had.
+        let socket = socket.into();
         let (ring, memory) = (ring.join()?, Memory::new(SIZE)?);
         let fd = socket.as_fd().try_clone_to_owned()?;
         Ok(Self {
@@ -148,10 +138,7 @@ impl<'s, T: Source> Sender<'s, T> {
                 ring,
                 fd,
                 memory,
-                shared,
-                asked: false,
                 watching: false,
-                unwatched: None,
                 over: false,
                 dry: false,
                 reaping: false,
@@ -187,9 +174,7 @@ impl<'s, T: Source> Sender<'s, T> {
         source: T,
         flags: i32,
     ) -> Result<(), SendError<T>> {
-        let result = send_all(self, binding.number(), source, flags);
-        self.pass_on();
-        result
+        send_all(self, binding.number(), source, flags)
     }
 
     /// Like [`send`](Self::send), but no longer than a while. The request is cancelled then.
@@ -203,9 +188,7 @@ impl<'s, T: Source> Sender<'s, T> {
         source: T,
         timeout: Duration,
     ) -> Result<(), SendError<T>> {
-        let result = send_all(self, binding.number(), source, How::within(timeout));
-        self.pass_on();
-        result
+        send_all(self, binding.number(), source, How::within(timeout))
     }
 
     /// Sends what an earlier call has left, from the same binding.
@@ -228,9 +211,7 @@ impl<'s, T: Source> Sender<'s, T> {
         rest: Rest,
         flags: i32,
     ) -> Result<(), SendError<T>> {
-        let result = resume(self, binding.number(), rest, flags);
-        self.pass_on();
-        result
+        resume(self, binding.number(), rest, flags)
     }
 
     /// Like [`resume`](Self::resume), but no longer than a while.
@@ -244,9 +225,7 @@ impl<'s, T: Source> Sender<'s, T> {
         rest: Rest,
         timeout: Duration,
     ) -> Result<(), SendError<T>> {
-        let result = resume(self, binding.number(), rest, How::within(timeout));
-        self.pass_on();
-        result
+        resume(self, binding.number(), rest, How::within(timeout))
     }
 
     /// Ends the connection at once, as [`crate::Sender::abort`] does, so that everything comes back.
@@ -256,18 +235,6 @@ impl<'s, T: Source> Sender<'s, T> {
     /// As there.
     pub fn abort(&mut self) -> io::Result<()> {
         send::abort(&mut self.flight, self.socket.fd())
-    }
-
-    /// Has the ring tell once more of what a call that waits has taken from it: who waits for the ring next would wait
-    /// for something that has come already.
-    fn pass_on(&mut self) {
-        if self.flight.check().is_err() {
-            return;
-        }
-        let done = self.flight.has_done();
-        if let Some(inner) = &mut self.inner {
-            inner.pass_on(done);
-        }
     }
 
     /// Makes one request, and waits for its result.
@@ -353,12 +320,6 @@ impl<'s, T: Source> Sender<'s, T> {
     }
 
     fn wait_until(&mut self, deadline: Option<Instant>) -> io::Result<Option<Sent<T>>> {
-        let result = self.next_sent(deadline);
-        self.pass_on();
-        result
-    }
-
-    fn next_sent(&mut self, deadline: Option<Instant>) -> io::Result<Option<Sent<T>>> {
         loop {
             if let Some(sent) = self.flight.done_or_lost()? {
                 return Ok(Some(sent));
@@ -382,12 +343,8 @@ impl<'s, T: Source> Sender<'s, T> {
         let (mut found, mut looked) = (false, false);
         loop {
             // No request to send is in flight, so all calls are known.
-            found |= !inner.told.is_empty();
             for completion in inner.told.drain(..) {
                 self.flight.complete(completion)?;
-            }
-            if let Some(errno) = inner.unwatched.take() {
-                return Err(io::Error::from_raw_os_error(errno));
             }
             let result = inner.reaped.take();
             match result.map(i32::wrapping_neg) {
@@ -512,7 +469,6 @@ impl Inner {
     /// Adds requests to be told of errors, and to read the error queue unless there is nothing. What comes after that
     /// was read is told: so whoever waits for the ring does not miss it.
     fn request_reap(&mut self) -> io::Result<()> {
-        self.asked = true;
         if !self.watching {
             // What came before that nobody was told of.
             self.dry = false;
@@ -545,18 +501,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Adds requests that tell who waits for the ring, if there is something to be told: that some are `done`, say.
-    fn pass_on(&mut self, done: bool) {
-        if !self.shared || !self.asked {
-            return;
-        }
-        if done || !self.told.is_empty() || !self.watching {
-            self.dry = false;
-        }
-        // If this fails so does who waits for the ring.
-        let _ = self.request_reap();
-    }
-
     fn take_completions(&mut self) {
         while let Some(entry) = self.ring.next() {
             match entry.user_data() {
@@ -567,7 +511,7 @@ impl Inner {
                     self.over |=
                         entry.result() > 0 && entry.result() & i32::from(libc::POLLHUP) != 0;
                     if entry.result() < 0 && entry.result() != -libc::ECANCELED {
-                        self.unwatched = Some(-entry.result());
+                        self.reaped = Some(entry.result());
                     }
                     self.told_while_reaping = self.reaping;
                 }
@@ -627,12 +571,6 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::net::Shutdown;
     use std::sync::Arc;
-    use std::sync::mpsc;
-    use std::thread;
-
-    use io_uring::IoUring;
-    use io_uring::register::Restriction;
-    use nix::poll::PollFlags;
 
     /// A binding that nobody has.
     const NOBODY: NonZero<u32> = NonZero::new(0x7fff_fff0).unwrap();
@@ -717,69 +655,6 @@ mod tests {
             };
             assert_eq!(err.kind(), io::ErrorKind::InvalidData, "{err}");
         }
-    }
-
-    /// Also if a call that sends was made meanwhile, which takes what there is off the ring.
-    #[test]
-    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
-    fn who_sends_in_between_hears_of_completions() {
-        const LONG: Duration = Duration::from_secs(60);
-        let Some(ring) = ring(ENTRIES) else { return };
-        let (a, mut b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
-        let mut sender = Sender::<Kept>::on(&ring, &a).unwrap();
-        settle(&ring, &mut sender);
-        // A call that is not the sender's, of which it can be told.
-        // SAFETY: The text is readable for its length, and is there for good.
-        let sent = unsafe {
-            libc::send(
-                a.as_raw_fd(),
-                b"text".as_ptr().cast(),
-                4,
-                libc::MSG_ZEROCOPY,
-            )
-        };
-        assert_eq!(sent, 4);
-        b.read_exact(&mut [0; 4]).unwrap();
-        poll::ready(a.as_fd(), PollFlags::empty(), poll::end_of(LONG)).unwrap();
-        let nobodys = TxBinding::of_another(NOBODY);
-        let err = sender
-            .send(&nobodys, Kept(Arc::new(())))
-            .expect_err("there is no such binding");
-        assert_eq!(err.error.kind(), io::ErrorKind::InvalidInput);
-        ring.wait(Some(LONG)).unwrap();
-        let err = sender.completed().unwrap_err();
-        assert_eq!(err.kind(), io::ErrorKind::InvalidData, "{err}");
-    }
-
-    #[test]
-    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
-    fn a_ring_that_tells_of_no_errors_is_one() {
-        const LONG: Duration = Duration::from_secs(60);
-        if ring(ENTRIES).is_none() {
-            return;
-        }
-        let mut builder = IoUring::builder();
-        builder.setup_submit_all().setup_r_disabled();
-        let ring = Ring::build(&builder, ENTRIES).unwrap();
-        let mut allowed = [
-            opcode::SendMsg::CODE,
-            opcode::RecvMsg::CODE,
-            opcode::AsyncCancel::CODE,
-        ]
-        .map(Restriction::sqe_op);
-        // SAFETY: It has registered nothing, and nothing is in flight.
-        unsafe {
-            ring.with_submitter(|submitter| {
-                submitter.register_restrictions(&mut allowed).unwrap();
-                submitter.register_enable_rings().unwrap();
-            });
-        }
-        let (a, _b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
-        let mut sender = Sender::<Kept>::on(&ring, a).unwrap();
-        let (tell, told) = mpsc::channel();
-        thread::spawn(move || tell.send(sender.completed().map(drop)));
-        let result = told.recv_timeout(LONG).expect("it does not end");
-        assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EACCES));
     }
 
     #[test]
