@@ -455,12 +455,6 @@ impl Mapping {
         }
         Ok(table.keep())
     }
-
-    /// Whether the device reaches the memory where that is. If not, it may be a copy of it in host memory, that
-    /// the exporter moved it to. Exporters that know nothing of peers do not say so.
-    pub(crate) fn is_peer_to_peer(&self) -> bool {
-        self.attachment.is_peer_to_peer()
-    }
 }
 
 // SAFETY: By the type invariants the dma-buf is mapped for the device in that direction, and exporters
@@ -496,6 +490,11 @@ unsafe impl Source for Mapping {
 
     fn claim(&self) -> Option<&Claim> {
         self.attachment.claim.as_deref()
+    }
+
+    /// Exporters that know nothing of peers do not say that it does not.
+    fn is_peer_to_peer(&self) -> Option<bool> {
+        Some(self.attachment.is_peer_to_peer())
     }
 }
 
