@@ -317,27 +317,28 @@ fn device_deleted_with_tokens_held(keep: fn(Binding) -> Option<Binding>) -> Outc
 /// aborts its connection.
 fn aborted_with_tokens_held() -> Outcome {
     const LEN: u64 = 20_000;
-    let memory = DmaBuf::udmabuf(MEMORY)?;
-    let pair = Pair::new()?;
-    let binding = pair.bind(&[QUEUE], &memory)?;
-    let id = binding.id();
-    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
-    let frags = take(&connection, 0, LEN)?;
-    traffic::send(&connection.tx, LEN, LEN, LEN as usize)?;
-    wait_received(&connection.rx, 2 * LEN);
-    drop(binding);
+    let bench = Receiving::new()?;
+    let id = bench.binding.id();
+    let frags = take(&bench.connection, 0, LEN)?;
+    traffic::send(&bench.connection.tx, LEN, LEN, LEN as usize)?;
+    wait_received(&bench.connection.rx, 2 * LEN);
+    drop(bench.binding);
     let held = provider::binding(id)?.is_some_and(|info| info.in_use > 0);
     assert!(held, "nothing is held");
 
-    pair.rx.abort_connections(PORT)?;
+    bench.pair.rx.abort_connections(PORT)?;
     provider::all_buffers_back(id);
-    let error = connection.rx.take_error()?.map(|err| err.raw_os_error());
+    let error = bench
+        .connection
+        .rx
+        .take_error()?
+        .map(|err| err.raw_os_error());
     assert_eq!(error, Some(Some(libc::ECONNABORTED)));
-    let received = Receiver::new(&connection.rx).recv()?.total();
+    let received = Receiver::new(&bench.connection.rx).recv()?.total();
     assert_eq!(received, 0, "what was aborted is read");
     let tokens = frags.into_iter().map(|frag| frag.token.into_id());
     let ranges: Vec<_> = tokens.map(|start| TokenRange { start, count: 1 }).collect();
-    assert_eq!(token::dontneed(&connection.rx, &ranges)?, 0);
+    assert_eq!(token::dontneed(&bench.connection.rx, &ranges)?, 0);
     Ok(())
 }
 
@@ -383,24 +384,21 @@ fn aborted_while_tokens_come_back() -> Outcome {
 
 /// The device that memory was mapped for does not have to stay until the last token is back.
 fn driver_unloaded_with_tokens_held() -> Outcome {
-    let pair = Pair::new()?;
-    let memory = DmaBuf::udmabuf(MEMORY)?;
-    let binding = pair.bind(&[QUEUE], &memory)?;
-    let id = binding.id();
-    let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
-    let frags = take(&connection, 0, 1 << 16)?;
-    drop(binding);
+    let bench = Receiving::new()?;
+    let id = bench.binding.id();
+    let frags = take(&bench.connection, 0, 1 << 16)?;
+    drop(bench.binding);
     let unloaded = thread::scope(|scope| {
         let unloader = scope.spawn(aftermath::unload_netdevsim);
         let unloaded = wait::up_to(UNLOADED, || Ok(unloader.is_finished()));
         // Before anything fails: it would wait for ever.
-        check(&memory, 0, &frags)?;
+        check(&bench.memory, 0, &frags)?;
         drop(frags);
         unloader.join().expect("a thread that unloads")?;
         unloaded
     })?;
     provider::all_buffers_back(id);
-    for end in [&pair.rx, &pair.tx] {
+    for end in [&bench.pair.rx, &bench.pair.tx] {
         end.delete().expect_err("the device went with its driver");
     }
     provider::load_netdevsim()?;

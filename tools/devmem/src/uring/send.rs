@@ -626,6 +626,7 @@ mod tests {
     use std::io::Write;
     use std::net::Ipv4Addr;
     use std::net::Shutdown;
+    use std::net::TcpStream;
     use std::sync::Arc;
     use std::sync::mpsc;
     use std::thread;
@@ -695,18 +696,7 @@ mod tests {
             for _ in 0..2 {
                 settle(&ring, &mut sender);
             }
-            // A call that is not the sender's, of which it can be told.
-            // SAFETY: The text is readable for its length, and is there for good.
-            let sent = unsafe {
-                libc::send(
-                    a.as_raw_fd(),
-                    b"text".as_ptr().cast(),
-                    4,
-                    libc::MSG_ZEROCOPY,
-                )
-            };
-            assert_eq!(sent, 4);
-            b.read_exact(&mut [0; 4]).unwrap();
+            send_past_the_sender(&a, &mut b);
             let start = Instant::now();
             let err = loop {
                 ring.wait(Some(LONG)).unwrap();
@@ -719,6 +709,21 @@ mod tests {
         }
     }
 
+    /// A call that is not the sender's, of which it can be told.
+    fn send_past_the_sender(from: &TcpStream, to: &mut TcpStream) {
+        // SAFETY: The text is readable for its length, and is there for good.
+        let sent = unsafe {
+            libc::send(
+                from.as_raw_fd(),
+                b"text".as_ptr().cast(),
+                4,
+                libc::MSG_ZEROCOPY,
+            )
+        };
+        assert_eq!(sent, 4);
+        to.read_exact(&mut [0; 4]).unwrap();
+    }
+
     /// Also if a call that sends was made meanwhile, which takes what there is off the ring.
     #[test]
     #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
@@ -728,18 +733,7 @@ mod tests {
         let (a, mut b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
         let mut sender = Sender::<Kept>::on(&ring, &a).unwrap();
         settle(&ring, &mut sender);
-        // A call that is not the sender's, of which it can be told.
-        // SAFETY: The text is readable for its length, and is there for good.
-        let sent = unsafe {
-            libc::send(
-                a.as_raw_fd(),
-                b"text".as_ptr().cast(),
-                4,
-                libc::MSG_ZEROCOPY,
-            )
-        };
-        assert_eq!(sent, 4);
-        b.read_exact(&mut [0; 4]).unwrap();
+        send_past_the_sender(&a, &mut b);
         poll::ready(a.as_fd(), PollFlags::empty(), poll::end_of(LONG)).unwrap();
         let nobodys = TxBinding::of_another(NOBODY);
         let err = sender
