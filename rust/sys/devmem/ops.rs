@@ -221,7 +221,10 @@ impl<P: DevmemProvider> DevmemVTable<P> {
             let mut ranges = unsafe { OffsetRanges::from_raw(from) }.ok_or(EFAULT)?;
 
             let result = P::fill(&mut skb, &mut ranges);
-            extents.count_sent(room - skb.room());
+            // TCP takes back what was appended before.
+            if !matches!(result, Err(EFAULT)) {
+                extents.count_sent(room - skb.room());
+            }
             // TCP would try for ever to append something, unless it is told one of these.
             if skb.room() == room && room != 0 {
                 return match result {

@@ -101,8 +101,9 @@ pub(crate) trait DevmemProvider: MemoryProvider {
     }
 
     /// [Appends](TxSkBuff::append) what `ranges` say to `skb`, as long as that wants more. `EMSGSIZE` if the
-    /// skb is full. After any other error, or none, the caller goes on from what was appended: if that is
-    /// nothing, `sendmsg()` fails (`EFAULT`). Process context, socket locked.
+    /// skb is full. After `EFAULT` the caller takes back what was appended, and `sendmsg()` fails. After any other
+    /// error, or none, it goes on from what was appended: if that is nothing, `sendmsg()` fails (`EFAULT`). Process
+    /// context, socket locked.
     fn fill(_skb: &mut TxSkBuff<'_>, _ranges: &mut OffsetRanges<'_>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }

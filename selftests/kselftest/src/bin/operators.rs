@@ -169,6 +169,11 @@ fn a_transmit_binding() -> Outcome {
     sending.completes()?;
     let status = binding(ns, sending.binding.id())?.expect("the binding");
     assert_eq!(status.counters.tx_bytes, sent(3 * PAGE as u64));
+    // The page before it is taken back.
+    let end = extent(Sending::MEMORY - PAGE as u64, 2 * PAGE as u64);
+    sending.refused(&sending.call(&[end]), Errno::EFAULT);
+    let status = binding(ns, sending.binding.id())?.expect("the binding");
+    assert_eq!(status.counters.tx_bytes, sent(3 * PAGE as u64));
 
     let shared = BindTx::new(sending.pair.tx.ifindex).shared();
     let shared = ns.run(|| Ok(shared.bind(&sending.memory)?))?;
