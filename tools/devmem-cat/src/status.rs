@@ -2,6 +2,7 @@
 
 //! The bindings there are, and what happens to them: a line for each, of no more than 80 columns, or of JSON.
 
+use std::collections::HashSet;
 use std::io;
 use std::io::Write;
 
@@ -22,8 +23,23 @@ use crate::error::Fallible;
 use crate::error::context;
 use crate::tell;
 
-/// Lists the bindings, and with `--follow` what happens to them until a signal ends it.
+/// Columns of a terminal.
+const WIDTH: usize = 80;
+
+/// Lists the bindings, and with `--follow` what happens to them until a signal ends it, or nobody reads it any more.
 pub fn run(args: &StatusArgs) -> Fallible<()> {
+    match show(args) {
+        Err(err) if is_broken_pipe(&*err) => Ok(()),
+        other => other,
+    }
+}
+
+fn is_broken_pipe(err: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    let err = err.downcast_ref::<io::Error>();
+    err.is_some_and(|err| err.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn show(args: &StatusArgs) -> Fallible<()> {
     let ifindex = match &args.interface {
         Some(name) => Some(if_nametoindex(name.as_str()).map_err(context(name))?),
         None => None,
@@ -38,18 +54,19 @@ pub fn run(args: &StatusArgs) -> Fallible<()> {
         Some(ifindex) => netdev.bindings_of(ifindex),
         None => netdev.bindings(),
     };
+    let bindings = bindings.map_err(|err| what_it_takes(&err))?;
 
     let mut out = io::stdout();
+    let mut of_interface = OfInterface::new(ifindex, &bindings);
     if !args.json {
-        put(&mut out, HEADER)?;
+        put(&mut out, &row(HEADER))?;
     }
-    for binding in bindings.map_err(|err| what_it_takes(&err))? {
-        put(&mut out, &line(&binding, None, args.json))?;
+    for binding in &bindings {
+        put(&mut out, &line(binding, None, args.json))?;
     }
     for event in events.into_iter().flatten() {
         match event {
-            // One that has lost its device tells only its number.
-            Ok(Event { binding, .. }) if ifindex.is_some() && binding.ifindex != ifindex => (),
+            Ok(event) if !of_interface.has(&event) => (),
             Ok(Event { kind, binding, .. }) => {
                 put(&mut out, &line(&binding, Some(kind), args.json))?
             }
@@ -60,13 +77,46 @@ pub fn run(args: &StatusArgs) -> Fallible<()> {
     Ok(())
 }
 
-fn what_it_takes(err: &Error) -> String {
-    match err {
-        Error::NoGroup(_) => "this kernel tells nothing of bindings".into(),
-        err if err.errno() == Some(nix::errno::Errno::EOPNOTSUPP as i32) => {
-            "this kernel tells nothing of bindings".into()
+/// Whose events are asked for.
+struct OfInterface {
+    ifindex: Option<u32>,
+    /// The bindings that the interface has, or had: one that has lost its device tells only its number.
+    ids: HashSet<u32>,
+}
+
+impl OfInterface {
+    fn new(ifindex: Option<u32>, bindings: &[BindingStatus]) -> Self {
+        let ids = bindings.iter().map(|binding| binding.id).collect();
+        Self { ifindex, ids }
+    }
+
+    fn has(&mut self, event: &Event) -> bool {
+        let is_new = event.kind == EventKind::Added;
+        self.has_one(event.binding.id, event.binding.ifindex, is_new)
+    }
+
+    fn has_one(&mut self, id: u32, ifindex: Option<u32>, is_new: bool) -> bool {
+        if self.ifindex.is_none() {
+            return true;
         }
-        err => format!("bindings: {err}"),
+        if ifindex == self.ifindex {
+            self.ids.insert(id);
+        } else if is_new {
+            // Numbers come again.
+            self.ids.remove(&id);
+        }
+        self.ids.contains(&id)
+    }
+}
+
+fn what_it_takes(err: &Error) -> String {
+    let is_missing = match err {
+        Error::NoGroup(_) => true,
+        err => err.errno() == Some(nix::errno::Errno::EOPNOTSUPP as i32),
+    };
+    match is_missing {
+        true => "this kernel tells nothing of bindings\nHint: it takes one with the patches of devmem_provider.".into(),
+        false => format!("bindings: {err}"),
     }
 }
 
@@ -75,7 +125,16 @@ fn put(out: &mut impl Write, line: &str) -> io::Result<()> {
     out.flush()
 }
 
-const HEADER: &str = "    ID INTERFACE          QUEUES     PAGE        IN USE EMPTY PROVIDER";
+const HEADER: [&str; 8] = [
+    "ID",
+    "INTERFACE",
+    "",
+    "QUEUES",
+    "PAGE",
+    "IN USE",
+    "EMPTY",
+    "PROVIDER",
+];
 
 fn line(binding: &BindingStatus, event: Option<EventKind>, is_json: bool) -> String {
     let interface = binding.ifindex.and_then(|ifindex| {
@@ -88,9 +147,25 @@ fn line(binding: &BindingStatus, event: Option<EventKind>, is_json: bool) -> Str
     }
 }
 
-/// A row of the table. What does not fit is cut, but the last column.
+/// A row of the table, no longer than a line. Numbers need not fit into their columns: then the others move.
+fn row(cells: [&str; 8]) -> String {
+    let [
+        id,
+        interface,
+        direction,
+        queues,
+        page,
+        in_use,
+        empty,
+        provider,
+    ] = cells;
+    let row = format!(
+        "{id:>6} {interface:<15.15} {direction:<2} {queues:<10} {page:>4} {in_use:>13} {empty:>5} {provider}"
+    );
+    row.chars().take(WIDTH).collect()
+}
+
 fn text(binding: &BindingStatus, interface: Option<&str>, event: Option<EventKind>) -> String {
-    let or_dash = |number: Option<u64>| number.map_or("-".into(), |number| number.to_string());
     let queues = match (binding.state, event) {
         (_, Some(EventKind::Deleted)) => "gone".into(),
         (_, Some(EventKind::Exhausted)) => "exhausted".into(),
@@ -99,25 +174,43 @@ fn text(binding: &BindingStatus, interface: Option<&str>, event: Option<EventKin
             true => "shared".into(),
             false => "-".into(),
         },
-        (State::Bound, _) => ranges(&binding.queues),
+        (State::Bound, _) => cut(ranges(&binding.queues)),
         (state, _) => state_name(state).into(),
     };
     let in_use = match (binding.in_use, binding.buffers) {
         (Some(in_use), Some(buffers)) => format!("{in_use}/{buffers}"),
         _ => "-".into(),
     };
-    let page = binding.rx_page_size.map(|size| format!("{}K", size >> 10));
-    format!(
-        "{:>6} {:<15.15} {:<2} {:<10.10} {:>4} {:>13} {:>5} {:.15}",
-        binding.id,
+    let page = binding.rx_page_size.map(size);
+    let empty = binding.counters.exhausted.map(|times| times.to_string());
+    row([
+        &binding.id.to_string(),
         interface.unwrap_or("-"),
         if binding.rx { "rx" } else { "tx" },
-        queues,
+        &queues,
         page.as_deref().unwrap_or("-"),
-        in_use,
-        or_dash(binding.counters.exhausted),
-        binding.provider,
-    )
+        &in_use,
+        empty.as_deref().unwrap_or("-"),
+        &binding.provider,
+    ])
+}
+
+/// Bytes of a buffer, which are a power of two.
+fn size(bytes: u32) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{}K", bytes >> 10),
+        0x10_0000..0x4000_0000 => format!("{}M", bytes >> 20),
+        0x4000_0000.. => format!("{}G", bytes >> 30),
+    }
+}
+
+/// Queues as there is room for, with a mark where there are more.
+fn cut(queues: String) -> String {
+    const ROOM: usize = 10;
+    match queues.len() {
+        0..=ROOM => queues,
+        _ => format!("{}+", &queues[..ROOM - 1]),
+    }
 }
 
 /// Numbers, with those that follow each other as one.
@@ -203,11 +296,68 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_above_its_columns() {
-        assert_eq!(HEADER.find("INTERFACE"), Some(7));
-        assert_eq!(HEADER.find("QUEUES"), Some(26));
-        assert_eq!(HEADER.find("PROVIDER"), Some(62));
-        assert_eq!(HEADER.find("IN USE").map(|at| at + 6), Some(55));
-        assert!(HEADER.len() + "devmem_provider".len() - "PROVIDER".len() <= 80);
+    fn the_columns_are_below_their_headers() {
+        let cells = [
+            "3",
+            "eth0",
+            "rx",
+            "4",
+            "4K",
+            "512/16384",
+            "0",
+            "devmem_provider",
+        ];
+        let rows = [
+            "    ID INTERFACE          QUEUES     PAGE        IN USE EMPTY PROVIDER",
+            "     3 eth0            rx 4            4K     512/16384     0 devmem_provider",
+        ];
+        assert_eq!([row(HEADER), row(cells)], rows);
+    }
+
+    #[test]
+    fn a_row_is_no_longer_than_a_line() {
+        let number = u32::MAX.to_string();
+        let in_use = format!("{number}/{number}");
+        let cells = [
+            &number,
+            "fifteen-letters-and-more",
+            "rx",
+            &cut(ranges(&[1, 3, 5, 7, 9, 11])),
+            &size(1 << 19),
+            &in_use,
+            "12345",
+            "devmem_provider",
+        ];
+        let row = row(cells);
+        assert_eq!(row.len(), WIDTH);
+        assert!(
+            row.contains(" fifteen-letters rx 1,3,5,7,9+ 512K "),
+            "{row}"
+        );
+        assert!(row.contains(&format!(" {in_use} 12345 devmem")), "{row}");
+    }
+
+    #[test]
+    fn sizes_of_buffers() {
+        assert_eq!([1 << 12, 1 << 20, 1 << 30].map(size), ["4K", "1M", "1G"]);
+        assert_eq!(
+            [1 << 19, 1 << 29, 1 << 31].map(size),
+            ["512K", "512M", "2G"]
+        );
+    }
+
+    #[test]
+    fn events_of_an_interface() {
+        let mut all = OfInterface::new(None, &[]);
+        assert!(all.has_one(1, None, false));
+
+        let mut of_two = OfInterface::new(Some(2), &[]);
+        assert!(!of_two.has_one(7, Some(3), true));
+        assert!(!of_two.has_one(7, None, false));
+        assert!(of_two.has_one(8, Some(2), true));
+        // It has lost its device, and is gone.
+        assert!(of_two.has_one(8, None, false));
+        assert!(!of_two.has_one(8, Some(3), true));
+        assert!(!of_two.has_one(8, None, false));
     }
 }

@@ -475,7 +475,8 @@ fn what_is_bound() -> Outcome {
         Ok(text)
     };
     assert_eq!(list("--json")?, "");
-    let mut follower = Cat::start(&pair.rx, "status", "--json --follow")?;
+    let follow = format!("--json --follow --interface {}", pair.rx.ifname);
+    let mut follower = Cat::start(&pair.rx, "status", &follow)?;
     let stdout = follower
         .stdout
         .take()
@@ -500,12 +501,13 @@ fn what_is_bound() -> Outcome {
 
     rx.signal(Signal::SIGINT)?;
     rx.ends_with(INTERRUPTED)?;
-    loop {
-        let line = next()?;
-        if line.contains(r#""event":"unbound""#) {
-            break;
+    for expected in ["unbound", "deleted"] {
+        let mut line = next()?;
+        // It may have been listed, too.
+        while line.contains(r#""event":"added""#) {
+            line = next()?;
         }
-        assert!(line.contains(r#""event":"added""#), "{line}");
+        assert!(line.contains(&format!(r#""event":"{expected}""#)), "{line}");
     }
     follower.signal(Signal::SIGINT)?;
     follower.ends_with(INTERRUPTED)?;
