@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use devmem::BindTx;
 use devmem::Error;
 use devmem::Piece;
 use devmem::Receiver;
@@ -319,9 +320,22 @@ pub fn behind_what_is_still_there() -> Outcome {
 /// Somebody else's request waits for the exporter: there is no binding yet, of which to take the memory.
 pub fn while_it_is_waited_for() -> Outcome {
     let pair = Pair::new()?;
+    is_refused_then(|memory| bind_to(&pair, &[QUEUE], memory))?;
+    is_refused_then(|memory| {
+        pair.tx.ns.run(|| {
+            let mut netdev = Netdev::open()?;
+            let bound = netdev.bind_tx(&BindTx::new(pair.tx.ifindex).attrs(memory));
+            Ok(bound.map(|_| netdev))
+        })
+    })
+}
+
+fn is_refused_then(
+    bind: impl Fn(&OddDmaBuf) -> io::Result<Result<Netdev, Error>> + Sync,
+) -> Outcome {
     let memory = memory(&shape().with_fence())?;
     let (bound, revoked) = thread::scope(|scope| {
-        let request = scope.spawn(|| bind_to(&pair, &[QUEUE], &memory));
+        let request = scope.spawn(|| bind(&memory));
         provider::wait_for("the mapping", || Ok(memory.state()?.mapped == 1));
         let revoked = scope.spawn(|| memory.revoke());
         thread::sleep(wait::stretched(A_WHILE));
