@@ -286,7 +286,7 @@ impl Netdev {
     ///
     /// # Errors
     ///
-    /// Those of [`bindings`](Self::bindings). If there is no such device, it has no bindings.
+    /// Those of [`bindings`](Self::bindings), `ERANGE` for 0. If there is no such device, it has no bindings.
     pub fn bindings_of(&mut self, ifindex: u32) -> Result<Vec<BindingStatus>, Error> {
         self.dump_bindings(&Attrs::new().u32(dmabuf::IFINDEX, ifindex))
     }
@@ -303,8 +303,8 @@ impl Netdev {
     ///
     /// # Errors
     ///
-    /// Those of [`GenericSocket::request`], `ENOENT` if there is none in this network namespace, `EOPNOTSUPP` on a
-    /// kernel without the series; [`Error::Answer`] if something of it is missing.
+    /// Those of [`GenericSocket::request`], `ENOENT` if there is none in this network namespace, `ERANGE` for 0,
+    /// `EOPNOTSUPP` on a kernel without the series; [`Error::Answer`] if something of it is missing.
     pub fn binding(&mut self, id: u32) -> Result<BindingStatus, Error> {
         let replies = self.request(cmd::DMABUF_GET, &Attrs::new().u32(dmabuf::ID, id))?;
         match replies.first() {

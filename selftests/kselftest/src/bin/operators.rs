@@ -12,6 +12,9 @@ use devmem::Error;
 use devmem::Piece;
 use devmem::Receiver;
 use devmem::netdev::Netdev;
+use devmem::netdev::cmd;
+use devmem::netdev::dmabuf;
+use devmem::netlink::Attrs;
 use devmem::netns::Netns;
 use devmem::status::BindingStatus;
 use devmem::status::Counters;
@@ -24,6 +27,8 @@ use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::fixture::Sending;
+use devmem_testlib::odd::Segment;
+use devmem_testlib::odd::Shape;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
@@ -39,6 +44,8 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
 const PAGE: usize = 4096;
+/// A DMA address behind which there is nothing.
+const NOWHERE: u64 = 1 << 40;
 /// More than two rings, and what their page pools keep beside.
 const MEMORY: usize = 1024 * PAGE;
 /// An event that is to come.
@@ -359,6 +366,49 @@ fn less_memory_than_the_ring() -> Outcome {
     Ok(())
 }
 
+/// Whether the device reaches it where it is, as the exporter says: both ways, of each binding.
+fn where_the_memory_is() -> Outcome {
+    skip_without_events()?;
+    let shape = Shape::new(&[Segment {
+        addr: NOWHERE,
+        len: 4 * PAGE as u64,
+    }]);
+    for (shape, expected) in [
+        (shape.clone().demands_peer(), true),
+        (shape.clone().in_host_memory(), false),
+        (shape.no_room_for_peers(), false),
+    ] {
+        let pair = Pair::new()?;
+        let told = |ns: &Netns, id| -> io::Result<_> {
+            Ok(binding(ns, id)?.expect("the binding").peer_to_peer)
+        };
+        let rx = pair.request(&[1]);
+        let rx = pair.rx.ns.run(|| Ok(rx.bind(shape.of_nothing()?)?))?;
+        assert_eq!(told(&pair.rx.ns, rx.id())?, Some(expected), "{shape:?}");
+        let tx = BindTx::new(pair.tx.ifindex);
+        let tx = pair.tx.ns.run(|| Ok(tx.bind(shape.of_nothing()?)?))?;
+        assert_eq!(told(&pair.tx.ns, tx.id())?, Some(expected), "{shape:?}");
+    }
+    Ok(())
+}
+
+/// There is no binding of number 0, nor a device.
+fn malformed_requests() -> Outcome {
+    skip_without_events()?;
+    let mut netdev = Netdev::open()?;
+    match netdev.request(cmd::DMABUF_GET, &Attrs::new()) {
+        Err(Error::Refused { errno, ack }) => {
+            assert_eq!(Errno::from_raw(errno), Errno::EINVAL);
+            assert_eq!(ack.missing, Some(dmabuf::ID.into()));
+        }
+        other => panic!("not refused: {other:?}"),
+    }
+    let errno = |refused: Option<Error>| refused.and_then(|err| err.errno()).map(Errno::from_raw);
+    assert_eq!(errno(netdev.binding(0).err()), Some(Errno::ERANGE));
+    assert_eq!(errno(netdev.bindings_of(0).err()), Some(Errno::ERANGE));
+    Ok(())
+}
+
 /// More than there is room for in one message, each once, and in their order.
 fn a_list_of_many() -> Outcome {
     const MANY: usize = 100;
@@ -425,6 +475,8 @@ fn main() -> ExitCode {
         the_device_goes,
         exhaustion,
         less_memory_than_the_ring,
+        where_the_memory_is,
+        malformed_requests,
         a_list_of_many,
         events_that_are_lost,
     ])

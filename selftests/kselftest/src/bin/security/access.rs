@@ -29,6 +29,7 @@ use devmem_testlib::provider;
 use devmem_testlib::report::observe;
 use devmem_testlib::skip;
 use devmem_testlib::tx::outcome;
+use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::unistd::Uid;
@@ -258,7 +259,7 @@ pub fn what_is_told_of_bindings() -> Outcome {
         let mut events = Events::open()?;
         let own = BindTx::new(pair.tx.ifindex).bind(&memory)?;
         let said = ask(&mut Netdev::open()?, own.id())?;
-        let event = events.next_timeout(Duration::from_secs(5))?;
+        let event = events.next_timeout(wait::patience(Duration::from_secs(5)))?;
         let event = event.map_or("nothing", |event| told(&event.binding));
         Ok(format!("{said}, by an event {event}"))
     })?;
