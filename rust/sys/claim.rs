@@ -19,10 +19,13 @@ use kernel::{
     }, //
 };
 
-use super::bindings;
+use super::{
+    bindings,
+    source::Direction, //
+};
 
-/// Whether memory was ever taken back: set before the binding that it belongs to is revoked, and never unset. So that
-/// who reads packets need not ask each frag before.
+/// Whether memory that is received into was ever taken back: set before the binding that it belongs to is revoked, and
+/// never unset. So that who reads packets need not ask each frag before.
 static EVER_TAKEN_BACK: Atomic<bool> = Atomic::new(false);
 
 /// Whether there may be frags in memory that was taken back from a binding of this module.
@@ -52,9 +55,14 @@ impl Owner {
 
     /// Has the core take the memory from devices, and the source be dropped, soon. Any context.
     fn revoke(self) {
-        EVER_TAKEN_BACK.store(true, Relaxed);
+        let binding = self.0.as_ptr();
+
+        // SAFETY: By the type invariant it is there, and its direction does not change.
+        if Direction::from_raw(unsafe { (*binding).direction }) == Direction::FromDevice {
+            EVER_TAKEN_BACK.store(true, Relaxed);
+        }
         // SAFETY: By the type invariant.
-        unsafe { bindings::net_devmem_revoke(self.0.as_ptr()) }
+        unsafe { bindings::net_devmem_revoke(binding) }
     }
 }
 
