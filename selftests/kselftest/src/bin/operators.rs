@@ -198,7 +198,7 @@ fn unbound_with_tokens() -> Outcome {
     let connection = pair.connect_to_queue(Ip::V4, 5001, 1)?;
     traffic::send(&connection.tx, 0, 1, 1)?;
     let mut receiver = Receiver::new(&connection.rx);
-    let Some(Piece::Frag(held)) = receiver.recv()?.into_iter().next() else {
+    let Some(Piece::Frag(held)) = receiver.recv()?.next() else {
         panic!("not in device memory");
     };
 
