@@ -99,12 +99,21 @@
 //! # Programs
 //!
 //! In `examples/`: `receive` and `send` are whole programs around the loops above, `uring` receives by io_uring,
-//! `threads` several connections, the pieces of which go to another thread, and `tokio` several in one thread.
+//! `threads` several connections, the pieces of which go to another thread, `tokio` several in one thread, and `survivor`
+//! one after the other into memory that may be taken back.
 //!
 //! Sockets are borrowed, or shared: see [`Socket`]. Everything that waits has a variant that does so for no longer than a
 //! while, or not at all: [`Receiver::recv_timeout`], [`Sender::send_timeout`], [`Sender::wait_timeout`],
 //! [`Sender::send_flags`]. What a send that stopped in between has left goes on by [`Sender::resume`], and
 //! [`Sender::abort`] gives up a connection with what it has in flight.
+//!
+//! # Memory that goes back
+//!
+//! The exporter of a dma-buf may want its memory back (VFIO does, when its device is reset). Then [`Binding::wait_event`]
+//! tells that it is [revoked](status::EventKind::Revoked), and another dma-buf can be bound to the same queues, which go on
+//! with host memory until then. Tokens can be returned as ever. A connection goes on, too, if all of it has been received
+//! that was in the memory that is gone; if not, receiving fails with `EIO`, for ever: bytes are missing there, and no more of
+//! it can be made sense of. `examples/survivor` does all of that.
 //!
 //! # What is logged
 //!
@@ -127,8 +136,8 @@
 //! [`cmsg`], [`completion`] and [`TxSocket`] are what these are made of. [`netlink`] builds any
 //! request by hand, malformed ones too; [`netdev`] and [`ethtool`] are the two generic netlink families
 //! a receiver needs, and [`device`] makes a device ready; [`status`] tells of the bindings there are, and of what
-//! happens to them; [`provider`] tells which implementation serves bindings; [`netns`] runs code in another network
-//! namespace.
+//! happens to them, and [`watch`] waits for what happens to one of them; [`provider`] tells which implementation serves
+//! bindings; [`netns`] runs code in another network namespace.
 
 // Whatever a number is, it is not cut to fit: that would be another place, or another length.
 #![warn(clippy::cast_possible_truncation)]
@@ -161,6 +170,7 @@ pub mod tokio;
 #[cfg(feature = "uring")]
 pub mod uring;
 mod volatile;
+pub mod watch;
 
 pub use completion::Sent;
 pub use dmabuf::DmaBuf;
@@ -186,3 +196,4 @@ pub use socket::Socket;
 pub use tcp::TxSocket;
 pub use token::Token;
 pub use token::TokenBatch;
+pub use watch::Watch;

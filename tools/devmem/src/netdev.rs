@@ -14,6 +14,7 @@ use crate::netlink::attributes;
 use crate::provider;
 use crate::provider::BindingInfo;
 use crate::status::BindingStatus;
+use crate::watch::Watch;
 
 /// What the family is called.
 pub(crate) const FAMILY: &str = "netdev";
@@ -403,7 +404,11 @@ impl BindRx {
         let mut netdev = Netdev::open()?;
         let id = netdev.bind_rx(&self.attrs(&dmabuf))?;
         netdev.log_warning();
-        Ok(Binding { id, netdev })
+        Ok(Binding {
+            id,
+            netdev,
+            watch: None,
+        })
     }
 }
 
@@ -416,6 +421,8 @@ pub struct Binding {
     id: u32,
     // The kernel unbinds when the socket that bound is closed.
     netdev: Netdev,
+    /// What happens to it, for who has asked.
+    pub(crate) watch: Option<Watch>,
 }
 
 /// The netlink socket that made it.

@@ -5,7 +5,8 @@
 //! [`Receiver`] receives as [`crate::Receiver`] does, and [`Sender`] sends as [`crate::Sender`] does, both by the same
 //! system calls. What would wait there is a future here, which the runtime wakes by
 //! [`AsyncFd`]: a receiver when there is something to read, a sender when there is room, or
-//! something on the socket's error queue, where completions come.
+//! something on the socket's error queue, where completions come. [`Watch`] tells what happens to a binding, as
+//! [`crate::Watch`] does.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -51,17 +52,20 @@
 //! - [`Receiver::recv`]: nothing has been received. The next call goes on where this one would have;
 //! - [`Sender::send`], [`Sender::resume`]: whatever was sent is in the stream, whatever was not is [left](Sender::rest), to
 //!   go on with, and the source comes back as it would have. That holds for a future that was never polled, too;
-//! - [`Sender::wait`]: nothing was given back. The next call gives what this one would have.
+//! - [`Sender::wait`]: nothing was given back. The next call gives what this one would have;
+//! - [`Watch::next`]: nothing was told. The next call tells it.
 //!
 //! # Where a runtime has to be
 //!
-//! Receivers and senders are made within one that has I/O enabled, and panic elsewhere, as all that is made of `AsyncFd`.
+//! Receivers, senders and watches are made within one that has I/O enabled, and panic elsewhere, as all that is made of `AsyncFd`.
 
 mod recv;
 mod send;
+mod watch;
 
 pub use recv::Receiver;
 pub use send::Sender;
+pub use watch::Watch;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -69,6 +73,9 @@ use std::os::fd::OwnedFd;
 
 use ::tokio::io::Interest;
 use ::tokio::io::unix::AsyncFd;
+
+/// Errors are for whoever reads, also if there is nothing to read.
+const READ: Interest = Interest::READABLE.add(Interest::ERROR);
 
 /// Has the runtime tell of a socket's readiness, by a descriptor of our own.
 fn register(socket: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {

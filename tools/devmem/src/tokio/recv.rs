@@ -5,9 +5,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use ::tokio::io::Interest;
 use ::tokio::io::unix::AsyncFd;
 
+use super::READ;
 use super::register;
 use crate::recv;
 use crate::recv::Received;
@@ -21,9 +21,6 @@ pub struct Receiver<'s> {
     inner: recv::Receiver<'s>,
     readiness: AsyncFd<OwnedFd>,
 }
-
-/// Errors of the connection are for whoever receives, also if there is nothing to read.
-const READ: Interest = Interest::READABLE.add(Interest::ERROR);
 
 impl<'s> Receiver<'s> {
     /// Takes up to 1 MiB and 512 pieces with a call.
