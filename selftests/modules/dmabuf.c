@@ -253,11 +253,39 @@ static void test_release(struct dma_buf *dmabuf)
 	test_free(test);
 }
 
+/* For who compares what a device wrote, also after it was taken back. */
+static int test_mmap(struct dma_buf *dmabuf, struct vm_area_struct *vma)
+{
+	const struct test_dmabuf *test = dmabuf->priv;
+	unsigned long at = vma->vm_start;
+	unsigned int i;
+
+	if (!(test->spec.flags & DEVMEM_TEST_MEMORY) ||
+	    !(vma->vm_flags & VM_SHARED) || vma->vm_pgoff)
+		return -EINVAL;
+
+	for (i = 0; i < test->spec.num_segments; i++) {
+		const struct test_segment *segment = &test->segments[i];
+		size_t len = segment->spec.len;
+		int err;
+
+		if (segment->spec.addr || !PAGE_ALIGNED(len) || len > vma->vm_end - at)
+			return -EINVAL;
+		err = remap_pfn_range(vma, at, page_to_pfn(virt_to_page(segment->memory)),
+				      len, vma->vm_page_prot);
+		if (err)
+			return err;
+		at += len;
+	}
+	return at == vma->vm_end ? 0 : -EINVAL;
+}
+
 static const struct dma_buf_ops test_ops = {
 	.attach		= test_attach,
 	.detach		= test_detach,
 	.map_dma_buf	= test_map,
 	.unmap_dma_buf	= test_unmap,
+	.mmap		= test_mmap,
 	.release	= test_release,
 };
 
@@ -268,6 +296,7 @@ static const struct dma_buf_ops test_moving_ops = {
 	.unpin		= test_unpin,
 	.map_dma_buf	= test_map,
 	.unmap_dma_buf	= test_unmap,
+	.mmap		= test_mmap,
 	.release	= test_release,
 };
 

@@ -11,6 +11,7 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use devmem::DmaBuf;
 use nix::errno::Errno;
 use nix::kmod::DeleteModuleFlags;
 use nix::kmod::delete_module;
@@ -227,6 +228,11 @@ impl Shape {
 pub struct OddDmaBuf(OwnedFd);
 
 impl OddDmaBuf {
+    /// The same as any other one. It can be mapped if it is memory, of whole pages.
+    pub fn as_any(&self) -> io::Result<DmaBuf> {
+        DmaBuf::from_fd(self.0.try_clone()?)
+    }
+
     /// What is with it.
     pub fn state(&self) -> io::Result<DmaBufState> {
         let mut state = DmaBufState {

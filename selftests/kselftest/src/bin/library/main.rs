@@ -4,6 +4,7 @@
 
 mod futures;
 mod ring;
+mod watch;
 
 use std::io;
 use std::net::TcpStream;
@@ -377,5 +378,10 @@ fn main() -> ExitCode {
         futures::a_send_that_is_dropped_goes_on,
         futures::completions_wake_who_waits,
         ring::everything_by_one_ring,
+        watch::what_happened_before_somebody_asked,
+        watch::exhausted_and_available,
+        watch::what_the_kernel_has_no_room_for,
+        watch::without_rights,
+        watch::as_a_future,
     ])
 }

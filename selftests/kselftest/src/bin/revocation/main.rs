@@ -7,6 +7,7 @@ mod memory;
 mod receive;
 mod send;
 mod storm;
+mod survivor;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,8 @@ fn main() -> ExitCode {
             send::beside_another_binding,
             send::sent_while_it_is_unbound,
             send::sent_while_the_device_goes,
+            survivor::what_happened_before_is_told,
+            survivor::goes_on,
             storm::everything_at_once,
         ],
     )
