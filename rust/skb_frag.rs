@@ -46,7 +46,7 @@ use crate::{
 /// - `ENODEV`: the frags are readable, or not of device memory.
 /// - `EIO`: the frags are in memory that was taken back.
 /// - `ENOMEM`: no memory for tokens.
-/// - `ENOBUFS`: the socket has as many tokens as `max_tokens` allows.
+/// - `ENOBUFS`: the socket has as many tokens as `max_tokens` allows, or a binding of the frags.
 ///
 /// The frags may be of any binding and provider. Can sleep.
 ///
@@ -58,16 +58,25 @@ pub(crate) fn recvmsg(
     msg: &mut Message<'_>,
     len: usize,
 ) -> Result<usize> {
+    let max_tokens = max_tokens(skb);
     let parts = skb.parts().map(|part| cmsg::Part {
         readable: part.has_readable_frags(),
         may_be_revoked: may_be_revoked(),
         linear: part.linear(),
         frags: part.take_frags(),
     });
-    let mut tokens = sk.reader_tokens(module_parameters::max_tokens.value());
+    let mut tokens = sk.reader_tokens(max_tokens);
     let window = Window::new(offset, len);
 
     cmsg::pass(parts, window, msg, &mut tokens)
+}
+
+/// How many tokens a socket may hold in all to get one for `skb`.
+fn max_tokens(skb: &RxSkBuff<'_>) -> u32 {
+    match module_parameters::max_tokens.value() {
+        0 => skb.max_tokens(),
+        most => skb.max_tokens().min(most),
+    }
 }
 
 impl cmsg::Frag for Frag {

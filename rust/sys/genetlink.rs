@@ -32,11 +32,12 @@ pub(crate) enum DmabufAttr {
     Fd = bindings::NETDEV_A_DMABUF_FD,
 }
 
-// The array of attributes of bind-rx ends with the size of buffers, that of bind-tx later. Both have a
-// place for these.
+// The arrays of attributes of bind-rx and bind-tx end after the size of buffers. Both have a place for
+// these.
 static_assert!(bindings::NETDEV_A_DMABUF_IFINDEX <= bindings::NETDEV_A_DMABUF_RX_PAGE_SIZE);
 static_assert!(bindings::NETDEV_A_DMABUF_FD <= bindings::NETDEV_A_DMABUF_RX_PAGE_SIZE);
 static_assert!(bindings::NETDEV_A_DMABUF_RX_PAGE_SIZE <= bindings::NETDEV_A_DMABUF_SHARED);
+static_assert!(bindings::NETDEV_A_DMABUF_RX_PAGE_SIZE <= bindings::NETDEV_A_DMABUF_MAX_TOKENS);
 
 /// Attributes of the `queue-id` set, nested in `queues` attributes of the `dmabuf` set.
 #[derive(Clone, Copy)]

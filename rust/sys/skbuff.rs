@@ -144,6 +144,14 @@ impl RxSkBuff<'_> {
         skb.parts().map(move |skb| RxPart { skb, eaten })
     }
 
+    /// How many tokens a socket may hold to get one for this: the smallest number that a binding of its frags
+    /// allows.
+    #[inline]
+    pub(crate) fn max_tokens(&self) -> u32 {
+        // SAFETY: By the type invariants the skb is valid, with its frag list, and holds its frags.
+        unsafe { bindings::net_devmem_max_tokens(self.skb.as_ptr()) }
+    }
+
     /// Whether its frags' references are somebody else's, and so it has to be thrown away.
     pub(super) fn has_lost_frags(&self) -> bool {
         self.lost_frags.get()

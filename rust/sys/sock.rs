@@ -96,7 +96,7 @@ impl LockedSock<'_> {
         Self(unsafe { Sock::from_raw(ptr) })
     }
 
-    /// The tokens of the socket, for a `recvmsg()`: no more than `limit` in all, unless that is 0.
+    /// The tokens of the socket, for a `recvmsg()`: no more than `limit` in all.
     pub(crate) fn reader_tokens(&self, limit: u32) -> ReaderTokens<'_> {
         ReaderTokens { sk: self, limit }
     }
@@ -223,10 +223,7 @@ impl ReaderTokens<'_> {
         let Some(slots) = &table.slots else {
             return Ok(None);
         };
-        let room = match self.limit {
-            0 => tokens.len(),
-            limit => limit.saturating_sub(*slots.used) as usize,
-        };
+        let room = self.limit.saturating_sub(*slots.used) as usize;
 
         if room == 0 {
             return Err(ENOBUFS);

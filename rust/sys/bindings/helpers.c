@@ -152,6 +152,11 @@ int rust_helper_genlmsg_len(const struct genlmsghdr *gnlh)
 	return genlmsg_len(gnlh);
 }
 
+u32 rust_helper_net_devmem_max_tokens(const struct sk_buff *skb)
+{
+	return net_devmem_max_tokens(skb);
+}
+
 unsigned int rust_helper_skb_headlen(const struct sk_buff *skb)
 {
 	return skb_headlen(skb);

@@ -61,6 +61,8 @@ struct net *rust_helper_genl_info_net(const struct genl_info *info);
 void *rust_helper_genlmsg_data(const struct genlmsghdr *gnlh);
 int rust_helper_genlmsg_len(const struct genlmsghdr *gnlh);
 
+u32 rust_helper_net_devmem_max_tokens(const struct sk_buff *skb);
+
 unsigned int rust_helper_skb_headlen(const struct sk_buff *skb);
 bool rust_helper_skb_frags_readable(const struct sk_buff *skb);
 struct skb_shared_info *rust_helper_skb_shinfo(const struct sk_buff *skb);
