@@ -29,7 +29,7 @@ use crate::args::Cli;
 
 /// Exit statuses, and when.
 const STATUSES: &[(&str, &str)] = &[
-    ("0", "Everything was transferred."),
+    ("0", "Everything was transferred, or done."),
     (
         "1",
         "It was not. What a receiver has written is a part of the whole.",
@@ -58,6 +58,10 @@ const EXAMPLES: &[(&str, &str)] = &[
     (
         "devmem-cat status --follow",
         "Lists what is bound in this network namespace, and tells when a binding comes, goes, or has no buffer left.",
+    ),
+    (
+        "devmem-cat flush 3",
+        "Aborts the connections that hold buffers of binding 3, and do not give them back.",
     ),
 ];
 

@@ -29,6 +29,8 @@ pub enum Command {
     Cleanup(CleanupArgs),
     /// Lists the dma-bufs that are bound, whoever has bound them, and what happens to them
     Status(StatusArgs),
+    /// Gets the memory of a binding back that is stuck: aborts the connections that hold it
+    Flush(FlushArgs),
 }
 
 /// How the connection is made, and what of the machine it uses.
@@ -134,6 +136,16 @@ pub struct StatusArgs {
     #[arg(short, long)]
     pub follow: bool,
     /// Tell of each by a line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct FlushArgs {
+    /// The number of the binding, as the command status tells it
+    #[arg(value_parser = value_parser!(u32).range(1..))]
+    pub id: u32,
+    /// Tell what came of it by a line of JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -257,6 +269,11 @@ mod tests {
             (RECEIVE, " -k -n 2 --discard", false),
             (RECEIVE, " -n 0 --discard", false),
             (RECEIVE, " -c h:1", false),
+            ("flush", "", false),
+            ("flush", " 0", false),
+            ("flush", " 1", true),
+            ("flush", " --json 1", true),
+            ("flush", " 1 2", false),
             (SEND, "", true),
             (SEND, " --json", true),
             (SEND, " -n 2", false),

@@ -11,6 +11,7 @@ mod args;
 mod claim;
 mod connection;
 mod error;
+mod flush;
 mod memory;
 mod output;
 mod receive;
@@ -48,6 +49,7 @@ fn run(command: &Command) -> Fallible<()> {
         Command::Send(args) => send::run(args),
         Command::Cleanup(args) => undo::clean_up(&args.interface),
         Command::Status(args) => status::run(args),
+        Command::Flush(args) => flush::run(args),
     }
 }
 

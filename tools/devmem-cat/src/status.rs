@@ -266,6 +266,7 @@ fn json(binding: &BindingStatus, interface: Option<&str>, event: Option<EventKin
         ("event", event.map(|event| event_name(event).into())),
         ("interface", interface.map(Value::from)),
         ("rx_page_size", binding.rx_page_size.map(Value::from)),
+        ("max_tokens", binding.max_tokens.map(Value::from)),
         ("peer_to_peer", binding.peer_to_peer.map(Value::from)),
         ("buffers", binding.buffers.map(Value::from)),
         ("in_use", binding.in_use.map(Value::from)),

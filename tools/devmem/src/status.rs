@@ -119,6 +119,9 @@ pub struct BindingStatus {
     pub queues: Vec<u32>,
     /// Bytes of one buffer, if it is received into.
     pub rx_page_size: Option<u32>,
+    /// How many tokens of it a socket may hold, if that is limited: see
+    /// [`BindRx::max_tokens`](crate::BindRx::max_tokens).
+    pub max_tokens: Option<u32>,
     /// Whether everybody may send from it, see [`BindTx::shared`](crate::BindTx::shared).
     pub shared: bool,
     /// Whether the device reaches the memory where it is, as far as the exporter of the dma-buf says. If not, it may be
@@ -157,6 +160,7 @@ impl BindingStatus {
                 ifindex: get(dmabuf::IFINDEX),
                 queues: queues.collect(),
                 rx_page_size: get(dmabuf::RX_PAGE_SIZE),
+                max_tokens: get(dmabuf::MAX_TOKENS),
                 shared: find(dmabuf::SHARED).is_some(),
                 peer_to_peer: get(dmabuf::PEER_TO_PEER).map(|is| is != 0),
                 buffers: number(attrs, dmabuf::BUFFERS),
@@ -167,6 +171,32 @@ impl BindingStatus {
         status().ok_or(Error::Answer(
             "a binding without id, direction, state or provider",
         ))
+    }
+}
+
+/// What came of a [flush](crate::netdev::Netdev::flush).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Flushed {
+    /// How many connections were aborted.
+    pub aborted: u64,
+    /// How many buffers came back to the provider, of those that packets and users had when the queues had been
+    /// restarted. Of what is sent from it is not known.
+    pub returned: Option<u64>,
+    /// How many of those did not, yet. They are in the hands of others than connections, or of sockets whose connection
+    /// is over, and which have tokens still. Of what is sent from it is not known.
+    pub outstanding: Option<u64>,
+}
+
+impl Flushed {
+    /// Reads a message of the kernel's.
+    pub(crate) fn parse(attrs: &[u8]) -> Result<Self, Error> {
+        let aborted = number(attrs, dmabuf::ABORTED);
+        Ok(Self {
+            aborted: aborted.ok_or(Error::Answer("a flush without what was aborted"))?,
+            returned: number(attrs, dmabuf::RETURNED),
+            outstanding: number(attrs, dmabuf::OUTSTANDING),
+        })
     }
 }
 
@@ -340,6 +370,7 @@ mod tests {
             .u32(dmabuf::PEER_TO_PEER, 0)
             .u32(dmabuf::BUFFERS, 256)
             .u32(dmabuf::IN_USE, 10)
+            .u32(dmabuf::MAX_TOKENS, 20)
             .nested(dmabuf::STATS, &stats);
         let status = BindingStatus::parse(attrs.as_bytes()).unwrap();
         assert_eq!(
@@ -352,6 +383,7 @@ mod tests {
                 ifindex: Some(3),
                 queues: vec![1, 4],
                 rx_page_size: Some(16384),
+                max_tokens: Some(20),
                 shared: false,
                 peer_to_peer: Some(false),
                 buffers: Some(256),
@@ -376,7 +408,7 @@ mod tests {
             (status.ifindex, status.buffers, status.in_use),
             (None, None, None)
         );
-        assert_eq!(status.peer_to_peer, None);
+        assert_eq!((status.peer_to_peer, status.max_tokens), (None, None));
         assert_eq!(status.counters, Counters::default());
         assert!(status.queues.is_empty());
     }
@@ -401,6 +433,33 @@ mod tests {
     }
 
     #[test]
+    fn what_came_of_a_flush() {
+        let sent = Attrs::new().u32(dmabuf::ID, 7).u32(dmabuf::ABORTED, 3);
+        assert_eq!(
+            Flushed::parse(sent.as_bytes()).unwrap(),
+            Flushed {
+                aborted: 3,
+                returned: None,
+                outstanding: None,
+            }
+        );
+        let received = sent
+            .bytes(dmabuf::RETURNED, &(1u64 << 32).to_ne_bytes())
+            .u32(dmabuf::OUTSTANDING, 0);
+        assert_eq!(
+            Flushed::parse(received.as_bytes()).unwrap(),
+            Flushed {
+                aborted: 3,
+                returned: Some(1 << 32),
+                outstanding: Some(0),
+            }
+        );
+        let nothing = Attrs::new().u32(dmabuf::ID, 7);
+        let err = Flushed::parse(nothing.as_bytes()).unwrap_err();
+        assert!(matches!(err, Error::Answer(_)), "{err}");
+    }
+
+    #[test]
     fn states_of_later_kernels() {
         assert_eq!(State::of(1), State::Unbound);
         assert_eq!(State::of(77), State::Other(77));
@@ -411,6 +470,7 @@ mod tests {
         #[test]
         fn any_message_is_survived(bytes: Vec<u8>) {
             let _ = BindingStatus::parse(&bytes);
+            let _ = Flushed::parse(&bytes);
         }
     }
 }
