@@ -6,10 +6,12 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
+use std::process::Command;
 
 use devmem::netdev::Netdev;
 use devmem::netdev::queue;
 use devmem::netlink::Attrs;
+use devmem::netns::Netns;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::AddressFamily;
@@ -22,6 +24,7 @@ use nix::sys::socket::socket;
 use crate::ifctl::Interface;
 use crate::netlink;
 use crate::pair::End;
+use crate::pair::path_of;
 use crate::report::diag;
 
 const NAME: &str = "nktest";
@@ -81,6 +84,29 @@ impl<'a> Netkit<'a> {
             Err(err) => Err(err.into()),
             Ok(()) => Err(io::Error::other("somebody answers")),
         }
+    }
+}
+
+impl Netkit<'_> {
+    /// Does something while the device is in another namespace. Afterwards it is here again.
+    pub fn lend<T>(&self, there: &Netns, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let here = &self.physical.ns;
+        move_between(here, there)?;
+        let result = f();
+        move_between(there, here)?;
+        result
+    }
+}
+
+fn move_between(from: &Netns, to: &Netns) -> io::Result<()> {
+    let to = path_of(to);
+    let status = from.run(|| {
+        let mut ip = Command::new("ip");
+        ip.args(["link", "set", "dev", NAME, "netns", &to]).status()
+    })?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(format!("moving {NAME}: {status}"))),
     }
 }
 

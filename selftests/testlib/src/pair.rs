@@ -100,7 +100,7 @@ pub(crate) fn has_device_memory() -> io::Result<bool> {
 }
 
 /// Where other processes find a namespace.
-fn path_of(ns: &Netns) -> String {
+pub(crate) fn path_of(ns: &Netns) -> String {
     format!("/proc/{}/fd/{}", process::id(), ns.as_fd().as_raw_fd())
 }
 

@@ -57,6 +57,8 @@ enum Also {
     Reset { queue: u32, mode: u32 },
     /// The driver goes, with all devices.
     Unloaded,
+    /// An operator has connections aborted that hold the memory.
+    Flushed,
     /// Nothing.
     Nothing,
 }
@@ -74,7 +76,7 @@ struct Plan {
 
 impl Plan {
     fn draw(storm: &mut Storm) -> Self {
-        let also = match storm.rng.u8(0..9) {
+        let also = match storm.rng.u8(0..10) {
             0 => Also::Unbound,
             1 => Also::Closed,
             2 | 3 => Also::Deleted {
@@ -90,6 +92,7 @@ impl Plan {
                 mode: storm.rng.u32(0..=3),
             },
             7 => Also::Unloaded,
+            8 => Also::Flushed,
             _ => Also::Nothing,
         };
         Self {
@@ -146,7 +149,8 @@ struct Stage {
     pair: Pair,
     received: OddDmaBuf,
     sent: OddDmaBuf,
-    id: u32,
+    /// Of what is received into, and what is sent from.
+    ids: [u32; 2],
     owners: [Netdev; 2],
     connections: [Connection; 2],
 }
@@ -157,12 +161,12 @@ impl Stage {
         let shape = if plan.moves { shape.moves() } else { shape };
         let (received, sent) = (memory(&shape)?, memory(&shape)?);
         let pair = Pair::new()?;
-        let rx = pair.rx.ns.run(|| {
+        let (rx, rx_id) = pair.rx.ns.run(|| {
             let mut netdev = Netdev::open()?;
-            netdev.bind_rx(&pair.request(&QUEUES).attrs(&received))?;
-            Ok(netdev)
+            let id = netdev.bind_rx(&pair.request(&QUEUES).attrs(&received))?;
+            Ok((netdev, id))
         })?;
-        let (tx, id) = pair.tx.ns.run(|| {
+        let (tx, tx_id) = pair.tx.ns.run(|| {
             let mut netdev = Netdev::open()?;
             let id = netdev.bind_tx(&BindTx::new(pair.tx.ifindex).attrs(&sent))?;
             Ok((netdev, id))
@@ -179,7 +183,7 @@ impl Stage {
             pair,
             received,
             sent,
-            id,
+            ids: [rx_id, tx_id],
             owners: [rx, tx],
             connections,
         })
@@ -192,7 +196,23 @@ impl Stage {
         }
     }
 
-    fn happen(pair: &Pair, also: &Also, owners: &mut Option<[Netdev; 2]>) -> Outcome {
+    fn flush(pair: &Pair, ids: [u32; 2]) -> io::Result<()> {
+        for (end, id) in [&pair.rx, &pair.tx].into_iter().zip(ids) {
+            match end.ns.run(|| Ok(Netdev::open()?.flush(id)))? {
+                // Nobody may have the memory any more, or yet.
+                Ok(flushed) => assert!(flushed.aborted <= 2, "{flushed:?}"),
+                Err(err) => return Err(err.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn happen(
+        pair: &Pair,
+        also: &Also,
+        ids: [u32; 2],
+        owners: &mut Option<[Netdev; 2]>,
+    ) -> Outcome {
         match *also {
             Also::Unbound => *owners = None,
             Also::Deleted { rx: true } => pair.rx.delete()?,
@@ -209,6 +229,7 @@ impl Stage {
             }
             Also::Reset { queue, mode } => pair.rx.reset_queue(queue, mode)?,
             Also::Unloaded => aftermath::unload_netdevsim()?,
+            Also::Flushed => Self::flush(pair, ids)?,
             Also::Closed | Also::Nothing => (),
         }
         Ok(())
@@ -219,14 +240,14 @@ impl Stage {
             pair,
             received,
             sent,
-            id,
+            ids,
             owners,
             connections,
         } = self;
         let mut owners = Some(owners);
         let after = |nth: usize| thread::sleep(plan.delays[nth]);
         thread::scope(|scope| -> Outcome {
-            for (connection, from) in connections.iter().zip([None, Some(id)]) {
+            for (connection, from) in connections.iter().zip([None, Some(ids[1])]) {
                 scope.spawn(move || send(&connection.tx, from));
                 scope.spawn(move || receive(&connection.rx, from.is_none()));
             }
@@ -241,7 +262,7 @@ impl Stage {
             if matches!(plan.also, Also::Closed) {
                 Self::shut_down(&connections);
             }
-            let happened = Self::happen(&pair, &plan.also, &mut owners);
+            let happened = Self::happen(&pair, &plan.also, ids, &mut owners);
             let taken = takers.map(|taker| taker.join().expect("a thread that takes memory"));
             Self::shut_down(&connections);
             assert_eq!(taken, [Ok(()); 2]);
