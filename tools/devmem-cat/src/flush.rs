@@ -19,7 +19,9 @@ use crate::tell;
 /// Aborts the connections that hold memory of the binding, and tells how many that were and what came of it.
 pub fn run(args: &FlushArgs) -> Fallible<()> {
     let mut netdev = Netdev::open()?;
-    let flushed = netdev.flush(args.id).map_err(|err| why_not(&err, args.id))?;
+    let flushed = netdev
+        .flush(args.id)
+        .map_err(|err| why_not(&err, args.id))?;
     if let Some(warning) = netdev.warning() {
         tell::say(warning);
     }

@@ -206,9 +206,7 @@ fn of_another_binding() -> Outcome {
     let memory = DmaBuf::udmabuf(MEMORY)?;
     let map = memory.map()?;
     let other = bench.pair.bind(&[OTHER_QUEUE], &memory)?;
-    let connection = bench
-        .pair
-        .connect_to_queue(Ip::V4, PORT + 1, OTHER_QUEUE)?;
+    let connection = bench.pair.connect_to_queue(Ip::V4, PORT + 1, OTHER_QUEUE)?;
     traffic::send(&connection.tx, 0, 100, 100)?;
     let mut others = Probe::new(&connection.rx, &[(other.id(), &map)]).quiet();
     others.receive(&Call::new(ALL)).assert_frags(&[100]);
@@ -265,9 +263,7 @@ fn a_connection_that_is_over() -> Outcome {
     probe.receive(&Call::new(ALL)).assert_frags(&[100]);
     reset_on_close(&bench.connection.tx)?;
     drop(bench.connection.tx);
-    provider::wait_for("the reset", || {
-        Ok(sockopt::poll(rx)? & libc::POLLHUP != 0)
-    });
+    provider::wait_for("the reset", || Ok(sockopt::poll(rx)? & libc::POLLHUP != 0));
 
     let flushed = flush(ns, id)?;
     assert_eq!(
