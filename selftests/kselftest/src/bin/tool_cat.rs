@@ -31,6 +31,7 @@ use devmem::ethtool::Rings;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::child::Reaper;
+use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::End;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
@@ -514,6 +515,44 @@ fn what_is_bound() -> Outcome {
     Ok(())
 }
 
+/// An operator gets back what a reader keeps.
+fn what_is_stuck() -> Outcome {
+    if let Err(devmem::Error::NoGroup(_)) = devmem::status::Events::open() {
+        return skip("this kernel flushes no bindings");
+    }
+    let bench = Receiving::new()?;
+    bench.send(&[100])?;
+    let id = bench.binding.id().to_string();
+    let flush = |end: &End, options: &[&str]| {
+        end.ns.run(|| {
+            let mut line = Command::new(Cat::program()?);
+            line.arg("flush").args(options).arg(&id).output()
+        })
+    };
+    let flushed = flush(&bench.pair.rx, &["--json"])?;
+    let text = String::from_utf8_lossy(&flushed.stdout).into_owned();
+    assert!(flushed.status.success(), "{flushed:?}");
+    for part in [
+        &format!(r#""id":{id}"#),
+        r#""aborted":1"#,
+        r#""returned":1"#,
+        r#""outstanding":0"#,
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let flushed = flush(&bench.pair.rx, &[])?;
+    let text = String::from_utf8_lossy(&flushed.stdout).into_owned();
+    assert_eq!(
+        text,
+        "0 connections aborted, 0 buffers came back, 0 still out\n"
+    );
+    let refused = flush(&bench.pair.tx, &[])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(said.contains("there is no binding"), "{said}");
+    Ok(())
+}
+
 /// What has come is there, and the receiver says that it is a part.
 fn a_sender_that_is_killed() -> Outcome {
     let pair = pair()?;
@@ -698,6 +737,7 @@ fn main() -> ExitCode {
         a_receiver_that_is_killed,
         a_hangup_that_is_ignored,
         what_is_bound,
+        what_is_stuck,
         a_sender_that_is_killed,
         two_receivers_on_one_device,
         ipv4_to_a_listener_of_ipv6,
