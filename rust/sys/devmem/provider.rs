@@ -83,7 +83,8 @@ pub(crate) trait DevmemProvider: MemoryProvider {
     /// Passes up to `len` bytes of `skb`, starting at `offset`, to the reader of `msg`. Returns how many.
     /// Fails only if there were none, and then has to (`EFAULT` if it does not). Process context, socket locked.
     ///
-    /// The first frag is of a binding of this provider, the others may be of any.
+    /// The first frag is of a binding of this provider, the others may be of any. Who hands out tokens has the socket
+    /// hold no more than [`RxSkBuff::max_tokens`].
     fn recvmsg(
         _sk: &LockedSock<'_>,
         _skb: &mut RxSkBuff<'_>,
