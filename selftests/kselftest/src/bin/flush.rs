@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
+use devmem::BindRx;
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Error;
@@ -368,6 +369,34 @@ fn seen_by_a_container() -> Outcome {
     Ok(())
 }
 
+/// The binding is a netkit's, and the queue that of the device behind it.
+fn by_a_leased_queue() -> Outcome {
+    /// What the netkit calls the queue.
+    const LEASED: u32 = 1;
+    skip_without_flush()?;
+    let memory = DmaBuf::udmabuf(MEMORY)?;
+    let map = memory.map()?;
+    let pair = Pair::new()?;
+    let netkit = Netkit::new(&pair.rx, QUEUE)?;
+    let request = BindRx::new(netkit.ifindex).queue(LEASED);
+    let binding = pair.rx.ns.run(|| Ok(request.bind(&memory)?))?;
+    let id = binding.id();
+    // And once more: the binding is as good as before.
+    for port in [PORT, PORT + 1] {
+        let connection = pair.connect_to_queue(Ip::V4, port, QUEUE)?;
+        traffic::send(&connection.tx, 0, 100, 100)?;
+        let mut probe = Probe::new(&connection.rx, &[(id, &map)]).quiet();
+        probe.receive(&Call::new(ALL)).assert_frags(&[100]);
+        let flushed = flush(&pair.rx.ns, id)?;
+        assert_eq!(
+            (flushed.aborted, flushed.returned, flushed.outstanding),
+            (1, Some(1), Some(0))
+        );
+        assert_aborted(&connection.rx)?;
+    }
+    Ok(())
+}
+
 /// Connections come and go, and the binding with them.
 fn under_traffic() -> Outcome {
     const ROUNDS: u64 = 12;
@@ -475,6 +504,7 @@ fn main() -> ExitCode {
         to_be_sent,
         refusals,
         seen_by_a_container,
+        by_a_leased_queue,
         under_traffic,
         max_tokens,
     ])
