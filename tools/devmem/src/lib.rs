@@ -136,8 +136,8 @@
 //! [`cmsg`], [`completion`] and [`TxSocket`] are what these are made of. [`netlink`] builds any
 //! request by hand, malformed ones too; [`netdev`] and [`ethtool`] are the two generic netlink families
 //! a receiver needs, and [`device`] makes a device ready; [`status`] tells of the bindings there are, and of what
-//! happens to them, and [`watch`] waits for what happens to one of them; [`provider`] tells which implementation serves
-//! bindings; [`netns`] runs code in another network namespace.
+//! happens to them, [`watch`] waits for what happens to one of them, and [`diag`] tells of the sockets that hold their
+//! memory; [`provider`] tells which implementation serves bindings; [`netns`] runs code in another network namespace.
 
 // Whatever a number is, it is not cut to fit: that would be another place, or another length.
 #![warn(clippy::cast_possible_truncation)]
@@ -149,6 +149,7 @@
 pub mod cmsg;
 pub mod completion;
 pub mod device;
+pub mod diag;
 pub mod dmabuf;
 pub mod ethtool;
 mod message;

@@ -194,7 +194,8 @@ impl Netdev {
     }
 
     /// What the kernel said beside its success, if the last request had one: of a binding, that its memory may not
-    /// be where the device would reach it; of a flush, that a queue could not be restarted.
+    /// be where the device would reach it, or that the rings of its queues have room for more; of a flush, that a queue
+    /// could not be restarted.
     pub fn warning(&self) -> Option<&str> {
         self.socket.warning()
     }

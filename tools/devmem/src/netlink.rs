@@ -363,24 +363,82 @@ impl fmt::Display for Error {
 /// What a family told by itself: a command, and its attributes.
 pub type Notification = (u8, Vec<u8>);
 
-/// A generic netlink socket, in the network namespace of the thread that opened it.
-pub struct GenericSocket {
+/// A socket of any kind of netlink, in the network namespace of the thread that opened it.
+pub(crate) struct Channel {
     socket: Socket,
     sequence: u32,
+}
+
+/// What came of a request: the messages of the answer, and what the kernel said beside its success.
+type Answer = (Vec<Vec<u8>>, Option<String>);
+
+impl Channel {
+    /// Opens a socket that is told reasons with errors.
+    pub(crate) fn open(protocol: isize) -> Result<Self, Error> {
+        let mut socket = Socket::new(protocol)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        socket.set_ext_ack(true)?;
+        socket.set_cap_ack(true)?;
+        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECONDS))
+            .map_err(io::Error::from)?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// Asks for a list, the messages of which this gives.
+    pub(crate) fn dump(&mut self, kind: u16, body: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+        Ok(self.transact(kind, NLM_F_DUMP, body)?.0)
+    }
+
+    fn transact(&mut self, kind: u16, flags: u16, body: &[u8]) -> Result<Answer, Error> {
+        self.sequence += 1;
+        let request = encode(kind, flags | NLM_F_REQUEST, self.sequence, body)
+            .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.socket.send(&request, 0)?;
+
+        let mut answer = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            for message in Messages(&datagram) {
+                let message = message?;
+                let body = message.payload();
+
+                if message.sequence_number() != self.sequence {
+                    continue;
+                }
+                match message.message_type() {
+                    NLMSG_ERROR | NLMSG_DONE => {
+                        let warning =
+                            finish(message.message_type(), message.flags(), body, &request)?;
+                        return Ok((answer, warning));
+                    }
+                    _ => answer.push(body.to_vec()),
+                }
+            }
+        }
+    }
+}
+
+/// A generic netlink socket, in the network namespace of the thread that opened it.
+pub struct GenericSocket {
+    channel: Channel,
     warning: Option<String>,
 }
 
 impl fmt::Debug for GenericSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GenericSocket")
-            .field("sequence", &self.sequence)
+            .field("sequence", &self.channel.sequence)
             .finish_non_exhaustive()
     }
 }
 
 impl AsFd for GenericSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.channel.socket.as_fd()
     }
 }
 
@@ -391,16 +449,8 @@ impl GenericSocket {
     ///
     /// [`Error::Io`]: those of `socket()`, `bind()` and `setsockopt()`.
     pub fn open() -> Result<Self, Error> {
-        let mut socket = Socket::new(NETLINK_GENERIC)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        socket.set_ext_ack(true)?;
-        socket.set_cap_ack(true)?;
-        setsockopt(&socket, ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECONDS))
-            .map_err(io::Error::from)?;
         Ok(Self {
-            socket,
-            sequence: 0,
+            channel: Channel::open(NETLINK_GENERIC)?,
             warning: None,
         })
     }
@@ -441,8 +491,8 @@ impl GenericSocket {
     ///
     /// [`Error::Io`]: those of `setsockopt()` and `fcntl()`.
     pub fn join(&mut self, group: u32) -> Result<(), Error> {
-        self.socket.add_membership(group)?;
-        Ok(self.socket.set_non_blocking(true)?)
+        self.channel.socket.add_membership(group)?;
+        Ok(self.channel.socket.set_non_blocking(true)?)
     }
 
     /// What was told by a family, if there is something.
@@ -452,7 +502,7 @@ impl GenericSocket {
     /// [`Error::Lost`] if the kernel had no room for something; [`Error::Io`]: those of `recv()`; [`Error::Answer`] if
     /// it is malformed.
     pub fn try_notifications(&mut self, family: u16) -> Result<Option<Vec<Notification>>, Error> {
-        let datagram = match self.socket.recv_from_full() {
+        let datagram = match self.channel.socket.recv_from_full() {
             Ok((datagram, _)) => datagram,
             Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => return Err(Error::Lost),
@@ -519,32 +569,14 @@ impl GenericSocket {
         flags: u16,
         attrs: &Attrs,
     ) -> Result<Vec<Vec<u8>>, Error> {
-        self.sequence += 1;
         self.warning = None;
-        let request = encode(family, command, flags | NLM_F_REQUEST, self.sequence, attrs)
-            .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
-        self.socket.send(&request, 0)?;
-
-        let mut answer = Vec::new();
-        loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            for message in Messages(&datagram) {
-                let message = message?;
-                let body = message.payload();
-
-                if message.sequence_number() != self.sequence {
-                    continue;
-                }
-                match message.message_type() {
-                    NLMSG_ERROR | NLMSG_DONE => {
-                        self.warning =
-                            finish(message.message_type(), message.flags(), body, &request)?;
-                        return Ok(answer);
-                    }
-                    _ => answer.push(body.get(GENL_HEADER..).unwrap_or(&[]).to_vec()),
-                }
-            }
+        let body = generic_body(command, attrs);
+        let (mut answer, warning) = self.channel.transact(family, flags, &body)?;
+        self.warning = warning;
+        for message in &mut answer {
+            message.drain(..GENL_HEADER.min(message.len()));
         }
+        Ok(answer)
     }
 }
 
@@ -577,19 +609,24 @@ fn group_id(group: &[u8], name: &str) -> Option<u32> {
     is_it.then(|| id.try_into().map(u32::from_ne_bytes).ok())?
 }
 
-/// A request, unless it is too long for there to be room for its length.
-fn encode(family: u16, command: u8, flags: u16, sequence: u32, attrs: &Attrs) -> Option<Vec<u8>> {
+/// What follows the header of a request of generic netlink.
+fn generic_body(command: u8, attrs: &Attrs) -> Vec<u8> {
     const VERSION: u8 = 1;
-    let len = FIRST_ATTR + attrs.0.len();
+    let header: [u8; GENL_HEADER] = [command, VERSION, 0, 0];
+    [&header, attrs.as_bytes()].concat()
+}
+
+/// A request, unless it is too long for there to be room for its length.
+fn encode(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Option<Vec<u8>> {
+    let len = NLMSG_HEADER + body.len();
     let mut out = Vec::with_capacity(len);
     out.extend(u32::try_from(len).ok()?.to_ne_bytes());
-    out.extend(family.to_ne_bytes());
+    out.extend(kind.to_ne_bytes());
     out.extend(flags.to_ne_bytes());
     out.extend(sequence.to_ne_bytes());
     // The port is for the kernel to fill in.
     out.extend(0u32.to_ne_bytes());
-    out.extend([command, VERSION, 0, 0]);
-    out.extend(&attrs.0);
+    out.extend(body);
     Some(out)
 }
 
@@ -634,7 +671,7 @@ mod tests {
             .nested(2, &queue(4))
             .nested(2, &queue(5))
             .u8(7, 1);
-        let request = encode(30, 13, 5, 1, &attrs).unwrap();
+        let request = encode(30, 5, 1, &generic_body(13, &attrs)).unwrap();
         (attrs, request)
     }
 
@@ -753,8 +790,9 @@ mod tests {
 
     #[test]
     fn messages_of_a_datagram() {
-        let one = encode(30, 18, 0, 0, &Attrs::new().u32(1, 9)).unwrap();
-        let two = encode(30, 19, 0, 0, &Attrs::new().u8(1, 9)).unwrap();
+        let told = |command, attrs| encode(30, 0, 0, &generic_body(command, &attrs)).unwrap();
+        let one = told(18, Attrs::new().u32(1, 9));
+        let two = told(19, Attrs::new().u8(1, 9));
         let datagram = [one.as_slice(), &two].concat();
         let commands = Messages(&datagram).map(|message| message.unwrap().payload()[0]);
         assert_eq!(commands.collect::<Vec<_>>(), [18, 19]);
