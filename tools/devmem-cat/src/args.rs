@@ -27,7 +27,7 @@ pub enum Command {
     Send(SendArgs),
     /// Removes what receivers that were killed have left on an interface: rules, and header split
     Cleanup(CleanupArgs),
-    /// Lists the dma-bufs that are bound, whoever has bound them, and what happens to them
+    /// Lists the dma-bufs that are bound, whoever has bound them, who holds their memory, and what happens to them
     Status(StatusArgs),
     /// Gets the memory of a binding back that is stuck: aborts the connections that hold it
     Flush(FlushArgs),

@@ -12,6 +12,7 @@ mod claim;
 mod connection;
 mod error;
 mod flush;
+mod holders;
 mod memory;
 mod output;
 mod receive;

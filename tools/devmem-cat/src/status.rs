@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The bindings there are, and what happens to them: a line for each, of no more than 80 columns, or of JSON.
+//! The bindings there are, and what happens to them: a line for each, of no more than 80 columns, or of JSON; and who holds
+//! their memory.
 
+use std::collections::BTreeSet;
 use std::collections::HashSet;
 use std::io;
 use std::io::Write;
 
 use devmem::Error;
+use devmem::diag;
 use devmem::netdev::Netdev;
 use devmem::status::BindingStatus;
 use devmem::status::Event;
@@ -21,6 +24,7 @@ use serde_json::json;
 use crate::args::StatusArgs;
 use crate::error::Fallible;
 use crate::error::context;
+use crate::holders;
 use crate::tell;
 
 /// Columns of a terminal.
@@ -64,6 +68,8 @@ fn show(args: &StatusArgs) -> Fallible<()> {
     for binding in &bindings {
         put(&mut out, &line(binding, None, args.json))?;
     }
+    let ids = bindings.iter().map(|binding| binding.id).collect();
+    put_holders(&mut out, &ids, args.json)?;
     for event in events.into_iter().flatten() {
         match event {
             Ok(event) if !of_interface.has(&event) => (),
@@ -72,6 +78,27 @@ fn show(args: &StatusArgs) -> Fallible<()> {
             }
             Err(Error::Lost) => tell::say("some events were lost"),
             Err(err) => return Err(err.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Who holds the memory of these bindings, as far as it is told.
+fn put_holders(out: &mut impl Write, ids: &BTreeSet<u32>, is_json: bool) -> Fallible<()> {
+    let holders = match diag::holders() {
+        // There is no telling, in a kernel without CONFIG_INET_TCP_DIAG.
+        Err(err) if err.errno() == Some(nix::errno::Errno::ENOENT as i32) => return Ok(()),
+        other => holders::of_bindings(other?, ids),
+    };
+    let processes = holders::processes(&holders);
+    if !is_json && !holders.is_empty() {
+        put(out, &format!("\n{}", holders::HEADER))?;
+    }
+    for holder in &holders {
+        let process = processes.get(&holder.inode);
+        match is_json {
+            true => put(out, &holders::json(holder, process).to_string())?,
+            false => put(out, &holders::text(holder, process).join("\n"))?,
         }
     }
     Ok(())
