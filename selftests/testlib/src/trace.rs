@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The tracepoint that tells why a sender is refused.
+//! The tracepoints of device memory: what happens to bindings, and why a sender is refused.
 
 use std::fs;
 use std::io;
@@ -13,15 +13,19 @@ use nix::mount::mount;
 use crate::report::diag;
 
 const TRACEFS: &str = "/sys/kernel/tracing";
-const EVENT: &str = "net_devmem_tx_refused";
+/// Why a call of `sendmsg()` was refused.
+pub const REFUSED: &str = "net_devmem_tx_refused";
 
-/// What the tracepoint has told since this was made, in a buffer of its own.
+/// What some tracepoints have told since this was made, in a buffer of its own.
 #[derive(Debug)]
-pub struct Refusals(PathBuf);
+pub struct Trace {
+    instance: PathBuf,
+    events: &'static [&'static str],
+}
 
-impl Refusals {
-    /// Has it tell from now on.
-    pub fn watch() -> io::Result<Self> {
+impl Trace {
+    /// Has them tell from now on.
+    pub fn watch(events: &'static [&'static str]) -> io::Result<Self> {
         if !Path::new(TRACEFS).join("instances").exists() {
             mount(
                 Some("tracefs"),
@@ -33,29 +37,47 @@ impl Refusals {
         }
         let instance = Path::new(TRACEFS).join("instances/devmem_test");
         fs::create_dir(&instance)?;
-        let this = Self(instance);
+        let this = Self { instance, events };
         this.enable("1")?;
         Ok(this)
     }
 
     fn enable(&self, on: &str) -> io::Result<()> {
-        let event = self.0.join("events/net_devmem").join(EVENT);
-        fs::write(event.join("enable"), on)
+        for event in self.events {
+            let event = self.instance.join("events/net_devmem").join(event);
+            fs::write(event.join("enable"), on)?;
+        }
+        Ok(())
     }
 
-    /// What it told: `dmabuf_id=... reason=... user=... owner=...`, one for each call that was refused.
+    /// What they told, in its order: `net_devmem_tx_refused: dmabuf_id=...`, for all bindings of the machine.
     pub fn told(&self) -> io::Result<Vec<String>> {
-        let text = fs::read_to_string(self.0.join("trace"))?;
-        let told = text
-            .lines()
-            .filter_map(|line| Some(line.split_once(&format!("{EVENT}: "))?.1.to_owned()));
+        let text = fs::read_to_string(self.instance.join("trace"))?;
+        let told = text.lines().filter_map(|line| self.told_by(line));
         Ok(told.collect())
+    }
+
+    fn told_by(&self, line: &str) -> Option<String> {
+        self.events.iter().find_map(|event| {
+            let (_, fields) = line.split_once(&format!(" {event}: "))?;
+            Some(format!("{event}: {fields}"))
+        })
+    }
+
+    /// What they told of one binding.
+    pub fn told_of(&self, id: u32) -> io::Result<Vec<String>> {
+        let id = format!("dmabuf_id={id} ");
+        let mut told = self.told()?;
+        told.retain(|line| line.contains(&id));
+        Ok(told)
     }
 }
 
-impl Drop for Refusals {
+impl Drop for Trace {
     fn drop(&mut self) {
-        let gone = self.enable("0").and_then(|()| fs::remove_dir(&self.0));
+        let gone = self
+            .enable("0")
+            .and_then(|()| fs::remove_dir(&self.instance));
         if let Err(err) = gone {
             diag(format_args!("tracing goes on: {err}"));
         }

@@ -41,10 +41,15 @@ const QUEUE: u32 = 1;
 const A_WHILE: Duration = Duration::from_millis(300);
 const WHERE: &str = "dma-buf is not peer-to-peer: its exporter may have moved it to host memory";
 
+/// As much as the ring of a queue has room for: with less there would be a warning.
 fn shape() -> Shape {
+    shape_of(256)
+}
+
+fn shape_of(pages: u64) -> Shape {
     Shape::new(&[Segment {
         addr: NOWHERE,
-        len: 4 * PAGE,
+        len: pages * PAGE,
     }])
 }
 
@@ -135,6 +140,20 @@ fn demands_a_revocable_importer() -> Outcome {
 fn falls_back_to_host_memory() -> Outcome {
     let told = format!("bound, {WHERE:?}");
     check(&shape().in_host_memory(), &told, BOUND)
+}
+
+/// Both is told.
+fn falls_back_and_is_small() -> Outcome {
+    let pair = Pair::new()?;
+    let dmabuf = shape_of(4).in_host_memory().of_nothing()?;
+    let bound = Way::Rx.bind(&pair, &dmabuf)?;
+    let told = match is_module() {
+        true => "dma-buf is not peer-to-peer, and has 4 buffers, the rings want 256",
+        false => "dma-buf has 4 buffers, the rings want 256",
+    };
+    report::observe(answer(&bound));
+    assert_eq!(answer(&bound), format!("bound, {told:?}"));
+    Ok(())
 }
 
 /// As memory of mlx5 by RDMA.
@@ -387,6 +406,7 @@ fn main() -> ExitCode {
         demands_peer_to_peer,
         demands_a_revocable_importer,
         falls_back_to_host_memory,
+        falls_back_and_is_small,
         cannot_be_pinned,
         interrupted,
         no_room_for_peers,

@@ -35,6 +35,7 @@ use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::End;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
+use devmem_testlib::probe::Call;
 use devmem_testlib::provider;
 use devmem_testlib::report::Stop;
 use devmem_testlib::report::diag;
@@ -700,6 +701,47 @@ fn progress_of_what_stands_still() -> Outcome {
     assert_nothing_left(&pair)
 }
 
+/// Each in a line that fits on a terminal, or of JSON.
+fn status_tells_who_holds_memory() -> Outcome {
+    let bench = Receiving::new()?;
+    bench.send(&[100])?;
+    let mut probe = bench.probe();
+    probe.receive(&Call::new(100)).assert_frags(&[100]);
+    bench.send(&[50])?;
+    let local = bench.connection.rx.local_addr()?.to_string();
+    let remote = bench.connection.rx.peer_addr()?.to_string();
+    let status = |options| -> Result<String, Stop> {
+        let mut cat = Cat::start(&bench.pair.rx, "status", options)?;
+        cat.ends_with(Some(0))?;
+        Ok(cat.written()?)
+    };
+
+    let text = status("")?;
+    assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    let holder = text.lines().find(|line| line.contains(&remote));
+    let holder = holder.unwrap_or_else(|| panic!("not told: {text}"));
+    let id = bench.binding.id().to_string();
+    let pid = process::id().to_string();
+    let words: Vec<_> = holder.split_whitespace().collect();
+    assert_eq!(words[..5], [&id, "1", "4096", "50", &pid], "{text}");
+    assert!(holder.ends_with(&format!(" {local} {remote}")), "{text}");
+
+    let json = status("--json")?;
+    let (holders, bindings): (Vec<_>, Vec<_>) =
+        json.lines().partition(|line| line.contains("\"local\":"));
+    assert_eq!((bindings.len(), holders.len()), (1, 1), "{json}");
+    for told in [
+        format!("\"local\":\"{local}\""),
+        format!("\"remote\":\"{remote}\""),
+        format!("\"pid\":{pid}"),
+        "\"unread\":50".into(),
+        format!("\"held\":[{{\"bytes\":4096,\"id\":{id},\"queued\":50,\"tokens\":1}}]"),
+    ] {
+        assert!(holders[0].contains(&told), "{told} is not in {json}");
+    }
+    Ok(())
+}
+
 /// Nothing is touched by what is refused: neither a file nor the device.
 fn what_is_refused() -> Outcome {
     let pair = pair()?;
@@ -745,6 +787,7 @@ fn main() -> ExitCode {
         memory_that_is_too_small_for_its_queues,
         several_connections,
         progress_of_what_stands_still,
+        status_tells_who_holds_memory,
         what_is_refused,
     ])
 }

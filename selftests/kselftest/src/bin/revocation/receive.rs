@@ -30,6 +30,7 @@ use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::storm;
+use devmem_testlib::trace::Trace;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
 use nix::errno::Errno;
@@ -482,8 +483,18 @@ pub fn is_told() -> Outcome {
     })?;
     assert_eq!(next()?, Some((EventKind::Added, id, State::Bound)));
 
+    let trace = Trace::watch(&["net_devmem_revoke", "net_devmem_unbind"])?;
     revoke(&memory)?;
     assert_eq!(next()?, Some((EventKind::Revoked, id, State::Revoked)));
+    // From when the exporter asked until it is off its queue.
+    let told = trace.told_of(id)?;
+    let names = told.iter().filter_map(|line| line.split(':').next());
+    let names: Vec<_> = names.collect();
+    assert_eq!(
+        names,
+        ["net_devmem_revoke", "net_devmem_unbind"],
+        "{told:?}"
+    );
     let other = bind(&pair, &fresh()?)?;
     assert_eq!(next()?.map(|event| event.0), Some(EventKind::Added));
     let status = pair.rx.ns.run(|| Ok(Netdev::open()?.binding(id)?))?;

@@ -29,7 +29,8 @@ use devmem_testlib::child::unshare_user;
 use devmem_testlib::netkit::Netkit;
 use devmem_testlib::provider;
 use devmem_testlib::report::observe;
-use devmem_testlib::trace::Refusals;
+use devmem_testlib::trace::REFUSED as TRACED;
+use devmem_testlib::trace::Trace;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Call;
 use devmem_testlib::tx::extent;
@@ -241,7 +242,7 @@ pub fn refusals_are_traced() -> Outcome {
     let stage = Stage::new()?;
     let sending = stage.pair.tx.bind_tx(&stage.memory)?;
     let receiving = stage.pair.bind(&[1], &stage.memory)?;
-    let refusals = Refusals::watch()?;
+    let refusals = Trace::watch(&[TRACED])?;
     let mut child = Child::start(|talk| {
         let socket = stage.connect_in_child()?;
         as_nobody()?;
@@ -261,7 +262,7 @@ pub fn refusals_are_traced() -> Outcome {
         let answer = child.talk().hear()?;
         observe(format_args!("{reason}: {answer}"));
         assert_eq!(answer, REFUSED, "{reason}");
-        expected.push(format!("dmabuf_id={id} reason={reason}"));
+        expected.push(format!("{TRACED}: dmabuf_id={id} reason={reason}"));
     }
     child.end()?;
     drop(connection);
