@@ -477,8 +477,7 @@ fn what_is_bound() -> Outcome {
         Ok(text)
     };
     assert_eq!(list("--json")?, "");
-    let follow = format!("--json --follow --interface {}", pair.rx.ifname);
-    let mut follower = Cat::start(&pair.rx, "status", &follow)?;
+    let mut follower = Cat::start(&pair.rx, "status", "--json --follow")?;
     let stdout = follower
         .stdout
         .take()
@@ -703,6 +702,9 @@ fn progress_of_what_stands_still() -> Outcome {
 
 /// Each in a line that fits on a terminal, or of JSON.
 fn status_tells_who_holds_memory() -> Outcome {
+    if let Err(devmem::Error::NoGroup(_)) = devmem::status::Events::open() {
+        return skip("this kernel tells nothing of bindings");
+    }
     let bench = Receiving::new()?;
     bench.send(&[100])?;
     let mut probe = bench.probe();
