@@ -115,6 +115,12 @@
 //! that was in the memory that is gone; if not, receiving fails with `EIO`, for ever: bytes are missing there, and no more of
 //! it can be made sense of. `examples/survivor` does all of that.
 //!
+//! # Memory that is stuck
+//!
+//! Who keeps tokens, or does not read, keeps buffers that others may wait for. [`BindRx::max_tokens`] limits how many a
+//! socket may have. [`diag::holders`] tells an operator which sockets have some, and
+//! [`Netdev::flush`](netdev::Netdev::flush) aborts their connections.
+//!
 //! # What is logged
 //!
 //! A drop cannot fail. What went wrong in one, or never comes back after it, is a warning of the crate [`log`], by whose

@@ -60,7 +60,11 @@ impl<'s> Receiver<'s> {
     ///
     /// Those of `recvmsg()`. `EFAULT` and error 525 (`ETOOSMALL`) are about buffers that are too small: see
     /// [`with_capacity`](Self::with_capacity). [`WouldBlock`](io::ErrorKind::WouldBlock) if nothing has come, on a
-    /// socket that does not wait, or waits only for a while (`SO_RCVTIMEO`). Nothing is lost by any of them.
+    /// socket that does not wait, or waits only for a while (`SO_RCVTIMEO`). `ENOBUFS` if the socket has as many tokens as
+    /// it may: see [`BindRx::max_tokens`](crate::BindRx::max_tokens). Nothing is lost by any of them.
+    ///
+    /// Something is lost if it is `EIO`, again and again: the exporter took the memory back that the next bytes were in;
+    /// or `ECONNABORTED`: an operator [flushed](crate::netdev::Netdev::flush) the binding, or aborted the connection.
     pub fn recv(&mut self) -> io::Result<Received<'_, 's>> {
         self.recv_flags(0)
     }

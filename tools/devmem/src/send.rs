@@ -246,8 +246,10 @@ impl<'s, T: Source> Sender<'s, T> {
     /// - those of `sendmsg()`: `EINVAL` if this process may not send from the binding, or there is none;
     ///   `EFAULT` for what lies outside of the dma-buf; `ENODEV` if the connection goes through another device, or the
     ///   exporter of the dma-buf took the memory back; `EIO` if it did so before all was acknowledged that was sent from
-    ///   there, by which the connection is over; `EPIPE` and `ECONNRESET`; [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room, on a socket that does
-    ///   not wait, or waits only for a while (`SO_SNDTIMEO`);
+    ///   there, by which the connection is over; `ECONNABORTED` if the binding was
+    ///   [flushed](crate::netdev::Netdev::flush) by then; `EPIPE` and `ECONNRESET`;
+    ///   [`WouldBlock`](io::ErrorKind::WouldBlock) if there is no room, on a socket that does not wait, or waits only for
+    ///   a while (`SO_SNDTIMEO`);
     /// - [`InvalidInput`](io::ErrorKind::InvalidInput) for an extent beyond what this machine can address;
     /// - [`BrokenPipe`](io::ErrorKind::BrokenPipe) from a sender that lost track, see above.
     ///

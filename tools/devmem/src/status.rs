@@ -245,8 +245,8 @@ pub struct Event {
 
 /// A socket that is told what happens to the bindings of a network namespace: that of the thread which opened it.
 ///
-/// To be waited for with others, it can be polled for being readable: then [`try_next`](Self::try_next) until there is
-/// nothing. As an iterator it waits, and has no end.
+/// To be waited for with others, it can be polled for being readable: then, or if it has an error,
+/// [`try_next`](Self::try_next) until there is nothing. As an iterator it waits, and has no end.
 #[derive(Debug)]
 pub struct Events {
     socket: GenericSocket,

@@ -72,7 +72,8 @@ use crate::status::State;
 ///   event that was on its way.
 ///
 /// To be waited for with others, it can be polled for being readable, by `poll()`, `epoll`, or a request of an io_uring:
-/// [`try_next`](Self::try_next) until there is nothing, before the first time too, and then each time that it is.
+/// [`try_next`](Self::try_next) until there is nothing, before the first time too, and then each time that it is, or has
+/// an error (`POLLERR`, which is told unasked): that is how it is told that there was no room for an event.
 ///
 /// A watch does not keep a binding, and outlives it.
 #[derive(Debug)]
@@ -117,7 +118,8 @@ impl Watch {
     ///
     /// # Errors
     ///
-    /// Those of [`Events::try_next`], but for [`Error::Lost`], and of [`Netdev::binding`]; nothing is missed by them.
+    /// Those of [`Events::try_next`], but for [`Error::Lost`] and [`Error::Answer`], after which it asks, and of
+    /// [`Netdev::binding`]; nothing is missed by them.
     /// [`Error::Io`] with `ENOENT` after [`Deleted`](EventKind::Deleted) was told.
     pub fn try_next(&mut self) -> Result<Option<Event>, Error> {
         loop {
@@ -143,14 +145,10 @@ impl Watch {
     /// Takes all events there are, before anybody looks: as long as there is something to be read, the kernel does not
     /// tell again that there was no room for more.
     fn take_events(&mut self) -> Result<(), Error> {
-        loop {
-            match self.events.try_next() {
-                Ok(Some(event)) => self.is_stale |= event.binding.id == self.id,
-                Ok(None) => return Ok(()),
-                Err(Error::Lost) => self.is_stale = true,
-                Err(err) => return Err(err),
-            }
+        while let Some(is_of_it) = may_be_of(self.id, self.events.try_next())? {
+            self.is_stale |= is_of_it;
         }
+        Ok(())
     }
 
     /// What happens next, or `None` if nothing does in that time.
@@ -173,6 +171,15 @@ impl Watch {
     }
 }
 
+/// Whether an event is one of this binding, or may be: what was lost, or cannot be read, is gone. `None` if there is none.
+fn may_be_of(id: u32, event: Result<Option<Event>, Error>) -> Result<Option<bool>, Error> {
+    match event {
+        Ok(event) => Ok(event.map(|event| event.binding.id == id)),
+        Err(Error::Lost | Error::Answer(_)) => Ok(Some(true)),
+        Err(err) => Err(err),
+    }
+}
+
 impl Binding {
     /// What happens to the binding next, or `None` if nothing does in that time: as a [`Watch`] tells it, with what has
     /// happened since it was bound, at first.
@@ -188,7 +195,7 @@ impl Binding {
         let id = self.id();
         let watch = match &mut self.watch {
             Some(watch) => watch,
-            none => none.insert(Watch::of(id)?),
+            none => none.insert(Box::new(Watch::of(id)?)),
         };
         watch.next_timeout(timeout)
     }
@@ -454,6 +461,25 @@ mod tests {
         told.look(|| Ok(None)).unwrap();
         let event = told.news.pop_front().unwrap();
         assert_eq!(event.binding, answer(REVOKED, &[], 4, 9));
+    }
+
+    #[test]
+    fn events_that_are_a_reason_to_ask() {
+        let event = |id| {
+            let mut binding = bound(0, 0);
+            binding.id = id;
+            let kind = Available;
+            Ok(Some(Event { kind, binding }))
+        };
+        let of_seven = |event| may_be_of(7, event).ok();
+        assert_eq!(of_seven(event(7)), Some(Some(true)));
+        assert_eq!(of_seven(event(8)), Some(Some(false)));
+        assert_eq!(of_seven(Ok(None)), Some(None));
+        assert_eq!(of_seven(Err(Error::Lost)), Some(Some(true)));
+        let malformed = Err(Error::Answer("of a later kernel"));
+        assert_eq!(of_seven(malformed), Some(Some(true)));
+        let failed = io::Error::from_raw_os_error(libc::ENOMEM);
+        assert_eq!(of_seven(Err(failed.into())), None);
     }
 
     #[test]

@@ -57,7 +57,8 @@
 //!
 //! # Where a runtime has to be
 //!
-//! Receivers, senders and watches are made within one that has I/O enabled, and panic elsewhere, as all that is made of `AsyncFd`.
+//! Receivers, senders and watches are made within one that has I/O enabled, and panic elsewhere, as all that is made of
+//! `AsyncFd`.
 
 mod recv;
 mod send;
