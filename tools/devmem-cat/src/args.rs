@@ -28,8 +28,17 @@ pub enum Command {
     /// Removes what receivers that were killed have left on an interface: rules, and header split
     Cleanup(CleanupArgs),
     /// Lists the dma-bufs that are bound, whoever has bound them, who holds their memory, and what happens to them
+    ///
+    /// They are those of the network namespace. Of each, PAGE is the size of a buffer, IN USE how many are not free of how
+    /// many there are, and EMPTY how often there was none left; - is what is not counted, or not told. With CAP_NET_ADMIN
+    /// the sockets that hold any of their memory follow: TOKENS and HELD are what the user has not returned, QUEUED is what
+    /// was not read, with a + if there is more.
     Status(StatusArgs),
     /// Gets the memory of a binding back that is stuck: aborts the connections that hold it
+    ///
+    /// It takes CAP_NET_ADMIN in the network namespace of the device. Programs that had the connections get the error
+    /// ECONNABORTED. The binding stays, and its queues go on. Sockets whose connection is over keep what they have: the
+    /// number that is still out tells.
     Flush(FlushArgs),
 }
 

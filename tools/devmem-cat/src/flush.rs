@@ -38,7 +38,9 @@ fn why_not(err: &Error, id: u32) -> String {
     let errno = err.errno().map(Errno::from_raw);
     match errno {
         Some(Errno::ENOENT) => format!("there is no binding {id} here"),
-        Some(Errno::EOPNOTSUPP) => "this kernel flushes no bindings".into(),
+        Some(Errno::EOPNOTSUPP) => {
+            "this kernel flushes no bindings\nHint: it takes one with the patches of devmem_provider.".into()
+        }
         _ => format!("binding {id}: {err}"),
     }
 }

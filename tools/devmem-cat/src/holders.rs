@@ -17,8 +17,6 @@ use serde_json::json;
 const COLUMNS: usize = 80;
 
 pub const HEADER: &str = "    ID  TOKENS    HELD  QUEUED PROCESS            CONNECTION";
-/// Where the connection begins.
-const CONNECTION: usize = 50;
 /// And where it does if it is in lines of its own.
 const INDENT: usize = 7;
 
@@ -55,8 +53,10 @@ pub fn processes(holders: &[Holder]) -> BTreeMap<u32, Process> {
         };
         for inode in sockets(&entry.path()) {
             if wanted.remove(&inode) {
-                let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-                let command = printable(command.trim_end());
+                // Cut by the kernel, maybe within a character.
+                let command = fs::read(entry.path().join("comm")).unwrap_or_default();
+                let command = String::from_utf8_lossy(&command);
+                let command = printable(command.trim_end_matches('\n'));
                 found.insert(inode, Process { pid, command });
             }
         }
@@ -78,9 +78,11 @@ fn inode_of(link: &str) -> Option<u32> {
         .ok()
 }
 
-/// Processes choose their names.
-fn printable(name: &str) -> String {
-    let shown = |c: char| if c.is_control() { '?' } else { c };
+/// Processes and interfaces get any names. Beyond these characters there are some that do something to a terminal, and
+/// others that take no column there, or two.
+pub fn printable(name: &str) -> String {
+    let is_plain = |c: char| c == ' ' || c.is_ascii_graphic();
+    let shown = |c| if is_plain(c) { c } else { '?' };
     name.chars().map(shown).collect()
 }
 
@@ -103,11 +105,12 @@ pub fn text(holder: &Holder, process: Option<&Process>) -> Vec<String> {
     lines
 }
 
-/// A row, and the connection at its end or, if it is too long for that, below.
+/// A row, and the connection at its end or, if it is too long for that, below. Numbers that do not fit into their columns
+/// make it longer.
 fn with_connection(row: &str, local: &str, remote: &str) -> Vec<String> {
     let len = local.len() + 1 + remote.len();
     let below = |text: &str| format!("{:INDENT$}{text}", "");
-    if CONNECTION + len <= COLUMNS {
+    if row.len() + 1 + len <= COLUMNS {
         return vec![format!("{row} {local} {remote}")];
     }
     let mut lines = vec![row.trim_end().to_owned()];
@@ -166,7 +169,8 @@ mod tests {
             assert_eq!(HEADER.find(name).map(|at| at + name.len()), Some(end));
         }
         assert_eq!(HEADER.find("PROCESS"), Some(31));
-        assert_eq!(HEADER.find("CONNECTION"), Some(CONNECTION));
+        let row = format!("{:>6} {:>7} {:>7} {:>7} {:<18}", 1, 2, 3, 4, "5 a");
+        assert_eq!(HEADER.find("CONNECTION"), Some(row.len() + 1));
     }
 
     #[test]
@@ -186,7 +190,10 @@ mod tests {
         let lines = |local, remote| with_connection(&row, local, remote);
         let short = lines("192.0.2.1:5001", "192.0.2.2:40000");
         assert_eq!((short.len(), short[0].len()), (1, 80));
-        assert_eq!(short[0].find("192"), Some(CONNECTION));
+        assert_eq!(short[0].find("192"), HEADER.find("CONNECTION"));
+        // A binding of number 1 000 000.
+        let wide = with_connection(&format!("1{row}"), "192.0.2.1:5001", "192.0.2.2:40000");
+        assert_eq!(wide.len(), 2);
         let longer = lines("192.0.2.1:50001", "192.0.2.2:40000");
         assert_eq!(longer[0], row.trim_end());
         assert_eq!(longer[1], "       192.0.2.1:50001 192.0.2.2:40000");
@@ -201,6 +208,7 @@ mod tests {
         assert_eq!(inode_of("socket:[4242]"), Some(4242));
         assert_eq!(inode_of("pipe:[4242]"), None);
         assert_eq!(inode_of("/tmp/socket:[4242]"), None);
-        assert_eq!(printable("a\x1b[2Jb"), "a?[2Jb");
+        assert_eq!(printable("a\x1b[2J b"), "a?[2J b");
+        assert_eq!(printable("\u{202e}\u{9b}\u{4e16}\u{fffd}"), "????");
     }
 }

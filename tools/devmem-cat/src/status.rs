@@ -86,9 +86,14 @@ fn show(args: &StatusArgs) -> Fallible<()> {
 /// Who holds the memory of these bindings, as far as it is told.
 fn put_holders(out: &mut impl Write, ids: &BTreeSet<u32>, is_json: bool) -> Fallible<()> {
     let holders = match diag::holders() {
+        Ok(holders) => holders::of_bindings(holders, ids),
         // There is no telling, in a kernel without CONFIG_INET_TCP_DIAG.
         Err(err) if err.errno() == Some(nix::errno::Errno::ENOENT as i32) => return Ok(()),
-        other => holders::of_bindings(other?, ids),
+        // Nor here, and there is more to be told than that.
+        Err(err) => {
+            tell::say(format_args!("who holds the memory: {err}"));
+            return Ok(());
+        }
     };
     let processes = holders::processes(&holders);
     if !is_json && !holders.is_empty() {
@@ -170,7 +175,10 @@ fn line(binding: &BindingStatus, event: Option<EventKind>, is_json: bool) -> Str
     });
     match is_json {
         true => json(binding, interface.as_deref(), event).to_string(),
-        false => text(binding, interface.as_deref(), event),
+        false => {
+            let interface = interface.as_deref().map(holders::printable);
+            text(binding, interface.as_deref(), event)
+        }
     }
 }
 
