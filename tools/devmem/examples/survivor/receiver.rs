@@ -98,7 +98,7 @@ impl<M: FnMut() -> io::Result<DmaBuf>> Survivor<M> {
         mut take: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> Result<End, Failure> {
         let mut rx = Receiver::new(stream);
-        // Goes back when it is full, when there is no memory left, or at the end.
+        // Goes back when it is full, before anything is waited for, when there is no memory left, or at the end.
         let mut done = TokenBatch::new(stream);
         let mut copy = Vec::new();
         loop {
@@ -107,6 +107,8 @@ impl<M: FnMut() -> io::Result<DmaBuf>> Survivor<M> {
                 Ok(received) if received.is_eof() => return Ok(End::Whole),
                 Ok(received) => received,
                 Err(err) if err.kind() == io::ErrorKind::TimedOut => {
+                    // It may be that nothing comes without these, if the memory is small.
+                    done.flush()?;
                     self.wait(stream)?;
                     continue;
                 }

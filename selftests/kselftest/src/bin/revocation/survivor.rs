@@ -94,8 +94,8 @@ fn wait_got(got: &AtomicU64, len: u64) {
     });
 }
 
-/// A connection all of which was read goes on in other memory, and its tokens of what is gone come back. One that has
-/// something to read there ends, and the next one goes on.
+/// A connection all of which was read goes on in other memory. One that has something to read there ends, its token of what
+/// is gone comes back, and the next one goes on.
 pub fn goes_on() -> Outcome {
     const PART: u64 = 1000;
     let pair = Pair::new()?;
