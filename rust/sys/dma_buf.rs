@@ -162,12 +162,7 @@ impl Attachment {
         // SAFETY: Both are alive, the dma-buf by its type invariant. The exporter looks at the ops until it is
         // detached, which is before the module goes; and so the claim is there as long as its callback wants it.
         let ptr = unsafe {
-            bindings::dma_buf_dynamic_attach(
-                buf.0.as_ptr(),
-                device_ptr(dev),
-                place.ops(),
-                data,
-            )
+            bindings::dma_buf_dynamic_attach(buf.0.as_ptr(), device_ptr(dev), place.ops(), data)
         };
 
         // INVARIANT: It was just attached.
@@ -413,9 +408,8 @@ impl Mapping {
             return Err(MapError::Direction);
         }
         let claim = KBox::pin_init(Claim::new(), GFP_KERNEL_ACCOUNT).map_err(MapError::Attach)?;
-        let attach = |buf, place, claim| {
-            Attachment::new(buf, dev, place, claim).map_err(MapError::Attach)
-        };
+        let attach =
+            |buf, place, claim| Attachment::new(buf, dev, place, claim).map_err(MapError::Attach);
         let mut attachment = attach(buf, Where::Anywhere, claim)?;
         let mut mapped = Self::map(&attachment.lock(), direction);
         if attachment.has_no_room(&mapped) {

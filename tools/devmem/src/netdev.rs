@@ -328,8 +328,8 @@ impl Netdev {
 
     /// Gets the memory of a binding back that is stuck in connections, whoever made it: aborts those which hold
     /// buffers of it or have to send from it, whose users are told `ECONNABORTED`, and restarts its receive queues. The
-    /// binding stays what it is. Takes about a tenth of a second if not all comes back, and up to five seconds if some
-    /// sockets are locked for so long: these are left alone. One flush is served at a time.
+    /// binding stays what it is. Takes about a tenth of a second if not all comes back, and up to a second if some
+    /// sockets are locked for so long: these are left alone. One flush of a binding is served at a time: `EBUSY`.
     ///
     /// Needs CAP_NET_ADMIN in the network namespace that the binding's device is in, or was, and has to be asked from
     /// there. A [`warning`](Self::warning) tells of a queue that was not restarted.
