@@ -26,8 +26,11 @@ SOURCE = f"usr/src/devmem_provider-{VERSION}"
 RELEASE = "7.3.0-made-up"
 RUSTC = "rustc 1.95.0 (59807616e 2026-04-14)"
 
-COMMANDS = ("", "cleanup", "receive", "send")
-PAGES = ("devmem-cat.1", "devmem-cat-cleanup.1", "devmem-cat-receive.1", "devmem-cat-send.1")
+COMMANDS = ("", "cleanup", "flush", "receive", "send", "status")
+PAGES = (
+    "devmem-cat.1", "devmem-cat-cleanup.1", "devmem-cat-flush.1", "devmem-cat-receive.1", "devmem-cat-send.1",
+    "devmem-cat-status.1",
+)
 COMPLETIONS = (
     "bash-completion/completions/devmem-cat",
     "zsh/site-functions/_devmem-cat",

@@ -349,7 +349,7 @@ class Needs(unittest.TestCase):
         config = "".join((SELFTESTS / "guest" / name).read_text()
                          for name in ("kernel.config", "debug.config"))
         # What others select, or default to.
-        derived = {"EVENT_TRACING", "HOTPLUG_CPU"}
+        derived = {"EVENT_TRACING", "HOTPLUG_CPU", "INET_TCP_DIAG"}
         self.assertEqual(self.options() - options(config), derived)
 
 

@@ -134,8 +134,15 @@ bounded()
 # its own, which no terminal tells that.
 watched()
 {
+	# Who is interrupted before there is something to end ends it then.
+	interrupted=
+	trap 'interrupted=1' INT TERM HUP
 	bounded "$@" &
 	trap 'kill $!; exit 1' INT TERM HUP
+	[ -z "$interrupted" ] || {
+		kill $!
+		exit 1
+	}
 	wait $!
 	ended=$?
 	# Children that go on would keep us from the end of the output.
