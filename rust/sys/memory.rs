@@ -66,7 +66,15 @@ use super::{
         netmem_to_net_iov,
         NetIovArea, //
     },
-    page_pool::refill,
+    page_pool::{
+        self,
+        refill,
+        Waiting, //
+    },
+    share::{
+        probe,
+        Account, //
+    },
     source::{
         CpuSource,
         Direction,
@@ -216,19 +224,176 @@ impl<S: Source> Mapped<S> {
     }
 }
 
+/// What is free of a binding, and who waits for it.
+struct Free {
+    list: FreeList<KVVec<u32>, KVec<Account>>,
+    /// The page pool of each queue that has an account, unless that is being stopped.
+    pools: KVec<Option<Waiting>>,
+}
+
+impl Free {
+    /// Has those look who asked in vain, and would get something now.
+    #[cold]
+    fn wake(&mut self) {
+        while let Some(queue) = self.list.wake() {
+            if let Some(Some(pool)) = self.pools.get(queue) {
+                pool.poll();
+            }
+        }
+    }
+}
+
+/// A queue that shares buffers with others: its account has the same index. Written with the lock of the free list
+/// held, and read without it.
+struct Sharer {
+    /// Which queue of its device.
+    queue: Atomic<u32>,
+    /// Whether its page pools are to keep nothing of what comes back.
+    gives_back: Atomic<bool>,
+}
+
+impl Sharer {
+    /// No device has as many queues.
+    const NOBODY: u32 = u32::MAX;
+}
+
 /// Buffers that are received into: net_iovs of one size, and which of them are free.
 #[pin_data]
 pub(crate) struct RxBuffers {
     #[pin]
-    free: SpinLockBh<FreeList<KVVec<u32>>>,
+    free: SpinLockBh<Free>,
+    /// None if there is one queue.
+    sharers: KVec<Sharer>,
     area: NetIovArea,
     niov_shift: u32,
 }
 
 impl RxBuffers {
+    /// The account of the queue that a page pool is for, if it has one.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid.
+    #[inline]
+    unsafe fn account(&self, pool: NonNull<bindings::page_pool>) -> Option<usize> {
+        if self.sharers.is_empty() {
+            return None;
+        }
+        // SAFETY: By the requirements of this function.
+        let queue = unsafe { page_pool::queue(pool) };
+
+        self.account_of(queue, queue)
+    }
+
+    /// The first account that is `of` somebody, where that of `queue` is looked for.
+    fn account_of(&self, queue: u32, of: u32) -> Option<usize> {
+        let is_of = |&index: &usize| {
+            let sharer = self.sharers.get(index);
+            sharer.is_some_and(|sharer| sharer.queue.load(Relaxed) == of)
+        };
+
+        probe(queue, self.sharers.len()).find(is_of)
+    }
+
+    /// A page pool of these buffers was made. From now on it may be told of them, until [`Self::pool_goes`].
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid until then.
+    pub(super) unsafe fn pool_comes(&self, pool: NonNull<bindings::page_pool>) {
+        if self.sharers.is_empty() {
+            return;
+        }
+        // SAFETY: By the requirements of this function.
+        let queue = unsafe { page_pool::queue(pool) };
+        let mut free = self.free.lock();
+        // The first time it gets one that nobody has.
+        let account = self
+            .account_of(queue, queue)
+            .or_else(|| self.account_of(queue, Sharer::NOBODY));
+
+        if let Some(index) = account {
+            if let (Some(sharer), Some(known)) =
+                (self.sharers.get(index), free.pools.get_mut(index))
+            {
+                sharer.queue.store(queue, Relaxed);
+                // SAFETY: By the requirements of this function.
+                *known = Some(unsafe { Waiting::new(pool) });
+            }
+        }
+        free.list.starts(account);
+    }
+
+    /// A page pool of these buffers is about to be freed. It has none of them.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid.
+    pub(super) unsafe fn pool_goes(&self, pool: NonNull<bindings::page_pool>) {
+        // SAFETY: By the requirements of this function.
+        let Some(account) = (unsafe { self.account(pool) }) else {
+            return;
+        };
+        let mut free = self.free.lock();
+
+        if let Some(known) = free.pools.get_mut(account) {
+            // The queue may have another one by now.
+            known.take_if(|known| known.is(pool));
+        }
+    }
+
+    /// Whether a page pool is to keep nothing of what comes back.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid.
+    #[inline]
+    pub(super) unsafe fn wants_back(&self, pool: NonNull<bindings::page_pool>) -> bool {
+        // SAFETY: By the requirements of this function.
+        let account = unsafe { self.account(pool) };
+        let sharer = account.and_then(|account| self.sharers.get(account));
+
+        sharer.is_some_and(|sharer| sharer.gives_back.load(Relaxed))
+    }
+
+    /// Does something with the free list for the queue with `account`, under the lock.
+    #[inline]
+    fn with_free<R>(
+        &self,
+        account: Option<usize>,
+        change: impl FnOnce(&mut FreeList<KVVec<u32>, KVec<Account>>) -> R,
+    ) -> R {
+        let mut free = self.free.lock();
+        let result = change(&mut free.list);
+
+        if let Some(account) = account {
+            let gives_back = free.list.gives_back(account);
+            if let Some(sharer) = self.sharers.get(account) {
+                // It seldom changes, and is often looked at elsewhere.
+                if sharer.gives_back.load(Relaxed) != gives_back {
+                    sharer.gives_back.store(gives_back, Relaxed);
+                }
+            }
+        }
+        if free.list.has_waiting() {
+            free.wake();
+        }
+        result
+    }
+
     /// log2 of the size of a buffer, in bytes.
     pub(super) fn niov_shift(&self) -> u32 {
         self.niov_shift
+    }
+
+    #[inline]
+    fn take(&self, batch: &mut Batch, most: usize, account: Option<usize>) -> bool {
+        self.with_free(account, |list| list.take(batch, most, account, now))
+    }
+
+    #[inline]
+    fn put(&self, iovs: impl Iovs, account: Option<usize>) -> bool {
+        self.with_free(account, |list| list.put(iovs, account, now))
     }
 
     /// Has those told who want to know that there is no buffer left, or that there are some again. Only who has a
@@ -257,9 +422,13 @@ impl<S: Source> RxMemory<S> {
     /// `BufferSize` if that is less than a page, or 4 GiB and more: a frag tells its place in a net_iov in 32
     /// bits. `NoMemory` if there is none for net_iovs and free list: 68 bytes for each net_iov, charged to
     /// the current task's memory cgroup.
+    ///
+    /// `queues` is how many queues are to share the net_iovs. Each has its share kept for it, but for those that
+    /// are more than that.
     pub(crate) fn new(
         source: S,
         niov_shift: u32,
+        queues: usize,
     ) -> Result<impl PinInit<Self, Error>, MemoryError> {
         if source.direction() != Self::DIRECTION {
             return Err(MemoryError::Direction);
@@ -274,10 +443,30 @@ impl<S: Source> RxMemory<S> {
         if area.len() != niovs {
             return Err(MemoryError::Changed);
         }
-        let free = FreeList::full(KVVec::from_elem(0, niovs, may_fail())?);
+        let sharing = if queues < 2 { 0 } else { queues };
+        let mut pools = KVec::with_capacity(sharing, GFP_KERNEL_ACCOUNT)?;
+        let mut sharers = KVec::with_capacity(sharing, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..sharing {
+            let sharer = Sharer {
+                queue: Atomic::new(Sharer::NOBODY),
+                gives_back: Atomic::new(false),
+            };
+            pools.push_within_capacity(None).map_err(|_| AllocError)?;
+            sharers
+                .push_within_capacity(sharer)
+                .map_err(|_| AllocError)?;
+        }
+        let free = Free {
+            list: FreeList::full(
+                KVVec::from_elem(0, niovs, may_fail())?,
+                KVec::from_elem(Account::default(), sharing, GFP_KERNEL_ACCOUNT)?,
+            ),
+            pools,
+        };
 
         let buffers = pin_init!(RxBuffers {
             free <- new_spinlock_bh!(free, "devmem_free_list"),
+            sharers,
             area,
             niov_shift,
         });
@@ -343,7 +532,7 @@ impl<S: Source> Memory for RxMemory<S> {
     }
 
     fn stats(&self) -> Stats {
-        let free = self.buffers.free.lock();
+        let free = &self.buffers.free.lock().list;
 
         Stats {
             buffers: free.capacity(),
@@ -358,15 +547,17 @@ impl<S: Source> Memory for RxMemory<S> {
 #[must_use = "a page pool that gets nothing drops packets"]
 pub(crate) struct Refill<'a> {
     buffers: &'a RxBuffers,
+    account: Option<usize>,
     /// Empty.
     batch: &'a mut Batch,
 }
 
 impl Refill<'_> {
-    /// Gives it free buffers: one at least if there is any, up to `most`, and not more than a fair share.
+    /// Gives it free buffers: one at least if there is any that its queue may have, up to `most`, and not more than
+    /// a fair share.
     #[inline]
     pub(crate) fn take_free(self, most: usize) {
-        let changed = self.buffers.free.lock().take(self.batch, most, now);
+        let changed = self.buffers.take(self.batch, most, self.account);
 
         if changed {
             self.buffers.supply_changed();
@@ -390,6 +581,8 @@ impl RxBuffers {
 
         take(Refill {
             buffers: self,
+            // SAFETY: By the requirements of this function.
+            account: unsafe { self.account(pool) },
             batch: &mut batch,
         });
         // SAFETY: By the requirements of this function. What is in the batch was on the free list: nobody but
@@ -407,10 +600,11 @@ impl<I: Iterator<Item = FreeIov>> Iovs for I {}
 ///
 /// # Invariants
 ///
-/// `iovs` are of `buffers`.
+/// `iovs` are of `buffers`, and were taken by the queue with `account`.
 #[must_use = "dropping it loses the buffers until the binding is freed"]
 pub(crate) struct Returned<'a, I> {
     buffers: &'a RxBuffers,
+    account: Option<usize>,
     iovs: I,
 }
 
@@ -418,7 +612,7 @@ impl<'a, I: Iovs> Returned<'a, I> {
     /// Puts them on the free list.
     #[inline]
     pub(crate) fn put(self) {
-        let changed = self.buffers.free.lock().put(self.iovs, now);
+        let changed = self.buffers.put(self.iovs, self.account);
 
         if changed {
             self.buffers.supply_changed();
@@ -431,15 +625,19 @@ impl RxBuffers {
     ///
     /// # Safety
     ///
-    /// `niov` has to be one of these buffers, from a [`Refill`]. Whoever had it gives it up.
+    /// `pool` has to be valid. `niov` has to be one of these buffers, which that had from a [`Refill`]. Whoever had
+    /// it gives it up.
     #[inline]
     pub(super) unsafe fn returned(
         &self,
+        pool: NonNull<bindings::page_pool>,
         niov: NonNull<bindings::net_iov>,
     ) -> Returned<'_, impl Iovs> {
         // INVARIANT: By the requirements of this function.
         Returned {
             buffers: self,
+            // SAFETY: By the requirements of this function.
+            account: unsafe { self.account(pool) },
             // SAFETY: By the requirements of this function.
             iovs: core::iter::once(unsafe { self.area.reclaim(niov) }),
         }
@@ -453,6 +651,7 @@ impl RxBuffers {
     #[inline]
     pub(super) unsafe fn all_returned<'a>(
         &'a self,
+        pool: NonNull<bindings::page_pool>,
         netmems: &'a [bindings::netmem_ref],
     ) -> Returned<'a, impl Iovs + 'a> {
         let iovs = netmems.iter().filter_map(|&netmem| {
@@ -464,6 +663,8 @@ impl RxBuffers {
         // INVARIANT: By the requirements of this function.
         Returned {
             buffers: self,
+            // SAFETY: By the requirements of this function.
+            account: unsafe { self.account(pool) },
             iovs,
         }
     }

@@ -47,6 +47,55 @@ impl NewPagePool {
     }
 }
 
+/// Which queue of its device a page pool is for.
+///
+/// # Safety
+///
+/// `pool` has to be valid.
+pub(super) unsafe fn queue(pool: NonNull<bindings::page_pool>) -> u32 {
+    // SAFETY: By the requirements of this function. It does not change.
+    unsafe { bindings::page_pool_queue_idx(pool.as_ptr()) }
+}
+
+/// A page pool that may want to be told of buffers.
+///
+/// # Invariants
+///
+/// The pointer is to a page pool that is not freed before this is gone.
+pub(super) struct Waiting(NonNull<bindings::page_pool>);
+
+// SAFETY: All that is done with it may be done by any thread.
+unsafe impl Send for Waiting {}
+
+impl Waiting {
+    /// # Safety
+    ///
+    /// `pool` has to be valid, and to be so until the result is dropped.
+    pub(super) unsafe fn new(pool: NonNull<bindings::page_pool>) -> Self {
+        // INVARIANT: By the requirements of this function.
+        Self(pool)
+    }
+
+    /// Whether it is this page pool.
+    pub(super) fn is(&self, pool: NonNull<bindings::page_pool>) -> bool {
+        self.0 == pool
+    }
+
+    /// Has the driver poll the queue of the page pool, which is when most drivers fill rings: one that is empty gets
+    /// no packet to be polled for. Bottom halves have to be off.
+    pub(super) fn poll(&self) {
+        // SAFETY: By the type invariant. As long as bottom halves are off, there is the NAPI of a page pool which
+        // has one: who frees it takes it from the page pool, and waits for RCU, before. One that is disabled is not
+        // scheduled.
+        unsafe {
+            let napi = bindings::page_pool_napi(self.0.as_ptr());
+            if !napi.is_null() {
+                bindings::napi_schedule(napi);
+            }
+        }
+    }
+}
+
 /// Gives the net_iovs of `batch` to a page pool. Returns what `->alloc_netmems()` has to return.
 ///
 /// # Safety

@@ -42,6 +42,7 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
         alloc_netmems: Some(Self::alloc_netmems),
         release_netmem: Some(Self::release_netmem),
         release_netmems: Some(Self::release_netmems),
+        wants_back: Some(Self::wants_back),
         init: Some(Self::init),
         destroy: Some(Self::destroy),
         nl_fill: Some(bindings::net_devmem_mp_nl_fill),
@@ -87,6 +88,8 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
             if !unsafe { bindings::net_devmem_binding_get(base) } {
                 return Err(ENODEV);
             }
+            // SAFETY: It is valid until `destroy` at least, which is called now that this does not fail.
+            unsafe { buffers.pool_comes(pool) };
             Ok(0)
         })
     }
@@ -97,7 +100,11 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
     unsafe extern "C" fn destroy(pool: *mut bindings::page_pool) {
         if let Some(pool) = NonNull::new(pool) {
             // SAFETY: By the requirements of this function there is the reference that `init` took.
-            unsafe { bindings::net_devmem_binding_put(Self::binding(pool)) }
+            unsafe {
+                let base = Self::binding(pool);
+                Self::buffers(base).pool_goes(pool);
+                bindings::net_devmem_binding_put(base);
+            }
         }
     }
 
@@ -150,7 +157,7 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
 
         // SAFETY: By the requirements of this function the pool had it from `alloc_netmems`, and
         // gives it up.
-        P::release_netmems(unsafe { buffers.returned(niov) });
+        P::release_netmems(unsafe { buffers.returned(pool, niov) });
         // There is no page to put.
         false
     }
@@ -174,6 +181,17 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
 
         // SAFETY: By the requirements of this function the pool had them from `alloc_netmems`, and
         // gives them up.
-        P::release_netmems(unsafe { buffers.all_returned(netmems) });
+        P::release_netmems(unsafe { buffers.all_returned(pool, netmems) });
+    }
+    /// # Safety
+    ///
+    /// `pool` has to be a page pool that [`Self::init`] saw, and that has a netmem at least.
+    unsafe extern "C" fn wants_back(pool: *const bindings::page_pool) -> bool {
+        let Some(pool) = NonNull::new(pool.cast_mut()) else {
+            return false;
+        };
+
+        // SAFETY: The pool has a reference to the binding since `init`.
+        unsafe { Self::buffers(Self::binding(pool)).wants_back(pool) }
     }
 }
