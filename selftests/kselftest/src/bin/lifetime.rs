@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use devmem::BindRx;
 use devmem::BindTx;
@@ -28,7 +29,9 @@ use devmem::token;
 use devmem::token::TokenRange;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::Provider;
 use devmem_testlib::aftermath;
+use devmem_testlib::child::Child;
 use devmem_testlib::child::Reaper;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Connection;
@@ -36,7 +39,9 @@ use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
+use devmem_testlib::report::diag;
 use devmem_testlib::runner;
+use devmem_testlib::skip;
 use devmem_testlib::sockopt;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
@@ -50,6 +55,8 @@ const QUEUE: u32 = Receiving::QUEUE;
 const PORT: u16 = Receiving::PORT;
 /// How long a driver may take to go.
 const UNLOADED: Duration = Duration::from_secs(5);
+/// How long the memory of somebody who was killed may take to be free.
+const RELEASED: Duration = Duration::from_secs(1);
 /// Tells a program of ours that it is the reader which gets killed: the number of its device.
 const VICTIM: &str = "DEVMEM_KSELFTEST_VICTIM";
 
@@ -545,6 +552,70 @@ fn reader_killed() -> Outcome {
     Ok(())
 }
 
+/// Which dma-bufs there are, by debugfs.
+const DMABUFS: &str = "/sys/kernel/debug/dma_buf/bufinfo";
+
+/// Whether there is a dma-buf of this size: when it goes, so does its memory.
+fn has_dmabuf(size: usize) -> io::Result<bool> {
+    let size = format!("{size:08}");
+    let found = fs::read_to_string(DMABUFS)?;
+    Ok(found
+        .lines()
+        .any(|line| line.split_whitespace().next() == Some(&size)))
+}
+
+/// The memory of an owner who is killed is free soon, though another process keeps tokens of it. How long it takes is
+/// told.
+fn kill_to_release() -> Outcome {
+    const ROUNDS: usize = 11;
+    const MEMORY: usize = 8192 * PAGE;
+    const LEN: u64 = 100_000;
+    if !fs::exists(DMABUFS)? {
+        return skip("debugfs does not tell of dma-bufs");
+    }
+    let mut took = Vec::new();
+
+    for _ in 0..ROUNDS {
+        let pair = Pair::new()?;
+        let mut owner = Child::start(|talk| {
+            let memory = DmaBuf::udmabuf(MEMORY)?;
+            let binding = pair.bind(&[QUEUE], &memory)?;
+            talk.tell(binding.id())?;
+            loop {
+                thread::park();
+            }
+        })?;
+        let id = owner.talk().hear_number()?;
+        let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+        let held = take(&connection, 0, LEN)?;
+        assert!(has_dmabuf(MEMORY)?, "the memory is there");
+
+        let killed = Instant::now();
+        drop(owner);
+        let released = wait::up_to(RELEASED, || Ok(!has_dmabuf(MEMORY)?))?;
+        if !released.came && provider::under_test() == Provider::Builtin {
+            diag("kill_to_release: not as long as there are tokens");
+            return Ok(());
+        }
+        assert!(
+            released.came,
+            "the memory is there after {:?}",
+            released.time
+        );
+        took.push(killed.elapsed());
+        drop(held);
+        drop(connection);
+        provider::all_buffers_back(id);
+    }
+    took.sort_unstable();
+    diag(format_args!(
+        "kill_to_release: {ROUNDS} times, half of them within {:?}, the longest {:?}",
+        took[ROUNDS / 2],
+        took[ROUNDS - 1]
+    ));
+    Ok(())
+}
+
 fn main() -> ExitCode {
     if let Ok(ifindex) = env::var(VICTIM) {
         let ifindex = ifindex.parse().expect("a number of a device");
@@ -566,6 +637,7 @@ fn main() -> ExitCode {
         interface_down_and_up,
         rebinding_under_traffic,
         reader_killed,
+        kill_to_release,
         peer_gone_with_tokens_held,
         device_deleted_after_unbind,
         device_deleted_while_bound,
