@@ -74,6 +74,11 @@ impl Batch {
 }
 
 impl Batch {
+    /// Whether nothing was taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The indices, with the right to them left to the caller.
     pub(crate) fn take_raw(&mut self) -> &[u32] {
         let len = core::mem::take(&mut self.len);
@@ -233,9 +238,14 @@ where
         spare >= self.capacity().div_ceil(AVAILABLE)
     }
 
-    /// A queue is about to be started.
+    /// A page pool was made for a queue, which is about to be started.
     pub(crate) fn starts(&mut self, queue: Option<usize>) {
         self.shares.starts(queue);
+    }
+
+    /// A page pool of a queue is gone, which may be the one that asked in vain last.
+    pub(crate) fn stops(&mut self, queue: usize, waited: bool) {
+        self.shares.stops(queue, waited);
     }
 
     /// Whether the page pools of a queue are to keep nothing of what comes back.

@@ -227,11 +227,19 @@ impl<S: Source> Mapped<S> {
 /// What is free of a binding, and who waits for it.
 struct Free {
     list: FreeList<KVVec<u32>, KVec<Account>>,
-    /// The page pool of each queue that has an account, unless that is being stopped.
+    /// Of each queue that has an account the page pool that asked in vain last, if it is still there.
     pools: KVec<Option<Waiting>>,
 }
 
 impl Free {
+    /// It is this page pool that is told of what the queue with `account` waits for.
+    #[cold]
+    fn set_waiting(&mut self, account: usize, pool: Waiting) {
+        if let Some(known) = self.pools.get_mut(account) {
+            *known = Some(pool);
+        }
+    }
+
     /// Has those look who asked in vain, and would get something now.
     #[cold]
     fn wake(&mut self) {
@@ -246,7 +254,8 @@ impl Free {
 /// A queue that shares buffers with others: its account has the same index. Written with the lock of the free list
 /// held, and read without it.
 struct Sharer {
-    /// Which queue of its device.
+    /// Which queue of its device. Once it is known, it stays so: what page pools took they give back to the same
+    /// account, however late.
     queue: Atomic<u32>,
     /// Whether its page pools are to keep nothing of what comes back.
     gives_back: Atomic<bool>,
@@ -295,33 +304,36 @@ impl RxBuffers {
         probe(queue, self.sharers.len()).find(is_of)
     }
 
-    /// A page pool of these buffers was made. From now on it may be told of them, until [`Self::pool_goes`].
+    /// A page pool of these buffers was made. Until it is freed [`Self::pool_goes`] has to be called.
     ///
     /// # Safety
     ///
-    /// `pool` has to be valid until then.
+    /// `pool` has to be valid.
     pub(super) unsafe fn pool_comes(&self, pool: NonNull<bindings::page_pool>) {
         if self.sharers.is_empty() {
             return;
         }
         // SAFETY: By the requirements of this function.
         let queue = unsafe { page_pool::queue(pool) };
-        let mut free = self.free.lock();
-        // The first time it gets one that nobody has.
-        let account = self
-            .account_of(queue, queue)
-            .or_else(|| self.account_of(queue, Sharer::NOBODY));
 
-        if let Some(index) = account {
-            if let (Some(sharer), Some(known)) =
-                (self.sharers.get(index), free.pools.get_mut(index))
-            {
-                sharer.queue.store(queue, Relaxed);
-                // SAFETY: By the requirements of this function.
-                *known = Some(unsafe { Waiting::new(pool) });
+        self.with_free(self.account_to_be(queue), |free, account| {
+            // It has not asked yet, and who did before is about to be stopped.
+            if let Some(known) = account.and_then(|account| free.pools.get_mut(account)) {
+                *known = None;
             }
-        }
-        free.list.starts(account);
+            free.list.starts(account);
+        });
+    }
+
+    /// The account of a queue. The first time it gets one that nobody has.
+    fn account_to_be(&self, queue: u32) -> Option<usize> {
+        let _free = self.free.lock();
+
+        self.account_of(queue, queue).or_else(|| {
+            let account = self.account_of(queue, Sharer::NOBODY)?;
+            self.sharers.get(account)?.queue.store(queue, Relaxed);
+            Some(account)
+        })
     }
 
     /// A page pool of these buffers is about to be freed. It has none of them.
@@ -334,12 +346,13 @@ impl RxBuffers {
         let Some(account) = (unsafe { self.account(pool) }) else {
             return;
         };
-        let mut free = self.free.lock();
 
-        if let Some(known) = free.pools.get_mut(account) {
-            // The queue may have another one by now.
-            known.take_if(|known| known.is(pool));
-        }
+        self.with_free(Some(account), |free, _| {
+            let known = free.pools.get_mut(account);
+            // The queue may have another one that waits by now.
+            let waited = known.and_then(|known| known.take_if(|known| known.is(pool)));
+            free.list.stops(account, waited.is_some());
+        });
     }
 
     /// Whether a page pool is to keep nothing of what comes back.
@@ -361,10 +374,10 @@ impl RxBuffers {
     fn with_free<R>(
         &self,
         account: Option<usize>,
-        change: impl FnOnce(&mut FreeList<KVVec<u32>, KVec<Account>>) -> R,
+        change: impl FnOnce(&mut Free, Option<usize>) -> R,
     ) -> R {
         let mut free = self.free.lock();
-        let result = change(&mut free.list);
+        let result = change(&mut free, account);
 
         if let Some(account) = account {
             let gives_back = free.list.gives_back(account);
@@ -386,14 +399,33 @@ impl RxBuffers {
         self.niov_shift
     }
 
+    /// Takes what `pool` may have, which has `account`.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid until [`Self::pool_goes`].
     #[inline]
-    fn take(&self, batch: &mut Batch, most: usize, account: Option<usize>) -> bool {
-        self.with_free(account, |list| list.take(batch, most, account, now))
+    unsafe fn take(
+        &self,
+        pool: NonNull<bindings::page_pool>,
+        account: Option<usize>,
+        batch: &mut Batch,
+        most: usize,
+    ) -> bool {
+        self.with_free(account, |free, account| {
+            let changed = free.list.take(batch, most, account, now);
+
+            if let (Some(account), true) = (account, batch.is_empty()) {
+                // SAFETY: By the requirements of this function. It has asked.
+                free.set_waiting(account, unsafe { Waiting::new(pool) });
+            }
+            changed
+        })
     }
 
     #[inline]
     fn put(&self, iovs: impl Iovs, account: Option<usize>) -> bool {
-        self.with_free(account, |list| list.put(iovs, account, now))
+        self.with_free(account, |free, account| free.list.put(iovs, account, now))
     }
 
     /// Has those told who want to know that there is no buffer left, or that there are some again. Only who has a
@@ -544,9 +576,14 @@ impl<S: Source> Memory for RxMemory<S> {
 }
 
 /// What a page pool that has run dry gets.
+///
+/// # Invariants
+///
+/// `pool` is in its `->alloc_netmems()`, its provider is the binding of `buffers`, and `account` its account.
 #[must_use = "a page pool that gets nothing drops packets"]
 pub(crate) struct Refill<'a> {
     buffers: &'a RxBuffers,
+    pool: NonNull<bindings::page_pool>,
     account: Option<usize>,
     /// Empty.
     batch: &'a mut Batch,
@@ -557,7 +594,8 @@ impl Refill<'_> {
     /// a fair share.
     #[inline]
     pub(crate) fn take_free(self, most: usize) {
-        let changed = self.buffers.take(self.batch, most, self.account);
+        // SAFETY: By the type invariants: `pool_goes` is called before it is freed.
+        let changed = unsafe { self.buffers.take(self.pool, self.account, self.batch, most) };
 
         if changed {
             self.buffers.supply_changed();
@@ -571,6 +609,7 @@ impl RxBuffers {
     /// # Safety
     ///
     /// `pool` has to be valid and in its `->alloc_netmems()`, and its provider the binding of the buffers.
+    /// [`Self::pool_goes`] has to be called before it is freed.
     #[inline]
     pub(super) unsafe fn refill(
         &self,
@@ -579,8 +618,10 @@ impl RxBuffers {
     ) -> bindings::netmem_ref {
         let mut batch = Batch::new();
 
+        // INVARIANT: By the requirements of this function.
         take(Refill {
             buffers: self,
+            pool,
             // SAFETY: By the requirements of this function.
             account: unsafe { self.account(pool) },
             batch: &mut batch,

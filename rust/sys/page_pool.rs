@@ -57,7 +57,7 @@ pub(super) unsafe fn queue(pool: NonNull<bindings::page_pool>) -> u32 {
     unsafe { bindings::page_pool_queue_idx(pool.as_ptr()) }
 }
 
-/// A page pool that may want to be told of buffers.
+/// A page pool that asked in vain, and may be told of buffers.
 ///
 /// # Invariants
 ///
@@ -70,7 +70,7 @@ unsafe impl Send for Waiting {}
 impl Waiting {
     /// # Safety
     ///
-    /// `pool` has to be valid, and to be so until the result is dropped.
+    /// `pool` has to be valid, and to be so until the result is dropped. It has asked for buffers.
     pub(super) unsafe fn new(pool: NonNull<bindings::page_pool>) -> Self {
         // INVARIANT: By the requirements of this function.
         Self(pool)
@@ -82,17 +82,11 @@ impl Waiting {
     }
 
     /// Has the driver poll the queue of the page pool, which is when most drivers fill rings: one that is empty gets
-    /// no packet to be polled for. Bottom halves have to be off.
+    /// no packet to be polled for. Not in hard interrupts.
     pub(super) fn poll(&self) {
-        // SAFETY: By the type invariant. As long as bottom halves are off, there is the NAPI of a page pool which
-        // has one: who frees it takes it from the page pool, and waits for RCU, before. One that is disabled is not
-        // scheduled.
-        unsafe {
-            let napi = bindings::page_pool_napi(self.0.as_ptr());
-            if !napi.is_null() {
-                bindings::napi_schedule(napi);
-            }
-        }
+        // SAFETY: By the type invariant. It has asked, so its NAPI was added, if it has one. That goes on only after it
+        // was taken from the page pool, which waits for this.
+        unsafe { bindings::net_mp_schedule_napi(self.0.as_ptr()) }
     }
 }
 

@@ -5,7 +5,8 @@
 //! NICs fill rings when a queue starts, and page pools keep what comes back. So a queue that is first would
 //! have all of a small binding, and keep it. Each has a fair share instead:
 //!
-//! - It is kept for a queue that is yet to fill its ring, or that got none when it asked.
+//! - It is kept for a queue that is yet to fill its ring, or that got none when it asked. It is not for one whose
+//!   page pools are gone: that may have left the binding. Drivers make all page pools before they fill rings.
 //! - Half of it is always kept. What is left of it others may have meanwhile, and give back as soon as they can:
 //!   their page pools keep nothing beyond their own share.
 //!
@@ -22,12 +23,16 @@ const KEPT: usize = 2;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Account {
     taken: usize,
+    /// Its page pools, old ones, too.
+    pools: usize,
     /// It has had something since it was started.
     is_filled: bool,
     /// It had less than its share, asked, and got none; or it got none, and there is not one each.
     is_starving: bool,
     /// It was told since that there are some.
     is_woken: bool,
+    /// It had page pools, and has none now: nothing is kept for it until it has one again.
+    is_gone: bool,
 }
 
 impl Account {
@@ -86,16 +91,20 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
 
     /// What is kept for a queue, beyond what it has.
     fn need(&self, account: &Account) -> usize {
-        let kept = match account.is_starving || !account.is_filled {
-            true => self.share,
-            false => self.least,
+        let kept = if account.is_gone {
+            0
+        } else if account.is_starving || !account.is_filled {
+            self.share
+        } else {
+            self.least
         };
         kept.saturating_sub(account.taken)
     }
 
     /// What is kept for a queue in any case, beyond what it has.
     fn least_need(&self, account: &Account) -> usize {
-        self.least.saturating_sub(account.taken)
+        let kept = if account.is_gone { 0 } else { self.least };
+        kept.saturating_sub(account.taken)
     }
 
     #[inline]
@@ -164,20 +173,34 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
         });
     }
 
-    /// A queue gave so many back. If little is left, it is being stopped, and has to be filled when it is
-    /// started again.
+    /// A queue gave so many back. If nothing is left, it was stopped, and has to be filled when it is started
+    /// again.
     pub(crate) fn gave_back(&mut self, queue: Option<usize>, count: usize) {
-        let least = self.least;
-
         self.change(queue, |account| {
             account.taken = account.taken.saturating_sub(count);
-            account.is_filled &= account.taken >= least;
+            account.is_filled &= account.taken != 0;
         });
     }
 
-    /// A queue is about to be started: it is yet to be filled.
+    /// A page pool was made for a queue, which is about to be started: it is yet to be filled, and to ask.
     pub(crate) fn starts(&mut self, queue: Option<usize>) {
-        self.change(queue, |account| account.is_filled = false);
+        self.change(queue, |account| {
+            *account = Account {
+                taken: account.taken,
+                pools: account.pools + 1,
+                ..Account::default()
+            };
+        });
+    }
+
+    /// A page pool of a queue is gone. If it was the one that asked in vain last, nobody waits any more. If it was the
+    /// last one, the queue may have left the binding.
+    pub(crate) fn stops(&mut self, queue: usize, waited: bool) {
+        self.change(Some(queue), |account| {
+            account.pools = account.pools.saturating_sub(1);
+            account.is_gone = account.pools == 0;
+            account.is_starving &= !waited && !account.is_gone;
+        });
     }
 
     /// Whether the page pools of a queue are to keep nothing of what comes back.
@@ -220,6 +243,7 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
 
 /// Which accounts to look at for that of queue `queue` of the device, of `accounts`, one after the other.
 pub(crate) fn probe(queue: u32, accounts: usize) -> impl Iterator<Item = usize> {
-    // CAST: It stays the same queue, if accounts are fewer.
-    (0..accounts).map(move |next| (queue as usize % accounts + next) % accounts)
+    let first = (queue as usize).checked_rem(accounts).unwrap_or(0);
+
+    (first..accounts).chain(0..first)
 }

@@ -88,16 +88,6 @@ unsigned int rust_helper_page_pool_queue_idx(const struct page_pool *pool)
 	return pool->slow.queue_idx;
 }
 
-struct napi_struct *rust_helper_page_pool_napi(const struct page_pool *pool)
-{
-	return READ_ONCE(pool->p.napi);
-}
-
-void rust_helper_napi_schedule(struct napi_struct *napi)
-{
-	napi_schedule(napi);
-}
-
 long rust_helper_net_iov_pp_ref_count(struct net_iov *niov)
 {
 	return atomic_long_read(&niov->desc.pp_ref_count);

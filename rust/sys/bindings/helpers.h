@@ -14,7 +14,6 @@ struct device;
 struct genl_info;
 struct genlmsghdr;
 struct iov_iter;
-struct napi_struct;
 struct net;
 struct net_device;
 struct net_devmem_binding;
@@ -46,8 +45,6 @@ void *rust_helper_page_pool_mp_priv(const struct page_pool *pool);
 unsigned int rust_helper_page_pool_order(const struct page_pool *pool);
 void rust_helper_page_pool_disable_dma_sync(struct page_pool *pool);
 unsigned int rust_helper_page_pool_queue_idx(const struct page_pool *pool);
-struct napi_struct *rust_helper_page_pool_napi(const struct page_pool *pool);
-void rust_helper_napi_schedule(struct napi_struct *napi);
 long rust_helper_net_iov_pp_ref_count(struct net_iov *niov);
 void rust_helper_net_iov_pp_ref_inc(struct net_iov *niov);
 

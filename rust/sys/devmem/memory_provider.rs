@@ -88,7 +88,7 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
             if !unsafe { bindings::net_devmem_binding_get(base) } {
                 return Err(ENODEV);
             }
-            // SAFETY: It is valid until `destroy` at least, which is called now that this does not fail.
+            // SAFETY: It is valid. `destroy` is called before it is freed, now that this does not fail.
             unsafe { buffers.pool_comes(pool) };
             Ok(0)
         })
@@ -183,6 +183,7 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
         // gives them up.
         P::release_netmems(unsafe { buffers.all_returned(pool, netmems) });
     }
+
     /// # Safety
     ///
     /// `pool` has to be a page pool that [`Self::init`] saw, and that has a netmem at least.

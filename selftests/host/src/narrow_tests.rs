@@ -330,10 +330,10 @@ fn shares_as_long_as_an_index_goes() {
                 loop {
                     let mut batch = free_list::Batch::new();
                     let _ = list.take(&mut batch, usize::MAX, Some(queue), || 0);
-                    match batch.take_raw() {
-                        [] => break,
-                        got => held[queue].extend_from_slice(got),
+                    if batch.is_empty() {
+                        break;
                     }
+                    held[queue].extend_from_slice(batch.take_raw());
                 }
                 let rest = size % queues;
                 let most = size / queues + if size < queues { 1 } else { rest };
@@ -344,6 +344,7 @@ fn shares_as_long_as_an_index_goes() {
                 let _ = list.put(back, Some(queue), || 0);
                 list.starts(Some(queue));
                 assert_eq!(list.gives_back(queue), size < queues);
+                list.stops(queue, false);
             }
             assert_eq!(list.in_use(), 0);
             assert!(size == 0 || !list.has_waiting() || list.wake().is_some());

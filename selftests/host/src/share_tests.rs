@@ -32,8 +32,10 @@ impl Binding {
     fn ask(&mut self, queue: usize, most: usize) -> (usize, bool) {
         let mut batch = Batch::new();
         let exhausted = self.list.take(&mut batch, most, Some(queue), || 0);
+        let is_empty = batch.is_empty();
         let got = batch.take_raw();
 
+        assert_eq!(got.is_empty(), is_empty);
         self.held[queue].extend(got);
         (got.len(), exhausted)
     }
@@ -125,6 +127,71 @@ fn what_others_do_not_use_is_lent() {
     // It has as much at once.
     assert_eq!(binding.fill(1, 64), 64);
     assert_eq!(binding.woken(), []);
+}
+
+/// With a ring that is smaller than what is always kept.
+#[test]
+fn a_queue_that_is_idle_lends_though_it_gave_some_back() {
+    let mut binding = Binding::new(256, 2);
+
+    assert_eq!(binding.fill(0, 16), 16);
+    assert_eq!(binding.fill(1, 16), 16);
+    let _ = binding.give(1, 1);
+    assert_eq!(binding.fill(0, 256), 256 - 64);
+}
+
+#[test]
+fn nothing_is_kept_for_a_queue_without_page_pools() {
+    let mut binding = Binding::new(256, 2);
+    binding.list.starts(Some(0));
+    binding.list.starts(Some(1));
+    binding.fill(0, 16);
+    binding.fill(1, 128);
+
+    // It is started anew: that the old page pool goes does not matter.
+    binding.list.starts(Some(1));
+    let _ = binding.give(1, 128);
+    binding.list.stops(1, false);
+    assert_eq!(binding.fill(0, 256), 128);
+
+    binding.list.stops(1, false);
+    assert_eq!(binding.fill(0, 256), 256);
+
+    // If it comes back all the same, it gets what the other one gives back.
+    binding.list.starts(Some(1));
+    assert_eq!(binding.ask(1, 64).0, 0);
+    let _ = binding.give(0, 16);
+    assert_eq!(binding.ask(0, 64).0, 0);
+    assert_eq!(binding.woken(), [1]);
+    assert_eq!(binding.fill(1, 16), 16);
+}
+
+/// Who asked, and is gone, is not who buffers are kept for.
+#[test]
+fn nobody_waits_for_who_is_gone() {
+    for has_another in [false, true] {
+        let mut binding = Binding::new(2, 3);
+        for queue in 0..3 {
+            binding.list.starts(Some(queue));
+        }
+        assert_eq!(binding.fill(0, 1), 1);
+        assert_eq!(binding.fill(1, 1), 1);
+        assert_eq!(binding.ask(2, 1).0, 0);
+        let _ = binding.give(0, 1);
+        assert_eq!(binding.woken(), [2]);
+        assert_eq!(binding.ask(0, 1).0, 0, "it is for the one that was woken");
+        let _ = binding.give(1, 1);
+        assert_eq!(binding.woken(), [0]);
+
+        if has_another {
+            // That has not asked so far.
+            binding.list.starts(Some(2));
+        } else {
+            binding.list.stops(2, true);
+        }
+        assert_eq!(binding.fill(0, 1), 1);
+        assert_eq!(binding.fill(1, 1), 1);
+    }
 }
 
 #[test]
@@ -272,6 +339,8 @@ fn told_when_there_are_enough_that_nobody_needs() {
 struct Known {
     is_filled: bool,
     is_starving: bool,
+    pools: usize,
+    is_gone: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -279,6 +348,7 @@ enum Step {
     Take(usize, usize),
     Give(usize, usize),
     Starts(usize),
+    Stops(usize, bool),
 }
 
 /// What has to be so, whatever was before.
@@ -293,6 +363,7 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
         let free = buffers - taken.iter().sum::<usize>();
         let needs = |of: usize| {
             let kept = match known[of].is_filled && !known[of].is_starving {
+                _ if known[of].is_gone => 0,
                 true => least,
                 false => share,
             };
@@ -313,21 +384,29 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
                     assert!(got > 0 || free <= others, "{steps:?}");
                 }
                 if got > 0 {
-                    known[queue] = Known {
-                        is_filled: true,
-                        is_starving: false,
-                    };
+                    known[queue].is_filled = true;
+                    known[queue].is_starving = false;
                 } else {
                     known[queue].is_starving = taken[queue] < share || buffers < queues;
                 }
             }
             Step::Give(queue, count) => {
                 binding.give(queue, count);
-                known[queue].is_filled &= binding.held[queue].len() >= least;
+                known[queue].is_filled &= !binding.held[queue].is_empty();
             }
             Step::Starts(queue) => {
                 binding.list.starts(Some(queue));
-                known[queue].is_filled = false;
+                known[queue] = Known {
+                    pools: known[queue].pools + 1,
+                    ..Known::default()
+                };
+            }
+            Step::Stops(queue, waited) => {
+                binding.list.stops(queue, waited);
+                let known = &mut known[queue];
+                known.pools = known.pools.saturating_sub(1);
+                known.is_gone = known.pools == 0;
+                known.is_starving &= known.pools > 0 && !waited;
             }
         }
 
@@ -354,6 +433,7 @@ fn all_short_sequences() {
         Step::Give(0, 64),
         Step::Give(1, 2),
         Step::Starts(1),
+        Step::Stops(1, true),
     ];
     for (buffers, queues) in [(1, 2), (2, 2), (3, 2), (5, 2), (9, 2), (2, 3), (4, 3)] {
         each(&steps, bound(6, 3), |steps| {
@@ -367,6 +447,7 @@ fn step(queues: usize) -> impl Strategy<Value = Step> {
         4 => (0..queues, 1..=BATCH).prop_map(|(queue, most)| Step::Take(queue, most)),
         4 => (0..queues, 0..100usize).prop_map(|(queue, count)| Step::Give(queue, count)),
         1 => (0..queues).prop_map(Step::Starts),
+        1 => (0..queues, any::<bool>()).prop_map(|(queue, waited)| Step::Stops(queue, waited)),
     ]
 }
 
