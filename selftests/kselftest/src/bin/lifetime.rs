@@ -29,7 +29,6 @@ use devmem::token;
 use devmem::token::TokenRange;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
-use devmem_testlib::Provider;
 use devmem_testlib::aftermath;
 use devmem_testlib::child::Child;
 use devmem_testlib::child::Reaper;
@@ -593,10 +592,6 @@ fn kill_to_release() -> Outcome {
         let killed = Instant::now();
         drop(owner);
         let released = wait::up_to(RELEASED, || Ok(!has_dmabuf(MEMORY)?))?;
-        if !released.came && provider::under_test() == Provider::Builtin {
-            diag("kill_to_release: not as long as there are tokens");
-            return Ok(());
-        }
         assert!(
             released.came,
             "the memory is there after {:?}",
