@@ -363,6 +363,17 @@ impl RxBuffers {
     #[inline]
     pub(super) unsafe fn wants_back(&self, pool: NonNull<bindings::page_pool>) -> bool {
         // SAFETY: By the requirements of this function.
+        !self.sharers.is_empty() && unsafe { self.wants_back_from(pool) }
+    }
+
+    /// The same, for a binding with several queues. Those with one do not set up a frame for it.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid.
+    #[inline(never)]
+    unsafe fn wants_back_from(&self, pool: NonNull<bindings::page_pool>) -> bool {
+        // SAFETY: By the requirements of this function.
         let account = unsafe { self.account(pool) };
         let sharer = account.and_then(|account| self.sharers.get(account));
 
