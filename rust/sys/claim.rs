@@ -31,11 +31,11 @@ pub(crate) fn may_be_revoked() -> bool {
     EVER_TAKEN_BACK.load(Relaxed)
 }
 
-/// A receive binding, for the source of its memory, which somebody may take back.
+/// A binding, for the source of its memory, which somebody may take back.
 ///
 /// # Invariants
 ///
-/// The pointer is to a receive binding that was published, and is not freed before its source is dropped.
+/// The pointer is to a binding that was published, and is not freed before its source is dropped.
 pub(super) struct Owner(NonNull<bindings::net_devmem_binding>);
 
 // SAFETY: All that is done with it may be done by any thread.
@@ -44,13 +44,13 @@ unsafe impl Send for Owner {}
 impl Owner {
     /// # Safety
     ///
-    /// `binding` has to be a receive binding that was published. Nobody but the source of its memory gets the result.
+    /// `binding` has to be one that was published. Nobody but the source of its memory gets the result.
     pub(super) unsafe fn new(binding: NonNull<bindings::net_devmem_binding>) -> Self {
         // INVARIANT: By the requirements of this function.
         Self(binding)
     }
 
-    /// Has the core take the binding off its queues, and the source be dropped, soon. Any context.
+    /// Has the core take the memory from devices, and the source be dropped, soon. Any context.
     fn revoke(self) {
         EVER_TAKEN_BACK.store(true, Relaxed);
         // SAFETY: By the type invariant.

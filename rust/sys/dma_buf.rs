@@ -4,8 +4,7 @@
 //!
 //! A device is attached to a dma-buf ([`Attachment`]). Under the reservation lock ([`Locked`]) the memory is then
 //! [pinned](Pinned) and [mapped](Table), each undone when dropped, under that lock, unless it is kept: as a
-//! [`Mapping`], which takes the lock to undo it. What is received into may go back to its exporter at any time, by a
-//! [`Claim`].
+//! [`Mapping`], which takes the lock to undo it. The memory may go back to its exporter at any time, by a [`Claim`].
 //!
 //! C headers: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h),
 //! [`include/linux/dma-resv.h`](srctree/include/linux/dma-resv.h)
@@ -108,25 +107,26 @@ enum Where {
     InHostMemory,
 }
 
-/// What exporters are told of us, who import.
-const fn importer(
-    allow_peer2peer: bool,
-    invalidate_mappings: Option<unsafe extern "C" fn(*mut bindings::dma_buf_attachment)>,
-) -> bindings::dma_buf_attach_ops {
-    bindings::dma_buf_attach_ops {
-        allow_peer2peer,
-        invalidate_mappings,
+impl Where {
+    fn ops(self) -> &'static bindings::dma_buf_attach_ops {
+        match self {
+            Self::Anywhere => &ANYWHERE,
+            Self::InHostMemory => &IN_HOST_MEMORY,
+        }
     }
 }
 
-/// For those who have a claim: the exporter may take the memory back, pinned or not.
-static REVOCABLE: [bindings::dma_buf_attach_ops; 2] = [
-    importer(true, Some(invalidate_mappings)),
-    importer(false, Some(invalidate_mappings)),
-];
+/// What exporters are told of us, who import: they may take the memory back, pinned or not.
+const fn importer(allow_peer2peer: bool) -> bindings::dma_buf_attach_ops {
+    bindings::dma_buf_attach_ops {
+        allow_peer2peer,
+        invalidate_mappings: Some(invalidate_mappings),
+    }
+}
 
-/// For those who have none. Exporters that may take memory back do not let them attach.
-static PINNED: [bindings::dma_buf_attach_ops; 2] = [importer(true, None), importer(false, None)];
+static ANYWHERE: bindings::dma_buf_attach_ops = importer(true);
+
+static IN_HOST_MEMORY: bindings::dma_buf_attach_ops = importer(false);
 
 /// # Safety
 ///
@@ -144,12 +144,11 @@ unsafe extern "C" fn invalidate_mappings(attachment: *mut bindings::dma_buf_atta
 ///
 /// # Invariants
 ///
-/// The pointer is to a dynamic attachment to `buf`, and nothing else will detach it. `claim` is its private data, if
-/// there is one; otherwise its ops are [`PINNED`].
+/// The pointer is to a dynamic attachment to `buf`, and nothing else will detach it. `claim` is its private data.
 struct Attachment {
     ptr: NonNull<bindings::dma_buf_attachment>,
     buf: DmaBuf,
-    claim: Option<Pin<KBox<Claim>>>,
+    claim: Pin<KBox<Claim>>,
 }
 
 impl Attachment {
@@ -157,20 +156,19 @@ impl Attachment {
         buf: DmaBuf,
         dev: &Device<Bound>,
         place: Where,
-        claim: Option<Pin<KBox<Claim>>>,
+        claim: Pin<KBox<Claim>>,
     ) -> Result<Self> {
-        let (all, data) = match &claim {
-            Some(claim) => (&REVOCABLE, core::ptr::from_ref(&**claim).cast_mut().cast()),
-            None => (&PINNED, core::ptr::null_mut()),
-        };
-        let ops = match place {
-            Where::Anywhere => &all[0],
-            Where::InHostMemory => &all[1],
-        };
+        let data = core::ptr::from_ref(&*claim).cast_mut().cast();
         // SAFETY: Both are alive, the dma-buf by its type invariant. The exporter looks at the ops until it is
         // detached, which is before the module goes; and so the claim is there as long as its callback wants it.
-        let ptr =
-            unsafe { bindings::dma_buf_dynamic_attach(buf.0.as_ptr(), device_ptr(dev), ops, data) };
+        let ptr = unsafe {
+            bindings::dma_buf_dynamic_attach(
+                buf.0.as_ptr(),
+                device_ptr(dev),
+                place.ops(),
+                data,
+            )
+        };
 
         // INVARIANT: It was just attached.
         Ok(Self {
@@ -181,7 +179,7 @@ impl Attachment {
     }
 
     /// Ends it.
-    fn detach(self) -> (DmaBuf, Option<Pin<KBox<Claim>>>) {
+    fn detach(self) -> (DmaBuf, Pin<KBox<Claim>>) {
         let this = ManuallyDrop::new(self);
 
         // SAFETY: By the type invariants this is the attachment's one and only end: `this` is not dropped.
@@ -414,16 +412,10 @@ impl Mapping {
         if !buf.allows(direction) {
             return Err(MapError::Direction);
         }
-        let claim = match direction {
-            Direction::FromDevice => {
-                let claim = KBox::pin_init(Claim::new(), GFP_KERNEL_ACCOUNT);
-                Some(claim.map_err(MapError::Attach)?)
-            }
-            // What is sent from is in the queues of sockets and devices: there is no way to get it out of them.
-            Direction::ToDevice => None,
+        let claim = KBox::pin_init(Claim::new(), GFP_KERNEL_ACCOUNT).map_err(MapError::Attach)?;
+        let attach = |buf, place, claim| {
+            Attachment::new(buf, dev, place, claim).map_err(MapError::Attach)
         };
-        let attach =
-            |buf, place, claim| Attachment::new(buf, dev, place, claim).map_err(MapError::Attach);
         let mut attachment = attach(buf, Where::Anywhere, claim)?;
         let mut mapped = Self::map(&attachment.lock(), direction);
         if attachment.has_no_room(&mapped) {
@@ -450,9 +442,7 @@ impl Mapping {
         let table = pinned.map(direction).map_err(interrupted)?;
 
         // Still under the lock: what the exporter says from now on is meant for us.
-        if let Some(claim) = &locked.0.claim {
-            claim.mapped();
-        }
+        locked.0.claim.mapped();
         Ok(table.keep())
     }
 
@@ -495,7 +485,7 @@ unsafe impl Source for Mapping {
     fn backing(&self) {}
 
     fn claim(&self) -> Option<&Claim> {
-        self.attachment.claim.as_deref()
+        Some(&self.attachment.claim)
     }
 }
 
@@ -506,9 +496,7 @@ impl Drop for Mapping {
         // SAFETY: By the type invariants it was kept from this attachment, and this is its one and only end. The
         // attachment is still there: fields are dropped after this.
         drop(unsafe { Table::kept(&locked, self.sgt, self.direction) });
-        if let Some(claim) = &self.attachment.claim {
-            claim.unmapped();
-        }
+        self.attachment.claim.unmapped();
     }
 }
 

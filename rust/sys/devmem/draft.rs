@@ -35,10 +35,7 @@ use super::{
             LockedNetDevice,
             TxDevice, //
         },
-        source::{
-            Direction,
-            Source, //
-        }, //
+        source::Source, //
     },
     binding::Binding,
     bound::Bound,
@@ -190,12 +187,10 @@ impl<'a, M: Memory> Draft<'a, M> {
         // has that of the netlink socket, lives as long.
         let bound = unsafe { Bound::from_published(base, dev) };
 
-        if M::DIRECTION == Direction::FromDevice {
-            // SAFETY: It was published, and is unmapped before it is freed. It is there: its owner, the netlink
-            // socket, is locked.
-            let set = unsafe { (*ptr).memory.mapped().set_owner(Owner::new(base)) };
-            set.map_err(|TakenBack| PublishError::TakenBack)?;
-        }
+        // SAFETY: It was published, and is unmapped before it is freed. It is there: its owner, the netlink socket, is
+        // locked.
+        unsafe { (*ptr).memory.mapped().set_owner(Owner::new(base)) }
+            .map_err(|TakenBack| PublishError::TakenBack)?;
         Ok(bound)
     }
 }

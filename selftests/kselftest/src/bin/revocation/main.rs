@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that its exporter takes back, as VFIO does when its device is reset or closed: it goes at once, and nobody reads
-//! what was in it.
+//! Memory that its exporter takes back, as VFIO does when its device is reset or closed: it goes at once, and nothing is
+//! read or sent any more that was in it.
 
 mod memory;
 mod receive;
+mod send;
 mod storm;
 
 use std::process::ExitCode;
@@ -27,6 +28,13 @@ fn main() -> ExitCode {
             receive::while_it_is_unbound,
             receive::while_the_device_goes,
             receive::of_a_device_that_is_down,
+            send::sent_and_acknowledged,
+            send::not_acknowledged,
+            send::in_a_qdisc,
+            send::while_it_is_sent,
+            send::beside_another_binding,
+            send::sent_while_it_is_unbound,
+            send::sent_while_the_device_goes,
             storm::everything_at_once,
         ],
     )

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory is taken back in the middle of everything else that ends.
+//! Memory both ways is taken back in the middle of everything else that ends.
 
 use std::io;
 use std::io::Write;
@@ -66,8 +66,8 @@ struct Plan {
     /// How long data flows before.
     before: Duration,
     also: Also,
-    /// When each of the two begins: taking the memory, and the other thing.
-    delays: [Duration; 2],
+    /// When each of the three begins: taking what is received into, what is sent from, and the other thing.
+    delays: [Duration; 3],
     /// Whether the memory can move.
     moves: bool,
 }
@@ -95,7 +95,7 @@ impl Plan {
         Self {
             before: storm.instant(50),
             also,
-            delays: [(); 2].map(|()| storm.instant(20)),
+            delays: [(); 3].map(|()| storm.instant(20)),
             moves: storm.rng.bool(),
         }
     }
@@ -153,10 +153,9 @@ struct Stage {
 
 impl Stage {
     fn new(plan: &Plan) -> io::Result<Self> {
-        let shape = shape().demands_peer();
+        let shape = shape().demands_peer().demands_revocable();
         let shape = if plan.moves { shape.moves() } else { shape };
-        let received = memory(&shape.clone().demands_revocable())?;
-        let sent = memory(&shape)?;
+        let (received, sent) = (memory(&shape)?, memory(&shape)?);
         let pair = Pair::new()?;
         let rx = pair.rx.ns.run(|| {
             let mut netdev = Netdev::open()?;
@@ -219,33 +218,38 @@ impl Stage {
         let Self {
             pair,
             received,
-            sent: _sent,
+            sent,
             id,
             owners,
             connections,
         } = self;
         let mut owners = Some(owners);
+        let after = |nth: usize| thread::sleep(plan.delays[nth]);
         thread::scope(|scope| -> Outcome {
             for (connection, from) in connections.iter().zip([None, Some(id)]) {
                 scope.spawn(move || send(&connection.tx, from));
                 scope.spawn(move || receive(&connection.rx, from.is_none()));
             }
             thread::sleep(plan.before);
-            let taker = scope.spawn(|| {
-                thread::sleep(plan.delays[0]);
-                received.revoke()
+            let takers = [(0, &received), (1, &sent)].map(|(nth, memory)| {
+                scope.spawn(move || {
+                    after(nth);
+                    memory.revoke()
+                })
             });
-            thread::sleep(plan.delays[1]);
+            after(2);
             if matches!(plan.also, Also::Closed) {
                 Self::shut_down(&connections);
             }
             let happened = Self::happen(&pair, &plan.also, &mut owners);
-            let taken = taker.join().expect("a thread that takes memory");
+            let taken = takers.map(|taker| taker.join().expect("a thread that takes memory"));
             Self::shut_down(&connections);
-            assert_eq!(taken, Ok(()));
+            assert_eq!(taken, [Ok(()); 2]);
             happened
         })?;
-        wait_gone(&received)?;
+        for memory in [&received, &sent] {
+            wait_gone(memory)?;
+        }
         drop(mem::take(&mut owners));
         drop(connections);
         if matches!(plan.also, Also::Unloaded) {

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is sent from: nothing is any more, and connections that still have to are aborted.
+
+use std::io;
+use std::io::Read;
+use std::io::Write;
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use devmem::BindTx;
+use devmem::Extent;
+use devmem::netdev::Netdev;
+use devmem::send::enable_zerocopy;
+use devmem_testlib::Outcome;
+use devmem_testlib::Pair;
+use devmem_testlib::odd::OddDmaBuf;
+use devmem_testlib::pair::Connection;
+use devmem_testlib::pair::Ip;
+use devmem_testlib::provider;
+use devmem_testlib::traffic;
+use devmem_testlib::tx;
+use devmem_testlib::tx::Call;
+use devmem_testlib::tx::extent;
+use devmem_testlib::wait;
+use nix::errno::Errno;
+
+use crate::memory::LEN;
+use crate::memory::memory;
+use crate::memory::revoke;
+use crate::memory::shape;
+use crate::memory::wait_gone;
+
+const PORT: u16 = 5001;
+const PART: Extent = Extent {
+    offset: 1234,
+    len: 10_000,
+};
+const ROUNDS: u64 = 20;
+/// Who is blocked by then stays so.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+/// Memory that is bound to be sent from.
+struct Bound {
+    memory: OddDmaBuf,
+    id: u32,
+    owner: Netdev,
+}
+
+impl Bound {
+    fn new(pair: &Pair) -> io::Result<Self> {
+        let memory = memory(&shape().demands_peer().demands_revocable())?;
+        let (owner, id) = pair.tx.ns.run(|| {
+            let mut netdev = Netdev::open()?;
+            let id = netdev.bind_tx(&BindTx::new(pair.tx.ifindex).attrs(&memory))?;
+            Ok((netdev, id))
+        })?;
+        Ok(Self { memory, id, owner })
+    }
+
+    fn call(&self, extents: &[Extent]) -> Call {
+        Call::new(self.id, extents)
+    }
+
+    /// Sends until there is no more room.
+    fn fill(&self, socket: &TcpStream) -> io::Result<u64> {
+        let call = self.call(&[extent(0, 4 * LEN)]);
+        let call = call.flags(libc::MSG_ZEROCOPY | libc::MSG_DONTWAIT);
+        let mut sent = 0;
+        loop {
+            match call.send(socket) {
+                Ok(now) => sent += now as u64,
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(sent),
+                Err(err) => return Err(err),
+            }
+        }
+    }
+}
+
+fn connect(pair: &Pair) -> io::Result<Connection> {
+    let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
+    enable_zerocopy(&connection.tx)?;
+    Ok(connection)
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+/// The connection was aborted: its user is told why, and its peer that it is over.
+fn assert_aborted(connection: &Connection) -> Outcome {
+    let mut told = None;
+    provider::wait_for("the connection to be aborted", || {
+        told = connection.tx.take_error()?;
+        Ok(told.is_some())
+    });
+    assert_eq!(told.as_ref().map(errno), Some(Errno::EIO));
+    Ok(())
+}
+
+/// Reads the stream, that repeats the memory, until the connection is reset. Returns how much there was.
+fn read_until_reset(mut socket: &TcpStream) -> io::Result<u64> {
+    let mut bytes = vec![0; 1 << 16];
+    let mut position = 0;
+    loop {
+        match socket.read(&mut bytes) {
+            Ok(0) => panic!("the stream ended at {position}"),
+            Ok(len) => {
+                for (at, &byte) in (position..).zip(&bytes[..len]) {
+                    let expected = traffic::bytes(at % (4 * LEN), 1)[0];
+                    assert_eq!(byte, expected, "at {at}");
+                }
+                position += len as u64;
+            }
+            Err(err) if err.kind() == io::ErrorKind::ConnectionReset => return Ok(position),
+            Err(err) => return Err(err),
+        }
+    }
+}
+
+/// A connection that has nothing of the memory goes on.
+pub fn sent_and_acknowledged() -> Outcome {
+    let pair = Pair::new()?;
+    let bound = Bound::new(&pair)?;
+    let connection = connect(&pair)?;
+    let (mut to, from) = (&connection.tx, &connection.rx);
+    bound.call(&[PART]).send(to)?;
+    tx::expect(from, &[PART])?;
+    provider::wait_for("the acknowledgement", || {
+        Ok(traffic::unacknowledged(to)? == 0)
+    });
+
+    revoke(&bound.memory)?;
+    tx::fails(bound.call(&[PART]).send(to), Errno::ENODEV);
+    to.write_all(traffic::bytes(PART.offset, PART.len as usize))?;
+    tx::expect(from, &[PART])?;
+    drop(bound.owner);
+    tx::fails(Call::new(bound.id, &[PART]).send(to), Errno::EINVAL);
+    Ok(())
+}
+
+/// There is more of it than its peer has room for.
+pub fn not_acknowledged() -> Outcome {
+    let pair = Pair::new()?;
+    let bound = Bound::new(&pair)?;
+    let connection = connect(&pair)?;
+    let sent = bound.fill(&connection.tx)?;
+    revoke(&bound.memory)?;
+    assert_aborted(&connection)?;
+    let got = read_until_reset(&connection.rx)?;
+    assert!(got < sent, "{got} of {sent} bytes");
+    drop(bound.owner);
+    Ok(())
+}
+
+/// It has been given to the device's queue: that does not send it any more.
+pub fn in_a_qdisc() -> Outcome {
+    let pair = Pair::new()?;
+    let bound = Bound::new(&pair)?;
+    let connection = connect(&pair)?;
+    pair.tx.queueing("netem delay 1s")?;
+    bound.call(&[PART]).send(&connection.tx)?;
+    revoke(&bound.memory)?;
+    assert_aborted(&connection)?;
+    assert_eq!(read_until_reset(&connection.rx)?, 0);
+    drop(bound.owner);
+    Ok(())
+}
+
+/// Somebody waits for room to send more of it.
+pub fn while_it_is_sent() -> Outcome {
+    let pair = Pair::new()?;
+    let bound = Bound::new(&pair)?;
+    let connection = connect(&pair)?;
+    bound.fill(&connection.tx)?;
+    let result = thread::scope(|scope| {
+        let sender = scope.spawn(|| bound.call(&[extent(0, 4 * LEN)]).send(&connection.tx));
+        thread::sleep(wait::stretched(A_WHILE));
+        assert!(!sender.is_finished(), "there was room");
+        let revoked = bound.memory.revoke();
+        let result = sender.join().expect("a thread that sends");
+        assert_eq!(revoked, Ok(()));
+        result
+    });
+    // It had sent a part, or it is told; so is who asks next.
+    if let Err(err) = result {
+        assert_eq!(errno(&err), Errno::EIO);
+    }
+    wait_gone(&bound.memory)?;
+    tx::fails(bound.call(&[PART]).send(&connection.tx), Errno::EPIPE);
+    drop(bound.owner);
+    Ok(())
+}
+
+/// Who sends from something else, by the same device, does not notice.
+pub fn beside_another_binding() -> Outcome {
+    let pair = Pair::new()?;
+    let (bound, other) = (Bound::new(&pair)?, Bound::new(&pair)?);
+    let listener = pair.listen(Ip::V4, PORT)?;
+    let (stuck, works) = (pair.connect(&listener)?, pair.connect(&listener)?);
+    for connection in [&stuck, &works] {
+        enable_zerocopy(&connection.tx)?;
+    }
+    bound.fill(&stuck.tx)?;
+    other.call(&[PART]).send(&works.tx)?;
+    revoke(&bound.memory)?;
+    assert_aborted(&stuck)?;
+    other.call(&[PART]).send(&works.tx)?;
+    tx::expect(&works.rx, &[PART, PART])?;
+    assert!(works.tx.take_error()?.is_none());
+    drop((bound.owner, other.owner));
+    Ok(())
+}
+
+/// Whoever comes first, the owner or the exporter: both have what they want.
+pub fn sent_while_it_is_unbound() -> Outcome {
+    let pair = Pair::new()?;
+    let listener = pair.listen(Ip::V4, PORT)?;
+    for round in 0..ROUNDS {
+        let connection = pair.connect(&listener)?;
+        enable_zerocopy(&connection.tx)?;
+        let Bound { memory, owner, id } = Bound::new(&pair)?;
+        Call::new(id, &[extent(0, 4 * LEN)])
+            .flags(libc::MSG_ZEROCOPY | libc::MSG_DONTWAIT)
+            .send(&connection.tx)?;
+        thread::scope(|scope| {
+            let revoked = scope.spawn(|| memory.revoke());
+            // Sooner or later within what it takes.
+            thread::sleep(Duration::from_millis(round));
+            drop(owner);
+            assert_eq!(revoked.join().expect("a thread that revokes"), Ok(()));
+        });
+        wait_gone(&memory)?;
+        assert_aborted(&connection)?;
+    }
+    Ok(())
+}
+
+/// The same for the device.
+pub fn sent_while_the_device_goes() -> Outcome {
+    for round in 0..8 {
+        let pair = Pair::new()?;
+        let bound = Bound::new(&pair)?;
+        let connection = connect(&pair)?;
+        bound.fill(&connection.tx)?;
+        thread::scope(|scope| -> Outcome {
+            let revoked = scope.spawn(|| bound.memory.revoke());
+            thread::sleep(Duration::from_millis(4 * round));
+            pair.tx.delete()?;
+            assert_eq!(revoked.join().expect("a thread that revokes"), Ok(()));
+            Ok(())
+        })?;
+        wait_gone(&bound.memory)?;
+        drop(bound.owner);
+    }
+    Ok(())
+}
