@@ -55,7 +55,10 @@ use crate::sys::{
         LockedNetDevice,
         TxDevice, //
     },
-    source::Direction, //
+    source::{
+        Direction,
+        Source, //
+    }, //
 };
 
 /// Binds a dma-buf to receive queues, for provider `P`.
@@ -74,7 +77,7 @@ where
         dma_device(request, &dev, &Queues::of(request, &dev)?)?
     };
     let mapping = mapping(request, &dma_dev, Direction::FromDevice)?;
-    let is_peer_to_peer = mapping.is_peer_to_peer();
+    let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
     let memory = RxMemory::new(mapping, niov_shift)
         .map_err(|error| refuse_memory(request, error, niov_shift))?;
 
@@ -99,7 +102,7 @@ where
         .hold_dma_device()
         .ok_or_else(|| refuse_dma(request))?;
     let mapping = mapping(request, &dma_dev, Direction::ToDevice)?;
-    let is_peer_to_peer = mapping.is_peer_to_peer();
+    let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
     let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
     let dev = tx_device(request)?;

@@ -445,12 +445,6 @@ impl Mapping {
         locked.0.claim.mapped();
         Ok(table.keep())
     }
-
-    /// Whether the device reaches the memory where that is. If not, it may be a copy of it in host memory, that
-    /// the exporter moved it to. Exporters that know nothing of peers do not say so.
-    pub(crate) fn is_peer_to_peer(&self) -> bool {
-        self.attachment.is_peer_to_peer()
-    }
 }
 
 // SAFETY: By the type invariants the dma-buf is mapped for the device in that direction, and exporters
@@ -486,6 +480,11 @@ unsafe impl Source for Mapping {
 
     fn claim(&self) -> Option<&Claim> {
         Some(&self.attachment.claim)
+    }
+
+    /// Exporters that know nothing of peers do not say that it does not.
+    fn is_peer_to_peer(&self) -> Option<bool> {
+        Some(self.attachment.is_peer_to_peer())
     }
 }
 

@@ -25,6 +25,10 @@ const LEAST_SHARE: usize = 16;
 /// What a page pool may take in one go from any binding that is not tiny.
 const LEAST: usize = 16;
 
+/// Once there were none, this fraction of all has to be free before there are some again. What comes and goes
+/// one by one is not worth telling.
+const AVAILABLE: usize = 4;
+
 /// A net_iov of a binding that nobody uses, by its index.
 ///
 /// # Invariants
@@ -72,8 +76,25 @@ impl Batch {
     }
 }
 
+/// What was handed out so far, and when there was nothing left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Supply {
+    /// How many net_iovs were handed out.
+    pub(crate) taken: u64,
+    /// How many of them came back.
+    pub(crate) returned: u64,
+    /// Somebody got none, and there were not enough since.
+    pub(crate) is_exhausted: bool,
+    /// How often that became so.
+    pub(crate) exhausted: u64,
+    /// For how long it was, in all, by the clock that the list is told.
+    pub(crate) exhausted_for: u64,
+}
+
 /// Free net_iovs over preallocated storage: a stack of those that came back, and those from `fresh` on,
 /// which nobody had yet.
+///
+/// It is told the time only when there is nothing left, and when there is enough again.
 ///
 /// # Invariants
 ///
@@ -82,6 +103,12 @@ pub(crate) struct FreeList<S> {
     slots: S,
     returned: usize,
     fresh: usize,
+    taken: u64,
+    /// When somebody got none, if there were not enough since.
+    exhausted_since: Option<u64>,
+    exhausted: u64,
+    /// How long it was before that.
+    exhausted_for: u64,
 }
 
 impl<S: DerefMut<Target = [u32]>> FreeList<S> {
@@ -92,6 +119,10 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
             slots,
             returned: 0,
             fresh: 0,
+            taken: 0,
+            exhausted_since: None,
+            exhausted: 0,
+            exhausted_for: 0,
         }
     }
 
@@ -100,8 +131,16 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
     ///
     /// Those that nobody had yet come last, in such an order that page pools, which use the last of a
     /// batch first, hand them out in ascending order.
-    pub(crate) fn take(&mut self, batch: &mut Batch, most: usize) {
-        let free = self.capacity() - self.in_use();
+    ///
+    /// Returns whether this is the first time that there was none, since there were enough.
+    #[must_use = "somebody may want to know"]
+    pub(crate) fn take(
+        &mut self,
+        batch: &mut Batch,
+        most: usize,
+        now: impl FnOnce() -> u64,
+    ) -> bool {
+        let free = self.free();
         let least = LEAST.min(self.capacity() / LEAST_SHARE);
         let share = free.div_ceil(SHARE).max(least);
         let count = share.min(free).min(most).min(BATCH);
@@ -117,11 +156,31 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
         // INVARIANT: What stays is a part of what was there.
         self.fresh += new.len();
         self.returned = rest;
+        self.taken += count as u64;
         batch.len = count;
+
+        free == 0 && self.exhaust(now)
+    }
+
+    #[cold]
+    fn exhaust(&mut self, now: impl FnOnce() -> u64) -> bool {
+        if self.exhausted_since.is_some() {
+            return false;
+        }
+        self.exhausted_since = Some(now());
+        self.exhausted += 1;
+        true
     }
 
     /// Takes net_iovs back.
-    pub(crate) fn put(&mut self, ids: impl IntoIterator<Item = FreeIov>) {
+    ///
+    /// Returns whether there are enough again, after there was none.
+    #[must_use = "somebody may want to know"]
+    pub(crate) fn put(
+        &mut self,
+        ids: impl IntoIterator<Item = FreeIov>,
+        now: impl FnOnce() -> u64,
+    ) -> bool {
         for id in ids {
             // By the invariant of `FreeIov` its index was handed out, and is not on the list. So the stack
             // is not full; but if somebody gives one back twice all the same, that is not to be a panic
@@ -132,11 +191,37 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
                 self.returned += 1;
             }
         }
+
+        match self.exhausted_since {
+            Some(since) if self.free() >= self.capacity().div_ceil(AVAILABLE) => {
+                self.exhausted_since = None;
+                self.exhausted_for += now().saturating_sub(since);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What was handed out so far, and when there was nothing left.
+    pub(crate) fn supply(&self, now: impl FnOnce() -> u64) -> Supply {
+        let lasting = |since| now().saturating_sub(since);
+
+        Supply {
+            taken: self.taken,
+            returned: self.taken - self.in_use() as u64,
+            is_exhausted: self.exhausted_since.is_some(),
+            exhausted: self.exhausted,
+            exhausted_for: self.exhausted_for + self.exhausted_since.map_or(0, lasting),
+        }
     }
 
     /// Number of net_iovs, free or not.
     pub(crate) fn capacity(&self) -> usize {
         self.slots.len()
+    }
+
+    fn free(&self) -> usize {
+        self.capacity() - self.in_use()
     }
 
     /// Number of net_iovs that are handed out.

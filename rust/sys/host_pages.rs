@@ -163,6 +163,10 @@ unsafe impl Source for HostPages {
         Direction::FromDevice
     }
 
+    fn is_peer_to_peer(&self) -> Option<bool> {
+        Some(false)
+    }
+
     fn backing(&self) -> SharedPages {
         self.pages.clone()
     }

@@ -27,6 +27,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         new_mutex,
         Mutex, //
     }, //
@@ -51,7 +55,8 @@ use super::{
     free_list::{
         Batch,
         FreeIov,
-        FreeList, //
+        FreeList,
+        Supply, //
     },
     net_device::{
         LockedNetDevice,
@@ -113,12 +118,22 @@ impl From<MemoryError> for Error {
     }
 }
 
-/// How many net_iovs a binding has, and how many of them are not free.
+/// How many net_iovs a binding has, how many of them are not free, and what was done with them so far.
 pub(crate) struct Stats {
     /// All of them.
     pub(crate) buffers: usize,
     /// Those that somebody has: page pools, devices, the stack, users.
     pub(crate) in_use: usize,
+    /// What was handed out to be received into, if it is for that. Times are in nanoseconds.
+    pub(crate) supply: Option<Supply>,
+    /// How many bytes were appended to packets, if it is to be sent from.
+    pub(crate) sent: Option<u64>,
+}
+
+/// What time it is, in nanoseconds, for what takes how long. Any context.
+fn now() -> u64 {
+    // SAFETY: May be called in any context. CAST: The time since boot is positive.
+    unsafe { bindings::ktime_get() as u64 }
 }
 
 /// What a binding of either direction has.
@@ -172,6 +187,11 @@ impl<S: Source> Mapped<S> {
         self.with(|source| source.is_for(dev)).unwrap_or(false)
     }
 
+    /// Whether the device reaches the memory where that is, if it is still mapped, and somebody knows.
+    pub(super) fn is_peer_to_peer(&self) -> Option<bool> {
+        self.with(S::is_peer_to_peer).flatten()
+    }
+
     /// From now on `owner` is revoked if the memory is taken back, if there is somebody who may.
     pub(super) fn set_owner(&self, owner: Owner) -> Result<(), TakenBack> {
         let set = |source: &S| {
@@ -209,6 +229,15 @@ impl RxBuffers {
     /// log2 of the size of a buffer, in bytes.
     pub(super) fn niov_shift(&self) -> u32 {
         self.niov_shift
+    }
+
+    /// Has those told who want to know that there is no buffer left, or that there are some again. Only who has a
+    /// [`Refill`] or a [`Returned`] calls it.
+    #[cold]
+    fn supply_changed(&self) {
+        // SAFETY: There are such things only for page pools, which are made for bindings that were published, and
+        // hold them.
+        unsafe { bindings::net_devmem_supply_changed(self.area.binding()) }
     }
 }
 
@@ -319,6 +348,8 @@ impl<S: Source> Memory for RxMemory<S> {
         Stats {
             buffers: free.capacity(),
             in_use: free.in_use(),
+            supply: Some(free.supply(now)),
+            sent: None,
         }
     }
 }
@@ -335,7 +366,11 @@ impl Refill<'_> {
     /// Gives it free buffers: one at least if there is any, up to `most`, and not more than a fair share.
     #[inline]
     pub(crate) fn take_free(self, most: usize) {
-        self.buffers.free.lock().take(self.batch, most);
+        let changed = self.buffers.free.lock().take(self.batch, most, now);
+
+        if changed {
+            self.buffers.supply_changed();
+        }
     }
 }
 
@@ -383,7 +418,11 @@ impl<'a, I: Iovs> Returned<'a, I> {
     /// Puts them on the free list.
     #[inline]
     pub(crate) fn put(self) {
-        self.buffers.free.lock().put(self.iovs);
+        let changed = self.buffers.free.lock().put(self.iovs, now);
+
+        if changed {
+            self.buffers.supply_changed();
+        }
     }
 }
 
@@ -441,9 +480,15 @@ impl RxBuffers {
 pub(crate) struct TxExtents {
     map: ExtentMap<KVVec<u64>, KVVec<u32>>,
     area: NetIovArea,
+    sent: Atomic<u64>,
 }
 
 impl TxExtents {
+    /// So many bytes of the memory were appended to a packet.
+    pub(super) fn count_sent(&self, bytes: usize) {
+        self.sent.add(bytes as u64, Relaxed);
+    }
+
     /// The memory at `offset` bytes into the source, if it is there, and its net_iov.
     #[inline]
     pub(super) fn locate(&self, offset: u64) -> Option<(bindings::netmem_ref, Place)> {
@@ -495,7 +540,11 @@ impl<S: Source> TxMemory<S> {
 
         Ok(try_pin_init!(Self {
             // INVARIANT: Both are of the same extents.
-            extents: TxExtents { map, area },
+            extents: TxExtents {
+                map,
+                area,
+                sent: Atomic::new(0),
+            },
             mapped <- Mapped::new(source),
         }? Error))
     }
@@ -524,6 +573,8 @@ impl<S: Source> Memory for TxMemory<S> {
         Stats {
             buffers: self.extents.map.size().div_ceil(PAGE_SIZE as u64) as usize,
             in_use: 0,
+            supply: None,
+            sent: Some(self.extents.sent.load(Relaxed)),
         }
     }
 }

@@ -116,6 +116,12 @@ impl NetIovArea {
         unsafe { (*self.area.get()).binding = binding };
     }
 
+    /// The binding that the net_iovs belong to, null if there is none yet.
+    pub(super) fn binding(&self) -> *mut bindings::net_devmem_binding {
+        // SAFETY: The area is alive by the type invariants. It is attached before anybody uses the net_iovs.
+        unsafe { (*self.area.get()).binding }
+    }
+
     /// How many net_iovs there are.
     pub(super) fn len(&self) -> usize {
         self.niovs.len()

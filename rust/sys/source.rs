@@ -81,6 +81,12 @@ pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
         None
     }
 
+    /// Whether the device reaches the memory where that is: if not, it is host memory, or was moved there. None if
+    /// nobody knows.
+    fn is_peer_to_peer(&self) -> Option<bool> {
+        None
+    }
+
     /// Whether it is mapped for `dev`.
     fn is_for(&self, dev: &Device<Bound>) -> bool {
         self.device()

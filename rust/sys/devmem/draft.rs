@@ -145,6 +145,11 @@ impl<'a, M: Memory> Draft<'a, M> {
         // and `request` is valid by its type invariants.
         unsafe {
             (*base).niov_shift = binding.memory.niov_shift();
+            (*base).peer = match binding.memory.mapped().is_peer_to_peer() {
+                None => bindings::net_devmem_peer_NET_DEVMEM_PEER_UNKNOWN,
+                Some(false) => bindings::net_devmem_peer_NET_DEVMEM_PEER_NO,
+                Some(true) => bindings::net_devmem_peer_NET_DEVMEM_PEER_YES,
+            };
             to_result(bindings::net_devmem_binding_init(
                 base,
                 raw,

@@ -21,10 +21,7 @@ use super::{
             TxBindRequest, //
         },
         iov_iter::OffsetRanges,
-        memory::{
-            Memory,
-            Stats, //
-        },
+        memory::Memory,
         skbuff::{
             RxSkBuff,
             TxSkBuff, //
@@ -224,6 +221,7 @@ impl<P: DevmemProvider> DevmemVTable<P> {
             let mut ranges = unsafe { OffsetRanges::from_raw(from) }.ok_or(EFAULT)?;
 
             let result = P::fill(&mut skb, &mut ranges);
+            extents.count_sent(room - skb.room());
             // TCP would try for ever to append something, unless it is told one of these.
             if skb.room() == room && room != 0 {
                 return match result {
@@ -237,22 +235,34 @@ impl<P: DevmemProvider> DevmemVTable<P> {
 
     /// # Safety
     ///
-    /// `base` has to be a binding of `P` that is alive, and `stats` valid.
+    /// `base` has to be a binding of `P` that is alive, and `stats` valid and the caller's.
     unsafe extern "C" fn stats(
         base: *mut bindings::net_devmem_binding,
         stats: *mut bindings::net_devmem_stats,
     ) {
         // SAFETY: By the requirements of this function, and since the type of the memory goes with
         // the direction.
-        let Stats { buffers, in_use } = unsafe {
+        let found = unsafe {
             match Direction::from_raw((*base).direction) {
                 Direction::FromDevice => RxBinding::<P>::from_base(base).memory.stats(),
                 Direction::ToDevice => TxBinding::<P>::from_base(base).memory.stats(),
             }
         };
 
-        // SAFETY: By the requirements of this function.
-        unsafe { *stats = bindings::net_devmem_stats { buffers, in_use } };
+        // SAFETY: By the requirements of this function nobody else has it.
+        let stats = unsafe { &mut *stats };
+        stats.buffers = found.buffers;
+        stats.in_use = found.in_use;
+        if let Some(supply) = found.supply {
+            stats.is_exhausted = supply.is_exhausted;
+            stats.alloc = supply.taken;
+            stats.recycle = supply.returned;
+            stats.exhausted = supply.exhausted;
+            stats.exhausted_ns = supply.exhausted_for;
+        }
+        if let Some(sent) = found.sent {
+            stats.tx_bytes = sent;
+        }
     }
 
     /// # Safety

@@ -5,7 +5,7 @@ use proptest::{collection::vec, prelude::*};
 use crate::{
     sequences::{bound, each},
     sys::{
-        free_list::{Batch, FreeIov, FreeList, BATCH},
+        free_list::{Batch, FreeIov, FreeList, Supply, BATCH},
         wrapper,
     },
 };
@@ -15,12 +15,18 @@ fn list(size: usize) -> FreeList<Vec<u32>> {
     FreeList::full(vec![u32::MAX; size])
 }
 
-fn take(list: &mut FreeList<Vec<u32>>, most: usize) -> Vec<FreeIov> {
+/// What a page pool gets that asks at `now`, and whether there is none for the first time.
+fn take_at(list: &mut FreeList<Vec<u32>>, most: usize, now: u64) -> (Vec<FreeIov>, bool) {
     let mut batch = Batch::new();
-    list.take(&mut batch, most);
+    let exhausted = list.take(&mut batch, most, || now);
     // Page pools use the last first.
     let indices = batch.take_raw().iter().rev();
-    indices.map(|&index| wrapper::came_back(index)).collect()
+    let got = indices.map(|&index| wrapper::came_back(index)).collect();
+    (got, exhausted)
+}
+
+fn take(list: &mut FreeList<Vec<u32>>, most: usize) -> Vec<FreeIov> {
+    take_at(list, most, 0).0
 }
 
 #[test]
@@ -85,6 +91,64 @@ fn a_share_of_what_is_left() {
     }
 }
 
+#[test]
+fn exhaustion_is_told_once() {
+    let mut list = list(8);
+    let mut held = Vec::new();
+    while list.in_use() < 8 {
+        let (got, exhausted) = take_at(&mut list, 1, 1);
+        assert!(!exhausted, "the last one is one");
+        held.extend(got);
+    }
+    assert_eq!(list.supply(|| 1).exhausted, 0);
+
+    assert_eq!(take_at(&mut list, 1, 10), (vec![], true));
+    assert_eq!(take_at(&mut list, 1, 11), (vec![], false));
+    // Less than a quarter comes and goes.
+    assert!(!list.put(held.pop(), || 12));
+    assert!(!take_at(&mut list, 1, 13).1);
+    assert_eq!(take_at(&mut list, 1, 14), (vec![], false));
+    let lasts = Supply {
+        taken: 9,
+        returned: 1,
+        is_exhausted: true,
+        exhausted: 1,
+        exhausted_for: 5,
+    };
+    assert_eq!(list.supply(|| 15), lasts);
+
+    assert!(!list.put(held.pop(), || 16));
+    assert!(list.put(held.pop(), || 25));
+    assert!(!list.put(held.pop(), || 26));
+    let over = Supply {
+        taken: 9,
+        returned: 4,
+        is_exhausted: false,
+        exhausted: 1,
+        exhausted_for: 15,
+    };
+    assert_eq!(list.supply(|| 99), over);
+
+    while list.in_use() < 8 {
+        let _ = take(&mut list, 1);
+    }
+    assert_eq!(take_at(&mut list, 1, 100), (vec![], true));
+    assert_eq!(list.supply(|| 101).exhausted_for, 16);
+    assert_eq!(list.supply(|| 101).exhausted, 2);
+}
+
+#[test]
+fn the_clock_is_looked_at_only_then() {
+    let mut list = list(4);
+    let never = || -> u64 { panic!("what time it is does not matter") };
+    let mut batch = Batch::new();
+
+    assert!(!list.take(&mut batch, 1, never));
+    let index = batch.take_raw()[0];
+    assert!(!list.put([wrapper::came_back(index)], never));
+    assert!(!list.supply(never).is_exhausted);
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Take(usize),
@@ -97,17 +161,29 @@ fn check_steps(size: usize, steps: &[Step]) {
     let mut list = list(size);
     let mut free: Vec<u32> = (0..size as u32).rev().collect();
     let mut held: Vec<u32> = Vec::new();
+    let mut supply = Supply {
+        taken: 0,
+        returned: 0,
+        is_exhausted: false,
+        exhausted: 0,
+        exhausted_for: 0,
+    };
 
-    for &step in steps {
+    for (now, &step) in (0u64..).zip(steps) {
+        // Each step takes as long.
+        supply.exhausted_for += u64::from(supply.is_exhausted);
         let returned = match step {
             Step::Take(most) => {
                 let count = share(size, free.len(), most);
                 let expected: Vec<u32> = free.drain(free.len() - count..).rev().collect();
-                let got: Vec<u32> = take(&mut list, most)
-                    .into_iter()
-                    .map(wrapper::index)
-                    .collect();
-                assert_eq!(got, expected, "{steps:?}");
+                let none = expected.is_empty() && free.is_empty();
+                let first = none && !supply.is_exhausted;
+                let (got, exhausted) = take_at(&mut list, most, now);
+                let got: Vec<u32> = got.into_iter().map(wrapper::index).collect();
+                assert_eq!((&got, exhausted), (&expected, first), "{steps:?}");
+                supply.taken += got.len() as u64;
+                supply.exhausted += u64::from(first);
+                supply.is_exhausted |= first;
                 held.extend(got);
                 None
             }
@@ -116,9 +192,14 @@ fn check_steps(size: usize, steps: &[Step]) {
             Step::PutLast => held.pop(),
         };
         if let Some(index) = returned {
-            list.put([wrapper::came_back(index)]);
             free.push(index);
+            let enough = free.len() * 4 >= size;
+            let over = list.put([wrapper::came_back(index)], || now);
+            assert_eq!(over, supply.is_exhausted && enough, "{steps:?}");
+            supply.returned += 1;
+            supply.is_exhausted &= !enough;
         }
+        assert_eq!(list.supply(|| now), supply, "{steps:?}");
         assert_eq!(list.in_use(), held.len(), "{steps:?}");
         assert_eq!(list.capacity(), size);
     }
@@ -174,14 +255,14 @@ proptest! {
                 Op::Put(_) if held.is_empty() => {}
                 Op::Put(which) => {
                     let id = held.swap_remove(which % held.len());
-                    list.put([id]);
+                    let _ = list.put([id], || 0);
                 }
             }
             prop_assert_eq!(list.in_use(), held.len());
         }
 
         for id in held.drain(..) {
-            list.put([id]);
+            let _ = list.put([id], || 0);
         }
         let mut seen = vec![false; size];
         loop {

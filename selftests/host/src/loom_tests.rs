@@ -451,29 +451,33 @@ fn tokens_are_used_again() {
     });
 }
 
-/// Net_iovs by who has them: two page pools that take and give back.
+/// Net_iovs by who has them: two page pools that take and give back. Each time that one gets none is told once, and
+/// once that it is over.
 #[test]
 fn no_net_iov_is_in_two_pools() {
     const NIOVS: usize = 3;
     struct Binding {
         free: Mutex<FreeList<Vec<u32>>>,
         owners: [AtomicIsize; NIOVS],
+        exhausted: AtomicIsize,
+        available: AtomicIsize,
     }
 
     fn pool(binding: &Binding, name: isize) {
         for _ in 0..2 {
             let mut batch = Batch::new();
-            binding.free.lock().unwrap().take(&mut batch, 2);
+            if binding.free.lock().unwrap().take(&mut batch, 2, || 0) {
+                binding.exhausted.fetch_add(1, Relaxed);
+            }
 
             for &index in batch.take_raw() {
                 let owner = &binding.owners[index as usize];
                 assert_eq!(owner.swap(name, Relaxed), 0, "somebody has it");
                 assert_eq!(owner.swap(0, Relaxed), name, "somebody took it");
-                binding
-                    .free
-                    .lock()
-                    .unwrap()
-                    .put([wrapper::came_back(index)]);
+                let back = [wrapper::came_back(index)];
+                if binding.free.lock().unwrap().put(back, || 0) {
+                    binding.available.fetch_add(1, Relaxed);
+                }
             }
         }
     }
@@ -482,6 +486,8 @@ fn no_net_iov_is_in_two_pools() {
         let binding = Arc::new(Binding {
             free: Mutex::new(FreeList::full(vec![0; NIOVS])),
             owners: std::array::from_fn(|_| AtomicIsize::new(0)),
+            exhausted: AtomicIsize::new(0),
+            available: AtomicIsize::new(0),
         });
         let other = {
             let binding = binding.clone();
@@ -489,6 +495,11 @@ fn no_net_iov_is_in_two_pools() {
         };
         pool(&binding, 1);
         other.join().unwrap();
-        assert_eq!(binding.free.lock().unwrap().in_use(), 0);
+        let supply = binding.free.lock().unwrap().supply(|| 0);
+        let exhausted = binding.exhausted.load(Relaxed);
+        assert_eq!(supply.taken, supply.returned);
+        assert!(!supply.is_exhausted);
+        assert_eq!(supply.exhausted, exhausted as u64);
+        assert_eq!(binding.available.load(Relaxed), exhausted);
     });
 }

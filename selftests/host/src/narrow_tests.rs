@@ -293,15 +293,23 @@ fn free_list_as_long_as_an_index_goes() {
 
         while list.in_use() < size {
             let mut batch = free_list::Batch::new();
-            list.take(&mut batch, usize::MAX);
+            let _ = list.take(&mut batch, usize::MAX, || 0);
             for &index in batch.take_raw() {
                 assert!(!std::mem::replace(&mut seen[usize::from(index)], true));
             }
         }
         for index in 0..size {
-            list.put([free_list::FreeIov::from_raw(index as u8)]);
+            let _ = list.put([free_list::FreeIov::from_raw(index as u8)], || 0);
         }
         assert_eq!((list.capacity(), list.in_use()), (size, 0));
+        let all_back = free_list::Supply {
+            taken: size as u16,
+            returned: size as u16,
+            is_exhausted: false,
+            exhausted: 0,
+            exhausted_for: 0,
+        };
+        assert_eq!(list.supply(|| 0), all_back);
     }
 }
 
