@@ -126,8 +126,9 @@
 //!
 //! [`cmsg`], [`completion`] and [`TxSocket`] are what these are made of. [`netlink`] builds any
 //! request by hand, malformed ones too; [`netdev`] and [`ethtool`] are the two generic netlink families
-//! a receiver needs, and [`device`] makes a device ready; [`provider`] tells which implementation serves
-//! bindings; [`netns`] runs code in another network namespace.
+//! a receiver needs, and [`device`] makes a device ready; [`status`] tells of the bindings there are, and of what
+//! happens to them; [`provider`] tells which implementation serves bindings; [`netns`] runs code in another network
+//! namespace.
 
 // Whatever a number is, it is not cut to fit: that would be another place, or another length.
 #![warn(clippy::cast_possible_truncation)]
@@ -150,6 +151,7 @@ pub mod provider;
 pub mod recv;
 pub mod send;
 mod socket;
+pub mod status;
 pub mod tcp;
 #[cfg(test)]
 mod testing;

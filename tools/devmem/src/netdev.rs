@@ -13,6 +13,10 @@ use crate::netlink::GenericSocket;
 use crate::netlink::attributes;
 use crate::provider;
 use crate::provider::BindingInfo;
+use crate::status::BindingStatus;
+
+/// What the family is called.
+pub(crate) const FAMILY: &str = "netdev";
 
 /// Commands of the family.
 pub mod cmd {
@@ -24,9 +28,23 @@ pub mod cmd {
     pub const BIND_RX: u8 = 13;
     /// `NETDEV_CMD_BIND_TX`.
     pub const BIND_TX: u8 = 15;
+    /// `NETDEV_CMD_DMABUF_GET`, of the series.
+    pub const DMABUF_GET: u8 = 17;
+    /// `NETDEV_CMD_DMABUF_ADD_NTF`.
+    pub const DMABUF_ADD_NTF: u8 = 18;
+    /// `NETDEV_CMD_DMABUF_DEL_NTF`.
+    pub const DMABUF_DEL_NTF: u8 = 19;
+    /// `NETDEV_CMD_DMABUF_UNBOUND_NTF`.
+    pub const DMABUF_UNBOUND_NTF: u8 = 20;
+    /// `NETDEV_CMD_DMABUF_REVOKED_NTF`.
+    pub const DMABUF_REVOKED_NTF: u8 = 21;
+    /// `NETDEV_CMD_DMABUF_EXHAUSTED_NTF`.
+    pub const DMABUF_EXHAUSTED_NTF: u8 = 22;
+    /// `NETDEV_CMD_DMABUF_AVAILABLE_NTF`.
+    pub const DMABUF_AVAILABLE_NTF: u8 = 23;
 }
 
-/// Attributes of bind-rx and bind-tx.
+/// Attributes of bind-rx and bind-tx, and of what is told of bindings.
 pub mod dmabuf {
     /// The device.
     pub const IFINDEX: u16 = 1;
@@ -40,6 +58,34 @@ pub mod dmabuf {
     pub const RX_PAGE_SIZE: u16 = 5;
     /// Whether everybody may send from the binding.
     pub const SHARED: u16 = 6;
+    /// [`TYPE_RX`](super::queue::TYPE_RX) or [`TYPE_TX`](super::queue::TYPE_TX).
+    pub const DIRECTION: u16 = 7;
+    /// The provider's name.
+    pub const PROVIDER: u16 = 8;
+    /// What became of the binding.
+    pub const STATE: u16 = 9;
+    /// Whether the device reaches the memory where it is.
+    pub const PEER_TO_PEER: u16 = 10;
+    /// How many buffers there are.
+    pub const BUFFERS: u16 = 11;
+    /// How many of them are in use.
+    pub const IN_USE: u16 = 12;
+    /// A nest of [`dmabuf_stats`](super::dmabuf_stats).
+    pub const STATS: u16 = 13;
+}
+
+/// Counters of a binding.
+pub mod dmabuf_stats {
+    /// Buffers handed out.
+    pub const ALLOC: u16 = 1;
+    /// Buffers given back.
+    pub const RECYCLE: u16 = 2;
+    /// How often there was none.
+    pub const EXHAUSTED: u16 = 3;
+    /// For how many nanoseconds.
+    pub const EXHAUSTED_TIME: u16 = 4;
+    /// Bytes appended to packets.
+    pub const TX_BYTES: u16 = 5;
 }
 
 /// Attributes of a queue.
@@ -122,7 +168,7 @@ impl Netdev {
     /// Those of [`GenericSocket::open`] and [`GenericSocket::family`].
     pub fn open() -> Result<Self, Error> {
         let mut socket = GenericSocket::open()?;
-        let family = socket.family("netdev")?;
+        let family = socket.family(FAMILY)?;
         Ok(Self { socket, family })
     }
 
@@ -224,10 +270,52 @@ impl Netdev {
             .collect::<Option<_>>()
             .ok_or(Error::Answer("a page pool without id"))
     }
+
+    /// All bindings whose devices are in this network namespace, or were when they had one: in the order in which
+    /// they were made, also those that are unbound, and wait for the last of their memory. Needs no rights.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::dump`], `EOPNOTSUPP` on a kernel without the series; [`Error::Answer`] if something of
+    /// a binding is missing.
+    pub fn bindings(&mut self) -> Result<Vec<BindingStatus>, Error> {
+        self.dump_bindings(&Attrs::new())
+    }
+
+    /// Those of one device.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`bindings`](Self::bindings). If there is no such device, it has no bindings.
+    pub fn bindings_of(&mut self, ifindex: u32) -> Result<Vec<BindingStatus>, Error> {
+        self.dump_bindings(&Attrs::new().u32(dmabuf::IFINDEX, ifindex))
+    }
+
+    fn dump_bindings(&mut self, attrs: &Attrs) -> Result<Vec<BindingStatus>, Error> {
+        self.socket
+            .dump(self.family, cmd::DMABUF_GET, attrs)?
+            .iter()
+            .map(|reply| BindingStatus::parse(reply))
+            .collect()
+    }
+
+    /// The binding of this number.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`GenericSocket::request`], `ENOENT` if there is none in this network namespace, `EOPNOTSUPP` on a
+    /// kernel without the series; [`Error::Answer`] if something of it is missing.
+    pub fn binding(&mut self, id: u32) -> Result<BindingStatus, Error> {
+        let replies = self.request(cmd::DMABUF_GET, &Attrs::new().u32(dmabuf::ID, id))?;
+        match replies.first() {
+            Some(reply) => BindingStatus::parse(reply),
+            None => Err(Error::Answer("no binding in the answer")),
+        }
+    }
 }
 
 /// The number that an attribute of 4 or 8 bytes holds.
-fn number(attrs: &[u8], kind: u16) -> Option<u64> {
+pub(crate) fn number(attrs: &[u8], kind: u16) -> Option<u64> {
     let (_, value) = attributes(attrs).find(|(k, _)| *k == kind)?;
     match value.len() {
         4 => value.try_into().map(u32::from_ne_bytes).map(u64::from).ok(),

@@ -58,6 +58,9 @@ const GENL_ID_CTRL: u16 = 16;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
+const CTRL_ATTR_MCAST_GROUPS: u16 = 7;
+const CTRL_ATTR_MCAST_GRP_NAME: u16 = 1;
+const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 
 /// No request of ours takes longer; an answer that never comes is an error.
 const TIMEOUT_SECONDS: i64 = 60;
@@ -247,6 +250,10 @@ pub enum Error {
     },
     /// The kernel was built without this generic netlink family.
     NoFamily(String),
+    /// The family has no multicast group of this name.
+    NoGroup(String),
+    /// The kernel had something to tell, and no room for it.
+    Lost,
     /// The request or its answer did not get through.
     Io(io::Error),
     /// The kernel's answer is not what it should be.
@@ -259,7 +266,8 @@ impl Error {
         match self {
             Self::Refused { errno, .. } => Some(*errno),
             Self::Io(err) => err.raw_os_error(),
-            Self::NoFamily(_) => Some(libc::ENOENT),
+            Self::NoFamily(_) | Self::NoGroup(_) => Some(libc::ENOENT),
+            Self::Lost => Some(libc::ENOBUFS),
             Self::Answer(_) => None,
         }
     }
@@ -288,7 +296,11 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io(err) => Some(err),
-            Self::Refused { .. } | Self::NoFamily(_) | Self::Answer(_) => None,
+            Self::Refused { .. }
+            | Self::NoFamily(_)
+            | Self::NoGroup(_)
+            | Self::Lost
+            | Self::Answer(_) => None,
         }
     }
 }
@@ -338,11 +350,18 @@ impl fmt::Display for Error {
             Self::NoFamily(name) => {
                 write!(f, "this kernel has no generic netlink family {name:?}")
             }
+            Self::NoGroup(name) => {
+                write!(f, "this kernel's family has no multicast group {name:?}")
+            }
+            Self::Lost => f.write_str("the kernel had no room for what it had to tell"),
             Self::Io(err) => err.fmt(f),
             Self::Answer(what) => f.write_str(what),
         }
     }
 }
+
+/// What a family told by itself: a command, and its attributes.
+pub type Notification = (u8, Vec<u8>);
 
 /// A generic netlink socket, in the network namespace of the thread that opened it.
 pub struct GenericSocket {
@@ -392,22 +411,74 @@ impl GenericSocket {
     ///
     /// [`Error::NoFamily`] if the kernel has none of this name; those of [`request`](Self::request).
     pub fn family(&mut self, name: &str) -> Result<u16, Error> {
-        let attrs = Attrs::new().string(CTRL_ATTR_FAMILY_NAME, name);
-        let reply = match self.request(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, &attrs) {
-            Err(Error::Refused {
-                errno: libc::ENOENT,
-                ..
-            }) => {
-                return Err(Error::NoFamily(name.to_owned()));
-            }
-            other => other?,
-        };
-        reply
+        self.family_reply(name)?
             .iter()
             .flat_map(|message| attributes(message))
             .find(|(kind, _)| *kind == CTRL_ATTR_FAMILY_ID)
             .and_then(|(_, id)| id.try_into().map(u16::from_ne_bytes).ok())
             .ok_or(Error::Answer("the family's answer has no id"))
+    }
+
+    /// The number of a family's multicast group.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoGroup`] if the family has none of this name; those of [`family`](Self::family).
+    pub fn group(&mut self, family: &str, name: &str) -> Result<u32, Error> {
+        self.family_reply(family)?
+            .iter()
+            .flat_map(|message| attributes(message))
+            .filter(|(kind, _)| *kind == CTRL_ATTR_MCAST_GROUPS)
+            .flat_map(|(_, groups)| attributes(groups))
+            .find_map(|(_, group)| group_id(group, name))
+            .ok_or_else(|| Error::NoGroup(name.to_owned()))
+    }
+
+    /// From now on what is told to a multicast group is told to this socket, too, which waits for nothing any more: it
+    /// is not for requests.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]: those of `setsockopt()` and `fcntl()`.
+    pub fn join(&mut self, group: u32) -> Result<(), Error> {
+        self.socket.add_membership(group)?;
+        Ok(self.socket.set_non_blocking(true)?)
+    }
+
+    /// What was told by a family, if there is something.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if the kernel had no room for something; [`Error::Io`]: those of `recv()`; [`Error::Answer`] if
+    /// it is malformed.
+    pub fn try_notifications(&mut self, family: u16) -> Result<Option<Vec<Notification>>, Error> {
+        let datagram = match self.socket.recv_from_full() {
+            Ok((datagram, _)) => datagram,
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => return Err(Error::Lost),
+            Err(err) => return Err(err.into()),
+        };
+        let messages = Messages(&datagram).filter_map(|message| {
+            let told = |message: NetlinkBuffer<&[u8]>| {
+                let body = message.payload();
+                let command = *body.first()?;
+                let attrs = body.get(GENL_HEADER..)?.to_vec();
+                (message.message_type() == family).then_some((command, attrs))
+            };
+            message.map(told).transpose()
+        });
+        Ok(Some(messages.collect::<Result<_, _>>()?))
+    }
+
+    fn family_reply(&mut self, name: &str) -> Result<Vec<Vec<u8>>, Error> {
+        let attrs = Attrs::new().string(CTRL_ATTR_FAMILY_NAME, name);
+        match self.request(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, &attrs) {
+            Err(Error::Refused {
+                errno: libc::ENOENT,
+                ..
+            }) => Err(Error::NoFamily(name.to_owned())),
+            other => other,
+        }
     }
 
     /// What the kernel said beside its success, if the last request had one.
@@ -457,14 +528,9 @@ impl GenericSocket {
         let mut answer = Vec::new();
         loop {
             let (datagram, _) = self.socket.recv_from_full()?;
-            let mut rest = datagram.as_slice();
-            while !rest.is_empty() {
-                let message = NetlinkBuffer::new_checked(rest)
-                    .map_err(|_| Error::Answer("a malformed netlink message"))?;
+            for message in Messages(&datagram) {
+                let message = message?;
                 let body = message.payload();
-                let next = usize::try_from(message.length()).ok();
-                let next = next.and_then(|next| next.checked_next_multiple_of(4));
-                rest = next.and_then(|next| rest.get(next..)).unwrap_or(&[]);
 
                 if message.sequence_number() != self.sequence {
                     continue;
@@ -480,6 +546,35 @@ impl GenericSocket {
             }
         }
     }
+}
+
+/// The messages of a datagram. Ends after one that is malformed.
+struct Messages<'a>(&'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Result<NetlinkBuffer<&'a [u8]>, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = std::mem::take(&mut self.0);
+        if rest.is_empty() {
+            return None;
+        }
+        let Ok(message) = NetlinkBuffer::new_checked(rest) else {
+            return Some(Err(Error::Answer("a malformed netlink message")));
+        };
+        let next = usize::try_from(message.length()).ok();
+        let next = next.and_then(|next| next.checked_next_multiple_of(4));
+        self.0 = next.and_then(|next| rest.get(next..)).unwrap_or(&[]);
+        Some(Ok(message))
+    }
+}
+
+/// The number of a multicast group, if this is its name.
+fn group_id(group: &[u8], name: &str) -> Option<u32> {
+    let find = |kind| attributes(group).find_map(|(k, value)| (k == kind).then_some(value));
+    let is_it = find(CTRL_ATTR_MCAST_GRP_NAME)?.strip_suffix(&[0])? == name.as_bytes();
+    let id = find(CTRL_ATTR_MCAST_GRP_ID)?;
+    is_it.then(|| id.try_into().map(u32::from_ne_bytes).ok())?
 }
 
 /// A request, unless it is too long for there to be room for its length.
@@ -643,6 +738,30 @@ mod tests {
         let none = io::Error::from(Error::Answer("nothing"));
         assert_eq!((none.kind(), errno_of(&none)), (io::ErrorKind::Other, None));
         assert_eq!(errno_of(&io::ErrorKind::TimedOut.into()), None);
+    }
+
+    #[test]
+    fn a_group_is_found_by_its_name() {
+        let group = |id, name| Attrs::new().u32(2, id).string(1, name);
+        assert_eq!(group_id(group(5, "dmabuf").as_bytes(), "dmabuf"), Some(5));
+        assert_eq!(group_id(group(5, "dmabufs").as_bytes(), "dmabuf"), None);
+        assert_eq!(
+            group_id(Attrs::new().string(1, "dmabuf").as_bytes(), "dmabuf"),
+            None
+        );
+    }
+
+    #[test]
+    fn messages_of_a_datagram() {
+        let one = encode(30, 18, 0, 0, &Attrs::new().u32(1, 9)).unwrap();
+        let two = encode(30, 19, 0, 0, &Attrs::new().u8(1, 9)).unwrap();
+        let datagram = [one.as_slice(), &two].concat();
+        let commands = Messages(&datagram).map(|message| message.unwrap().payload()[0]);
+        assert_eq!(commands.collect::<Vec<_>>(), [18, 19]);
+
+        let cut = &datagram[..datagram.len() - 4];
+        let seen = Messages(cut).map(|message| message.is_ok());
+        assert_eq!(seen.collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]
