@@ -55,6 +55,10 @@ const EXAMPLES: &[(&str, &str)] = &[
         "devmem-cat cleanup --interface eth0",
         "Removes what a receiver that was killed has left on eth0; the next receiver does so, too.",
     ),
+    (
+        "devmem-cat status --follow",
+        "Lists what is bound in this network namespace, and tells when a binding comes, goes, or has no buffer left.",
+    ),
 ];
 
 fn main() -> ExitCode {

@@ -27,6 +27,8 @@ pub enum Command {
     Send(SendArgs),
     /// Removes what receivers that were killed have left on an interface: rules, and header split
     Cleanup(CleanupArgs),
+    /// Lists the dma-bufs that are bound, whoever has bound them, and what happens to them
+    Status(StatusArgs),
 }
 
 /// How the connection is made, and what of the machine it uses.
@@ -121,6 +123,19 @@ pub struct CleanupArgs {
     /// The interface
     #[arg(short, long, value_name = "NAME")]
     pub interface: String,
+}
+
+#[derive(Args)]
+pub struct StatusArgs {
+    /// Only those of this interface
+    #[arg(short, long, value_name = "NAME")]
+    pub interface: Option<String>,
+    /// Go on with what happens until a signal ends it
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Tell of each by a line of JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Where a dma-buf comes from.

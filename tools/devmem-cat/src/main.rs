@@ -17,6 +17,7 @@ mod receive;
 mod send;
 mod signal;
 mod stats;
+mod status;
 mod tell;
 mod undo;
 
@@ -46,6 +47,7 @@ fn run(command: &Command) -> Fallible<()> {
         Command::Receive(args) => receive::run(args),
         Command::Send(args) => send::run(args),
         Command::Cleanup(args) => undo::clean_up(&args.interface),
+        Command::Status(args) => status::run(args),
     }
 }
 

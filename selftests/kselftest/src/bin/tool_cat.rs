@@ -459,6 +459,59 @@ fn a_hangup_that_is_ignored() -> Outcome {
     assert_nothing_left(&pair)
 }
 
+/// What is bound, and by which queue, whoever asks; and when it comes and goes.
+fn what_is_bound() -> Outcome {
+    let pair = pair()?;
+    if let Err(devmem::Error::NoGroup(_)) = devmem::status::Events::open() {
+        return skip("this kernel tells nothing of bindings");
+    }
+    let list = |options: &str| -> Result<String, Stop> {
+        let mut status = Cat::start(&pair.rx, "status", options)?;
+        let mut text = String::new();
+        let stdout = status.stdout.take();
+        let stdout = stdout.ok_or_else(|| io::Error::from(ErrorKind::BrokenPipe))?;
+        BufReader::new(stdout).read_to_string(&mut text)?;
+        status.ends_with(Some(0))?;
+        Ok(text)
+    };
+    assert_eq!(list("--json")?, "");
+    let mut follower = Cat::start(&pair.rx, "status", "--json --follow")?;
+    let stdout = follower
+        .stdout
+        .take()
+        .ok_or_else(|| io::Error::from(ErrorKind::BrokenPipe))?;
+    let mut lines = BufReader::new(stdout).lines();
+    // It listens before it asks what there is, and who is bound after that is told of either way.
+    let mut rx = Cat::receiver(&pair, 5340, "-s --discard")?;
+    let mut next = || lines.next().unwrap_or(Err(ErrorKind::UnexpectedEof.into()));
+    let added = next()?;
+    assert!(added.contains(r#""state":"bound""#), "{added}");
+    assert!(added.contains(r#""queues":[1]"#), "{added}");
+
+    let listed = list("--json")?;
+    assert_eq!(listed.lines().count(), 1, "{listed}");
+    assert!(
+        listed.contains(&format!(r#""interface":"{}""#, pair.rx.ifname)),
+        "{listed}"
+    );
+    let table = list("")?;
+    assert_eq!(table.lines().count(), 2, "{table}");
+    assert!(table.lines().all(|line| line.len() <= 80), "{table}");
+
+    rx.signal(Signal::SIGINT)?;
+    rx.ends_with(INTERRUPTED)?;
+    loop {
+        let line = next()?;
+        if line.contains(r#""event":"unbound""#) {
+            break;
+        }
+        assert!(line.contains(r#""event":"added""#), "{line}");
+    }
+    follower.signal(Signal::SIGINT)?;
+    follower.ends_with(INTERRUPTED)?;
+    Ok(())
+}
+
 /// What has come is there, and the receiver says that it is a part.
 fn a_sender_that_is_killed() -> Outcome {
     let pair = pair()?;
@@ -642,6 +695,7 @@ fn main() -> ExitCode {
         a_second_signal_leaves_nothing_either,
         a_receiver_that_is_killed,
         a_hangup_that_is_ignored,
+        what_is_bound,
         a_sender_that_is_killed,
         two_receivers_on_one_device,
         ipv4_to_a_listener_of_ipv6,
