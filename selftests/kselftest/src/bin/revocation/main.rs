@@ -28,6 +28,7 @@ fn main() -> ExitCode {
             receive::while_it_is_unbound,
             receive::while_the_device_goes,
             receive::of_a_device_that_is_down,
+            receive::is_told,
             send::sent_and_acknowledged,
             send::not_acknowledged,
             send::in_a_qdisc,

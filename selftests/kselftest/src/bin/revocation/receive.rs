@@ -15,6 +15,9 @@ use devmem::Error;
 use devmem::Piece;
 use devmem::Receiver;
 use devmem::netdev::Netdev;
+use devmem::status::EventKind;
+use devmem::status::Events;
+use devmem::status::State;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::odd::OddDmaBuf;
@@ -44,6 +47,8 @@ const PORT: u16 = 5001;
 const ROUNDS: usize = 20;
 /// What does not happen would have happened sooner.
 const A_WHILE: Duration = Duration::from_millis(300);
+/// What happens has happened by then.
+const SOON: Duration = Duration::from_secs(5);
 
 fn bind_to(pair: &Pair, queues: &[u32], memory: &OddDmaBuf) -> io::Result<Result<Netdev, Error>> {
     pair.rx.ns.run(|| {
@@ -438,5 +443,41 @@ pub fn of_a_device_that_is_down() -> Outcome {
     drop(bind(&pair, &fresh()?)?);
     assert_gone(&memory)?;
     drop(bound);
+    Ok(())
+}
+
+/// Who listens hears of it once the queue can be bound anew, and what is left can be seen until its owner lets go.
+pub fn is_told() -> Outcome {
+    let pair = Pair::new()?;
+    let mut events = pair.rx.ns.run(|| Ok(Events::open()?))?;
+    let mut next = || -> io::Result<_> {
+        loop {
+            let event = events.next_timeout(wait::patience(SOON))?;
+            match event.map(|event| (event.kind, event.binding.id, event.binding.state)) {
+                // The memory is as large as the ring.
+                Some((EventKind::Exhausted | EventKind::Available, ..)) => (),
+                event => return Ok(event),
+            }
+        }
+    };
+    let memory = memory(&shape().demands_peer().demands_revocable())?;
+    let (id, bound) = pair.rx.ns.run(|| {
+        let mut netdev = Netdev::open()?;
+        let id = netdev.bind_rx(&pair.request(&[QUEUE]).attrs(&memory))?;
+        Ok((id, netdev))
+    })?;
+    assert_eq!(next()?, Some((EventKind::Added, id, State::Bound)));
+
+    revoke(&memory)?;
+    assert_eq!(next()?, Some((EventKind::Revoked, id, State::Revoked)));
+    let other = bind(&pair, &fresh()?)?;
+    assert_eq!(next()?.map(|event| event.0), Some(EventKind::Added));
+    let status = pair.rx.ns.run(|| Ok(Netdev::open()?.binding(id)?))?;
+    assert_eq!((status.state, status.ifindex), (State::Revoked, None));
+    assert_eq!(status.peer_to_peer, Some(true));
+
+    drop(bound);
+    assert_eq!(next()?, Some((EventKind::Deleted, id, State::Revoked)));
+    drop(other);
     Ok(())
 }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::fs::File;
 use std::io;
+use std::time::Duration;
 
 use devmem::BindRx;
 use devmem::BindTx;
@@ -12,16 +13,21 @@ use devmem::DmaBuf;
 use devmem::Error;
 use devmem::netdev::Netdev;
 use devmem::netns::Netns;
+use devmem::status::BindingStatus;
+use devmem::status::Counters;
+use devmem::status::Events;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::child::Child;
 use devmem_testlib::child::NOBODY;
+use devmem_testlib::child::SOMEBODY;
 use devmem_testlib::child::become_user;
 use devmem_testlib::child::enter;
 use devmem_testlib::child::give_ids;
 use devmem_testlib::child::unshare_user;
 use devmem_testlib::provider;
 use devmem_testlib::report::observe;
+use devmem_testlib::skip;
 use devmem_testlib::tx::outcome;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
@@ -204,6 +210,79 @@ pub fn what_queries_tell() -> Outcome {
         said == "0 queues, 0 page pools" || said == "ENODEV, 0 page pools",
         "elsewhere: {said}"
     );
+    Ok(())
+}
+
+/// How large the memory of a transmit binding is, and what is done with it, is told to its owner and to the
+/// administrator; that there is one, to everybody in its network namespace. Events tell nobody more than that. Of receive
+/// bindings everybody is told all.
+pub fn what_is_told_of_bindings() -> Outcome {
+    let memory = DmaBuf::udmabuf(64 * PAGE)?;
+    let pair = Pair::sending()?;
+    if let Err(Error::NoGroup(_)) = Events::open() {
+        return skip("this kernel tells nothing of bindings");
+    }
+    let rx = pair.bind(&[1], &memory)?;
+    let tx = pair.tx.bind_tx(&memory)?;
+
+    let told = |status: &BindingStatus| match (status.buffers, status.in_use) {
+        (Some(_), Some(_)) => "all",
+        (None, None) if status.peer_to_peer.is_none() && status.counters == Counters::default() => {
+            "little"
+        }
+        _ => "something",
+    };
+    let ask = |netdev: &mut Netdev, id| -> io::Result<String> {
+        let one = netdev.binding(id);
+        let one = one.as_ref().map_or_else(|_| "nothing", told);
+        let list = netdev.bindings()?;
+        let listed = list.iter().find(|status| status.id == id);
+        Ok(format!("{one} {}", listed.map_or("nothing", told)))
+    };
+    let nobody = |id| {
+        become_user(NOBODY)?;
+        ask(&mut Netdev::open()?, id)
+    };
+
+    let root = pair.tx.ns.run(|| ask(&mut Netdev::open()?, tx.id()))?;
+    check("to root", &root, "all all");
+    let said = from_child(&pair.tx.ns, || nobody(tx.id()))?;
+    check("to others", &said, "little little");
+    let said = from_child(&pair.rx.ns, || nobody(rx.id()))?;
+    check("of a receive binding", &said, "all all");
+    let said = from_child(&pair.rx.ns, || nobody(tx.id()))?;
+    check("elsewhere", &said, "nothing nothing");
+
+    let said = from_child(&pair.tx.ns, || {
+        become_user(NOBODY)?;
+        let mut events = Events::open()?;
+        let own = BindTx::new(pair.tx.ifindex).bind(&memory)?;
+        let said = ask(&mut Netdev::open()?, own.id())?;
+        let event = events.next_timeout(Duration::from_secs(5))?;
+        let event = event.map_or("nothing", |event| told(&event.binding));
+        Ok(format!("{said}, by an event {event}"))
+    })?;
+    check("to its owner", &said, "all all, by an event little");
+
+    let mut binder = Child::start(|talk| {
+        enter(&pair.tx.ns)?;
+        become_user(SOMEBODY)?;
+        let binding = BindTx::new(pair.tx.ifindex).bind(&memory)?;
+        talk.tell(binding.id())?;
+        talk.wait_for_the_end()
+    })?;
+    let theirs = binder.talk().hear_number()?;
+    let root = pair.tx.ns.run(|| ask(&mut Netdev::open()?, theirs))?;
+    check("of somebody's to root", &root, "all all");
+    // Who opened the socket may read what comes.
+    let said = from_child(&pair.tx.ns, || {
+        seteuid(Uid::from_raw(NOBODY))?;
+        let mut nobodys = Netdev::open()?;
+        seteuid(Uid::from_raw(0))?;
+        ask(&mut nobodys, theirs)
+    })?;
+    check("of somebody's by nobody's socket", &said, "little little");
+    binder.end()?;
     Ok(())
 }
 

@@ -80,6 +80,7 @@ fn main() -> ExitCode {
         access::bind_tx_is_open,
         access::netlink_sockets_passed_on,
         access::what_queries_tell,
+        access::what_is_told_of_bindings,
         access::settings_are_roots,
         foreign::who_may_send,
         foreign::no_oracle,
