@@ -3,6 +3,7 @@
 //! Waiting for a socket, and no longer than a while.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use std::time::Instant;
@@ -44,6 +45,25 @@ pub(crate) fn ready(
         match poll(&mut fds, timeout) {
             Ok(0) | Err(nix::Error::EINTR) => (),
             Ok(_) => return Ok(fds[0].revents().unwrap_or(PollFlags::empty())),
+            Err(err) => return Err(err.into()),
+        }
+    }
+}
+
+/// What `source` tells next, or `None` if it tells nothing in that time. `try_next` does not wait.
+pub(crate) fn next<S: AsFd, T, E: From<io::Error>>(
+    source: &mut S,
+    timeout: Duration,
+    mut try_next: impl FnMut(&mut S) -> Result<Option<T>, E>,
+) -> Result<Option<T>, E> {
+    let deadline = end_of(timeout);
+    loop {
+        if let Some(next) = try_next(source)? {
+            return Ok(Some(next));
+        }
+        match ready(source.as_fd(), PollFlags::POLLIN, deadline) {
+            Ok(_) => (),
+            Err(err) if err.kind() == io::ErrorKind::TimedOut => return Ok(None),
             Err(err) => return Err(err.into()),
         }
     }

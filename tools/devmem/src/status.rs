@@ -31,8 +31,6 @@ use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use nix::poll::PollFlags;
-
 use crate::netdev::FAMILY;
 use crate::netdev::cmd;
 use crate::netdev::dmabuf;
@@ -311,17 +309,7 @@ impl Events {
     ///
     /// As of [`try_next`](Self::try_next), and those of `poll()`.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Option<Event>, Error> {
-        let deadline = poll::end_of(timeout);
-        loop {
-            if let Some(event) = self.try_next()? {
-                return Ok(Some(event));
-            }
-            match poll::ready(self.as_fd(), PollFlags::POLLIN, deadline) {
-                Ok(_) => (),
-                Err(err) if err.kind() == io::ErrorKind::TimedOut => return Ok(None),
-                Err(err) => return Err(err.into()),
-            }
-        }
+        poll::next(self, timeout, Self::try_next)
     }
 }
 

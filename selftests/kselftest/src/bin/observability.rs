@@ -8,19 +8,18 @@ use std::process::ExitCode;
 
 use devmem::BindTx;
 use devmem::DmaBuf;
-use devmem::Error;
 use devmem::diag;
 use devmem::diag::Held;
 use devmem::diag::Holder;
 use devmem::netdev::Netdev;
 use devmem::netns::Netns;
-use devmem::status::Events;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::child;
 use devmem_testlib::child::Child;
+use devmem_testlib::events;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::fixture::Sending;
 use devmem_testlib::pair::Ip;
@@ -31,7 +30,6 @@ use devmem_testlib::probe::Probe;
 use devmem_testlib::provider;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
-use devmem_testlib::skip;
 use devmem_testlib::sockopt;
 use devmem_testlib::tests;
 use devmem_testlib::trace;
@@ -46,17 +44,6 @@ const PAGE: usize = 4096;
 const RING: usize = 256;
 /// Somebody who may do nothing.
 const NOBODY: u32 = 65534;
-
-/// What is asked for here came to the kernel with the events.
-fn skip_without_events() -> Outcome {
-    match Events::open() {
-        Err(Error::NoGroup(_)) => skip("this kernel tells nothing of bindings"),
-        other => {
-            other?;
-            Ok(())
-        }
-    }
-}
 
 fn holders(ns: &Netns) -> io::Result<Vec<Holder>> {
     ns.run(|| Ok(diag::holders()?))
@@ -87,7 +74,7 @@ fn take(bench: &Receiving, probe: &mut Probe<'_>, count: usize) -> io::Result<()
 /// From the receive queue to the user, and back to the provider.
 fn what_a_socket_holds() -> Outcome {
     const SENT: usize = 3;
-    skip_without_events()?;
+    events::skip_without()?;
     let bench = Receiving::new()?;
     let (ns, id) = (&bench.pair.rx.ns, Some(bench.binding.id()));
     let mut probe = bench.probe();
@@ -120,7 +107,7 @@ fn what_a_socket_holds() -> Outcome {
 /// More than are counted with one look, with gaps in between.
 fn many_tokens() -> Outcome {
     const TOKENS: usize = 600;
-    skip_without_events()?;
+    events::skip_without()?;
     let bench = Receiving::new()?;
     let mut probe = bench.probe().quiet();
     take(&bench, &mut probe, TOKENS)?;
@@ -158,7 +145,7 @@ fn of_many_bindings() -> Outcome {
     const BINDINGS: usize = 11;
     const TOLD: usize = 8;
     const OTHER: u32 = 3;
-    skip_without_events()?;
+    events::skip_without()?;
     let bench = Receiving::new()?;
     let ns = &bench.pair.rx.ns;
     bench.steer(OTHER)?;
@@ -204,7 +191,7 @@ fn long_queues() -> Outcome {
     const SEGMENTS: u64 = 300;
     const COUNTED: u64 = 256;
     const PORT: u16 = Receiving::PORT + 1;
-    skip_without_events()?;
+    events::skip_without()?;
     let bench = Receiving::new()?;
     let ns = &bench.pair.rx.ns;
     bench.pair.steer(PORT, Receiving::QUEUE)?;
@@ -242,7 +229,7 @@ fn long_queues() -> Outcome {
 
 /// It is for administrators of the network namespace.
 fn not_for_everybody() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let bench = Receiving::new()?;
     bench.send(&[100])?;
     let ns = &bench.pair.rx.ns;
@@ -264,7 +251,7 @@ fn not_for_everybody() -> Outcome {
 
 /// A small memory is bound, and who binds it is told how much the rings want.
 fn small_memory_is_warned_of() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let pair = Pair::new()?;
     // What is bound a moment after another is unbound has queues of its own.
     for (buffers, queues, wanted) in [
@@ -322,7 +309,7 @@ fn wait_told(trace: &Trace, id: u32, expected: &[String]) -> io::Result<()> {
 
 fn bindings_are_traced() -> Outcome {
     const BUFFERS: usize = 2 * RING;
-    skip_without_events()?;
+    events::skip_without()?;
     let memory = DmaBuf::udmabuf(BUFFERS * PAGE)?;
     let pair = Pair::sending()?;
     let trace = Trace::watch(BINDINGS)?;
@@ -359,7 +346,7 @@ fn bindings_are_traced() -> Outcome {
 fn exhaustion_is_traced() -> Outcome {
     /// More than a ring and what a page pool keeps beside, by more than a quarter of all.
     const BUFFERS: usize = 2 * RING;
-    skip_without_events()?;
+    events::skip_without()?;
     let bench = Receiving::into_memory(DmaBuf::udmabuf(BUFFERS * PAGE)?)?;
     let mut probe = bench.probe().quiet();
     let trace = Trace::watch(SUPPLY)?;
@@ -376,7 +363,7 @@ fn exhaustion_is_traced() -> Outcome {
 
 /// Errors that have several reasons.
 fn reasons_not_to_send_are_traced() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let bench = Sending::new()?;
     let other = Pair::sending()?;
     let elsewhere = other.tx.bind_tx(&bench.memory)?;

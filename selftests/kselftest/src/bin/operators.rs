@@ -25,6 +25,7 @@ use devmem::status::State;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
+use devmem_testlib::events;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::fixture::Sending;
 use devmem_testlib::odd::Segment;
@@ -34,7 +35,6 @@ use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
-use devmem_testlib::skip;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::tx::extent;
@@ -52,16 +52,6 @@ const MEMORY: usize = 1024 * PAGE;
 const SOON: Duration = Duration::from_secs(5);
 /// One that is not to come would have come sooner.
 const A_WHILE: Duration = Duration::from_millis(300);
-
-fn skip_without_events() -> Outcome {
-    match Events::open() {
-        Err(Error::NoGroup(_)) => skip("this kernel tells nothing of bindings"),
-        other => {
-            other?;
-            Ok(())
-        }
-    }
-}
 
 fn bindings(ns: &Netns) -> io::Result<Vec<BindingStatus>> {
     ns.run(|| Ok(Netdev::open()?.bindings()?))
@@ -104,7 +94,7 @@ impl Told {
 }
 
 fn a_receive_binding() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let memory = DmaBuf::udmabuf(MEMORY)?;
     let pair = Pair::new()?;
     let bound = pair.bind(&[1, 3], &memory)?;
@@ -151,7 +141,7 @@ fn a_receive_binding() -> Outcome {
 }
 
 fn a_transmit_binding() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let sending = Sending::new()?;
     let ns = &sending.pair.tx.ns;
     let sent = |bytes| (provider::under_test() == Provider::Module).then_some(bytes);
@@ -190,7 +180,7 @@ fn a_transmit_binding() -> Outcome {
 
 /// What is left of a binding can be seen until its last token is back.
 fn unbound_with_tokens() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let memory = DmaBuf::udmabuf(MEMORY)?;
     let pair = Pair::new()?;
     let bound = pair.bind(&[1], &memory)?;
@@ -221,7 +211,7 @@ fn unbound_with_tokens() -> Outcome {
 }
 
 fn events_of_bindings() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let memory = DmaBuf::udmabuf(MEMORY)?;
     let pair = Pair::sending()?;
     let (mut at_rx, mut at_tx) = (Told::of(&pair.rx.ns)?, Told::of(&pair.tx.ns)?);
@@ -270,7 +260,7 @@ fn events_of_bindings() -> Outcome {
 
 /// The owner is left with a binding of nothing.
 fn the_device_goes() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let memory = DmaBuf::udmabuf(MEMORY)?;
     let pair = Pair::sending()?;
     let (mut at_rx, mut at_tx) = (Told::of(&pair.rx.ns)?, Told::of(&pair.tx.ns)?);
@@ -315,7 +305,7 @@ fn take_all(bench: &Receiving, probe: &mut Probe<'_>, buffers: u64) -> io::Resul
 fn exhaustion() -> Outcome {
     /// More than a ring and what a page pool keeps beside, by more than a quarter of all.
     const BUFFERS: u64 = 512;
-    skip_without_events()?;
+    events::skip_without()?;
     let bench = Receiving::into_memory(DmaBuf::udmabuf(BUFFERS as usize * PAGE)?)?;
     let mut probe = bench.probe().quiet();
     let (ns, id) = (&bench.pair.rx.ns, bench.binding.id());
@@ -350,7 +340,7 @@ fn exhaustion() -> Outcome {
 
 /// The ring of the queue takes all there is, and wants more: told after there is a binding, and never over.
 fn less_memory_than_the_ring() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let memory = DmaBuf::udmabuf(16 * PAGE)?;
     let pair = Pair::new()?;
     let mut told = Told::of(&pair.rx.ns)?;
@@ -368,7 +358,7 @@ fn less_memory_than_the_ring() -> Outcome {
 
 /// Whether the device reaches it where it is, as the exporter says: both ways, of each binding.
 fn where_the_memory_is() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let shape = Shape::new(&[Segment {
         addr: NOWHERE,
         len: 4 * PAGE as u64,
@@ -394,7 +384,7 @@ fn where_the_memory_is() -> Outcome {
 
 /// There is no binding of number 0, nor a device.
 fn malformed_requests() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let mut netdev = Netdev::open()?;
     match netdev.request(cmd::DMABUF_GET, &Attrs::new()) {
         Err(Error::Refused { errno, ack }) => {
@@ -412,7 +402,7 @@ fn malformed_requests() -> Outcome {
 /// More than there is room for in one message, each once, and in their order.
 fn a_list_of_many() -> Outcome {
     const MANY: usize = 100;
-    skip_without_events()?;
+    events::skip_without()?;
     let memory = DmaBuf::udmabuf(PAGE)?;
     let pair = Pair::sending()?;
     let request = BindTx::new(pair.tx.ifindex);
@@ -429,7 +419,7 @@ fn a_list_of_many() -> Outcome {
 
 /// Who does not listen for too long is told that.
 fn events_that_are_lost() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let memory = DmaBuf::udmabuf(PAGE)?;
     let pair = Pair::sending()?;
     let mut told = Told::of(&pair.tx.ns)?;

@@ -31,6 +31,7 @@ use devmem::ethtool::Rings;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::child::Reaper;
+use devmem_testlib::events;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::End;
 use devmem_testlib::pair::Ip;
@@ -464,9 +465,7 @@ fn a_hangup_that_is_ignored() -> Outcome {
 /// What is bound, and by which queue, whoever asks; and when it comes and goes.
 fn what_is_bound() -> Outcome {
     let pair = pair()?;
-    if let Err(devmem::Error::NoGroup(_)) = devmem::status::Events::open() {
-        return skip("this kernel tells nothing of bindings");
-    }
+    events::skip_without()?;
     let list = |options: &str| -> Result<String, Stop> {
         let mut status = Cat::start(&pair.rx, "status", options)?;
         let mut text = String::new();
@@ -702,9 +701,7 @@ fn progress_of_what_stands_still() -> Outcome {
 
 /// Each in a line that fits on a terminal, or of JSON.
 fn status_tells_who_holds_memory() -> Outcome {
-    if let Err(devmem::Error::NoGroup(_)) = devmem::status::Events::open() {
-        return skip("this kernel tells nothing of bindings");
-    }
+    events::skip_without()?;
     let bench = Receiving::new()?;
     bench.send(&[100])?;
     let mut probe = bench.probe();

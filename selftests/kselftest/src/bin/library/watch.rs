@@ -16,10 +16,10 @@ use devmem::status::EventKind;
 use devmem::status::Events;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::events;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::probe::Call;
 use devmem_testlib::provider;
-use devmem_testlib::skip;
 use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sys::socket::setsockopt;
@@ -37,16 +37,6 @@ const NOBODY: u32 = 65534;
 const SOON: Duration = Duration::from_secs(5);
 /// One that is not to come would have come sooner.
 const A_WHILE: Duration = Duration::from_millis(300);
-
-fn skip_without_events() -> Outcome {
-    match Events::open() {
-        Err(Error::NoGroup(_)) => skip("this kernel tells nothing of bindings"),
-        other => {
-            other?;
-            Ok(())
-        }
-    }
-}
 
 fn watch(ns: &Netns, id: u32) -> io::Result<Watch> {
     ns.run(|| Ok(Watch::of(id)?))
@@ -78,7 +68,7 @@ fn bind_too_little(pair: &Pair) -> Result<Binding, devmem_testlib::report::Stop>
 }
 
 pub fn what_happened_before_somebody_asked() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let pair = Pair::new()?;
     let ns = &pair.rx.ns;
     let mut binding = bind_too_little(&pair)?;
@@ -105,7 +95,7 @@ pub fn what_happened_before_somebody_asked() -> Outcome {
 /// Each time once, in a binding that is there from the beginning, and one that is looked at when all is over.
 pub fn exhausted_and_available() -> Outcome {
     const BUFFERS: u64 = 512;
-    skip_without_events()?;
+    events::skip_without()?;
     let bench = Receiving::into_memory(DmaBuf::udmabuf(BUFFERS as usize * PAGE)?)?;
     let (ns, id) = (&bench.pair.rx.ns, bench.binding.id());
     let mut probe = bench.probe().quiet();
@@ -134,7 +124,7 @@ pub fn exhausted_and_available() -> Outcome {
 
 /// The kernel had no room for it, and has told nothing since, as long as there was something to be read.
 pub fn what_the_kernel_has_no_room_for() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let pair = Pair::new()?;
     let ns = &pair.rx.ns;
     let memory = DmaBuf::udmabuf(1024 * PAGE)?;
@@ -169,7 +159,7 @@ pub fn what_the_kernel_has_no_room_for() -> Outcome {
 
 /// Nobody in particular may, where the binding is.
 pub fn without_rights() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let pair = Pair::new()?;
     let binding = bind_too_little(&pair)?;
     let id = binding.id();
@@ -188,7 +178,7 @@ pub fn without_rights() -> Outcome {
 
 /// As a future, one of which is dropped before.
 pub fn as_a_future() -> Outcome {
-    skip_without_events()?;
+    events::skip_without()?;
     let pair = Pair::new()?;
     let binding = pair.bind(&[QUEUE], &DmaBuf::udmabuf(1024 * PAGE)?)?;
     let id = binding.id();
