@@ -5,6 +5,7 @@
 use std::io;
 use std::io::Read;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::thread;
@@ -178,12 +179,28 @@ pub fn not_acknowledged() -> Outcome {
     Ok(())
 }
 
+/// Neither end asks where the other is from now on: the kernel waits three seconds for an answer.
+fn know_each_other(pair: &Pair, connection: &Connection) -> Outcome {
+    for (end, other, socket) in [
+        (&pair.tx, &pair.rx, &connection.tx),
+        (&pair.rx, &pair.tx, &connection.rx),
+    ] {
+        let SocketAddr::V4(address) = socket.peer_addr()? else {
+            panic!("not a connection of IPv4");
+        };
+        end.add_neighbour(*address.ip(), other.mac()?)?;
+    }
+    Ok(())
+}
+
 /// It has been given to the device's queue: that does not send it any more.
 pub fn in_a_qdisc() -> Outcome {
     let pair = Pair::new()?;
     let bound = Bound::new(&pair)?;
     let connection = connect(&pair)?;
-    // Longer than it takes to revoke; but the reset has to come through it, too.
+    know_each_other(&pair, &connection)?;
+    // Longer than it takes to revoke; but the reset has to come through it, too. Twice: the first one makes the
+    // peer ask whether it is meant.
     let delay = wait::stretched(Duration::from_secs(1)).as_millis();
     pair.tx.queueing(&format!("netem delay {delay}ms"))?;
     bound.call(&[PART]).send(&connection.tx)?;
