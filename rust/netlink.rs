@@ -23,6 +23,7 @@ use kernel::{
 };
 
 use crate::sys::{
+    account::Account,
     area::LayoutError,
     devmem::{
         DevmemProvider,
@@ -76,7 +77,7 @@ where
         let dev = rx_device(request)?;
         dma_device(request, &dev, &Queues::of(request, &dev)?)?
     };
-    let mapping = mapping(request, &dma_dev, Direction::FromDevice)?;
+    let mapping = mapping(request, dma_buf(request)?, &dma_dev, Direction::FromDevice)?;
     let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
     let memory = RxMemory::new(mapping, niov_shift)
         .map_err(|error| refuse_memory(request, error, niov_shift))?;
@@ -101,12 +102,15 @@ where
     let dma_dev = tx_device(request)?
         .hold_dma_device()
         .ok_or_else(|| refuse_dma(request))?;
-    let mapping = mapping(request, &dma_dev, Direction::ToDevice)?;
+    let buf = dma_buf(request)?;
+    // Before it is pinned.
+    let account = Account::new(request, buf.size())?;
+    let mapping = mapping(request, buf, &dma_dev, Direction::ToDevice)?;
     let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
     let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
     let dev = tx_device(request)?;
-    let bound = Draft::transmit::<P>(dev, memory, request)?
+    let bound = Draft::transmit::<P>(dev, memory, account, request)?
         .publish(request)
         .map_err(|error| refuse_owner(request, error))?;
     tell_where_memory_is(request, is_peer_to_peer);
@@ -246,18 +250,25 @@ fn same(one: Option<&Device<Bound>>, other: Option<&Device<Bound>>) -> bool {
     one.map(core::ptr::from_ref) == other.map(core::ptr::from_ref)
 }
 
-fn mapping(
-    request: &BindRequest<'_>,
-    dma_dev: &Device<Bound>,
-    direction: Direction,
-) -> Result<Mapping> {
+fn dma_buf(request: &BindRequest<'_>) -> Result<DmaBuf> {
     let attr = request.attr(DmabufAttr::Fd).ok_or(EINVAL)?;
     let refuse = |error, why: fmt::Arguments<'_>| request.refuse(error, Some(attr), why);
 
-    let buf = DmaBuf::get(attr.u32()).map_err(|error| match error {
+    DmaBuf::get(attr.u32()).map_err(|error| match error {
         EBADF => refuse(error, fmt!("no such file descriptor")),
         _ => refuse(error, fmt!("file descriptor is not of a dma-buf")),
-    })?;
+    })
+}
+
+fn mapping(
+    request: &BindRequest<'_>,
+    buf: DmaBuf,
+    dma_dev: &Device<Bound>,
+    direction: Direction,
+) -> Result<Mapping> {
+    let attr = request.attr(DmabufAttr::Fd);
+    let refuse = |error, why: fmt::Arguments<'_>| request.refuse(error, attr, why);
+
     Mapping::new(buf, dma_dev, direction).map_err(|error| match error {
         MapError::Direction => match direction {
             Direction::FromDevice => refuse(EINVAL, fmt!("dma-buf is read-only")),
@@ -265,6 +276,7 @@ fn mapping(
         },
         MapError::Attach(error) => refuse(error, fmt!("Failed to bind dmabuf to device")),
         MapError::Map(error) => refuse(error, fmt!("Failed to map dmabuf attachment")),
+        MapError::TooLong => refuse(ETIMEDOUT, fmt!("Exporter of the dma-buf takes too long")),
     })
 }
 

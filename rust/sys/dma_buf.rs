@@ -27,7 +27,10 @@ use kernel::{
     prelude::*,
     scatterlist::SGTable,
     sync::aref::ARef,
-    task::MAX_SCHEDULE_TIMEOUT,
+    time::{
+        msecs_to_jiffies,
+        Msecs, //
+    },
     types::NotThreadSafe, //
 };
 
@@ -41,6 +44,10 @@ use super::{
         Source, //
     }, //
 };
+
+/// How long the kernel may take to have the memory where it is to be, in milliseconds. GPUs are reset if they take as
+/// long for a job.
+const LONGEST_MOVE: Msecs = 10_000;
 
 /// A reference to a `struct dma_buf`.
 ///
@@ -81,7 +88,8 @@ impl DmaBuf {
         mode & needed != 0
     }
 
-    fn size(&self) -> u64 {
+    /// How large it is, in bytes.
+    pub(crate) fn size(&self) -> u64 {
         // SAFETY: By the type invariant the dma-buf is alive, and its size does not change.
         unsafe { (*self.0.as_ptr()).size as u64 }
     }
@@ -194,7 +202,8 @@ impl Attachment {
     }
 
     /// Waits until the kernel has done with the memory what it is about to: only then is in it what its users
-    /// think there is. `EAGAIN` if a signal comes before. Nobody has to wait for us meanwhile.
+    /// think there is. `EAGAIN` if a signal comes before, `ETIMEDOUT` if it takes too long. Who wants the lock has not
+    /// to wait for us meanwhile.
     fn wait(&self) -> Result {
         // SAFETY: By the type invariant the dma-buf is alive, and with it its reservation object, which need not be
         // locked.
@@ -203,14 +212,13 @@ impl Attachment {
                 self.buf.resv(),
                 bindings::dma_resv_usage_DMA_RESV_USAGE_KERNEL,
                 true,
-                MAX_SCHEDULE_TIMEOUT as c_ulong,
+                msecs_to_jiffies(LONGEST_MOVE),
             )
         };
 
-        // Without a limit of time there is time left, unless it failed. A request is no system call that is
-        // begun again by itself.
         match left {
-            0.. => Ok(()),
+            1.. => Ok(()),
+            0 => Err(ETIMEDOUT),
             _ => Err(EAGAIN),
         }
     }
@@ -368,6 +376,8 @@ pub(crate) enum MapError {
     /// The exporter does not leave the memory where it is, or does not map it for the device; or a signal came
     /// while it was waited for.
     Map(Error),
+    /// The memory is not there by the time that it was waited for.
+    TooLong,
 }
 
 /// A dma-buf that is mapped for a device.
@@ -427,8 +437,11 @@ impl Mapping {
         };
 
         // It may be the mapping that has the memory moved.
-        mapping.attachment.wait().map_err(MapError::Map)?;
-        Ok(mapping)
+        match mapping.attachment.wait() {
+            Ok(()) => Ok(mapping),
+            Err(ETIMEDOUT) => Err(MapError::TooLong),
+            Err(error) => Err(MapError::Map(error)),
+        }
     }
 
     fn map(locked: &Locked<'_>, direction: Direction) -> Result<NonNull<bindings::sg_table>> {

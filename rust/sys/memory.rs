@@ -187,6 +187,11 @@ impl<S: Source> Mapped<S> {
         self.with(|source| source.is_for(dev)).unwrap_or(false)
     }
 
+    /// Whether the memory, if it is still mapped, has so many bytes at the most.
+    pub(super) fn is_within(&self, bytes: u64) -> bool {
+        self.with(S::size).is_some_and(|size| size <= bytes)
+    }
+
     /// Whether the device reaches the memory where that is, if it is still mapped, and somebody knows.
     pub(super) fn is_peer_to_peer(&self) -> Option<bool> {
         self.with(S::is_peer_to_peer).flatten()

@@ -15,6 +15,7 @@
 #[cfg(not(CONFIG_64BIT))]
 compile_error!("64 bits are needed");
 
+pub(crate) mod account;
 pub(crate) mod area;
 mod bindings;
 pub(crate) mod claim;

@@ -7,6 +7,7 @@ use kernel::prelude::*;
 
 use crate::{
     sys::{
+        account::Account,
         devmem::Draft,
         dma_buf::Mapping,
         genetlink::{
@@ -35,7 +36,8 @@ fn queues(request: &BindRequest<'_>) {
 fn shared(
     dev: TxDevice<'_>,
     memory: impl PinInit<TxMemory<Mapping>, Error>,
+    account: Account,
     request: &RxBindRequest<'_>,
 ) {
-    let _ = Draft::transmit::<DmabufProvider>(dev, memory, request); //~ E0308
+    let _ = Draft::transmit::<DmabufProvider>(dev, memory, account, request); //~ E0308
 }

@@ -15,6 +15,7 @@ use kernel::{
 
 use super::{
     super::{
+        account::Account,
         bindings,
         claim::{
             Owner,
@@ -93,11 +94,12 @@ impl<'a, S: Source> Draft<'a, RxMemory<S>> {
 impl<'a, S: Source> Draft<'a, TxMemory<S>> {
     /// Makes a binding of `P` for frags that `dev` transmits, which `request` asks for. It is the current
     /// task's: the core sees to who may send from it, and to how many a user has (`ENOSPC`). `EINVAL` if
-    /// the DMA of `dev` is not done by the device that the memory is mapped for, `EOPNOTSUPP` if `P` has no
-    /// [`fill`](DevmemProvider::fill).
+    /// the DMA of `dev` is not done by the device that the memory is mapped for, or if less was accounted,
+    /// `EOPNOTSUPP` if `P` has no [`fill`](DevmemProvider::fill).
     pub(crate) fn transmit<P: DevmemProvider<Source = S>>(
         dev: TxDevice<'a>,
         memory: impl PinInit<TxMemory<S>, Error>,
+        account: Account,
         request: &TxBindRequest<'_>,
     ) -> Result<Self> {
         if !P::HAS_FILL {
@@ -108,10 +110,14 @@ impl<'a, S: Source> Draft<'a, TxMemory<S>> {
         // them. It is a bind-tx request.
         let draft = unsafe { Self::new::<P>(dev, raw, vdev, memory, request)? };
 
-        match draft.dev.dma_device() {
-            Some(dma_dev) if draft.binding.0.memory.mapped().is_for(dma_dev) => Ok(draft),
-            _ => Err(EINVAL),
+        let mapped = draft.binding.0.memory.mapped();
+        let is_for = |dma_dev| mapped.is_for(dma_dev);
+        if !draft.dev.dma_device().is_some_and(is_for) || !mapped.is_within(account.size()) {
+            return Err(EINVAL);
         }
+        // SAFETY: The binding is initialised, and ours. Nothing is accounted for it yet.
+        unsafe { (*draft.binding.0.base().as_ptr()).pinned = account.into_raw() };
+        Ok(draft)
     }
 }
 
