@@ -19,6 +19,7 @@ int devmem_test_move(int fd);
 int devmem_test_revoke(int fd);
 int devmem_test_bench(const struct devmem_test_bench *spec);
 int devmem_test_ops(const struct devmem_test_ops *spec);
+int devmem_test_come_and_go(void);
 int devmem_test_init_fails(void);
 
 struct page_pool *devmem_test_create_pool(struct net_device *dev, u32 queue,

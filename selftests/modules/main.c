@@ -135,6 +135,8 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 		if (copy_from_user(&ops, (void __user *)arg, sizeof(ops)))
 			return -EFAULT;
 		return devmem_test_ops(&ops);
+	case DEVMEM_TEST_IOC_FAMILY:
+		return devmem_test_come_and_go();
 	case DEVMEM_TEST_IOC_FAULT:
 	case DEVMEM_TEST_IOC_WATCH:
 		mutex_lock(&test->lock);

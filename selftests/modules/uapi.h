@@ -186,4 +186,9 @@ struct devmem_test_state {
  */
 #define DEVMEM_TEST_IOC_REVOKE	_IOW('D', 0x49, __s32)
 
+/* Registers a family of generic netlink, and unregisters it: both wait for the requests
+ * that are being served, whatever family these are about.
+ */
+#define DEVMEM_TEST_IOC_FAMILY	_IO('D', 0x4a)
+
 #endif /* DEVMEM_TEST_UAPI_H */

@@ -82,6 +82,7 @@ mod ioctls {
     nix::ioctl_write_ptr!(signal, b'D', 0x47, i32);
     nix::ioctl_write_ptr!(r#move, b'D', 0x48, i32);
     nix::ioctl_write_ptr!(revoke, b'D', 0x49, i32);
+    nix::ioctl_none!(family, b'D', 0x4a);
 }
 
 /// Opens the device of the module, which it loads if need be.
@@ -98,6 +99,14 @@ pub fn unload() -> io::Result<()> {
         Err(Errno::ENOENT) => Ok(()),
         done => Ok(done?),
     }
+}
+
+/// Registers a family of generic netlink, and unregisters it. Each time all requests are waited for that are being
+/// served, whatever family they are about.
+pub fn come_and_go_family() -> io::Result<()> {
+    // SAFETY: This ioctl has no argument.
+    unsafe { ioctls::family(device()?.as_raw_fd()) }?;
+    Ok(())
 }
 
 /// What a dma-buf is to be like.

@@ -22,6 +22,7 @@ use devmem_testlib::odd::DmaBufState;
 use devmem_testlib::odd::OddDmaBuf;
 use devmem_testlib::odd::Segment;
 use devmem_testlib::odd::Shape;
+use devmem_testlib::odd::come_and_go_family;
 use devmem_testlib::pair::End;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
@@ -165,15 +166,7 @@ fn cannot_be_pinned() -> Outcome {
 fn interrupted() -> Outcome {
     const AGAIN: &str = "EAGAIN, \"Failed to map dmabuf attachment\"";
     const ERESTARTSYS: i32 = 512;
-    let builtin = format!(
-        "{:?}, \"Failed to map dmabuf attachment\"",
-        Errno::from_raw(ERESTARTSYS)
-    );
-    check(&shape().pin_error(ERESTARTSYS), AGAIN, &builtin)?;
-    if !is_module() {
-        report::observe("not tried: the C code passes EINTR on, which netlink does not answer");
-        return Ok(());
-    }
+    check(&shape().pin_error(ERESTARTSYS), AGAIN, AGAIN)?;
     check(&shape().pin_error(libc::EINTR), AGAIN, AGAIN)
 }
 
@@ -255,6 +248,43 @@ fn waits_for_the_kernel() -> Outcome {
         assert_eq!(answer(&bound), BOUND, "{way:?}");
         drop(bound);
         wait_unmapped(&dmabuf)?;
+    }
+    Ok(())
+}
+
+/// It may be that the memory never is. The device is locked on the C code, and a user has no rights to keep it so.
+fn takes_too_long() -> Outcome {
+    const TOO_LONG: &str = "ETIMEDOUT, \"Exporter of the dma-buf takes too long\"";
+    let pair = Pair::new()?;
+    let before = State::of(&pair)?;
+    thread::scope(|scope| -> Outcome {
+        let requests = Way::BOTH.map(|way| {
+            let pair = &pair;
+            scope.spawn(move || {
+                let dmabuf = shape().moves().with_fence().of_nothing()?;
+                Ok::<_, io::Error>((way.bind(pair, &dmabuf)?, dmabuf))
+            })
+        });
+        for (way, request) in Way::BOTH.into_iter().zip(requests) {
+            let (bound, dmabuf) = request.join().expect("a thread that binds")?;
+            report::observe(format_args!("{way:?}: {}", answer(&bound)));
+            assert_eq!(answer(&bound), TOO_LONG, "{way:?}");
+            wait_unmapped(&dmabuf)?;
+        }
+        Ok(())
+    })?;
+    before.wait_until_back(&pair);
+    Ok(())
+}
+
+/// Who registers a family of generic netlink waits for requests that are being served, and all who come after him for
+/// him.
+fn families_come_and_go_meanwhile() -> Outcome {
+    let pair = Pair::new()?;
+    for way in Way::BOTH {
+        let (bound, (), _) = while_it_waits(&pair, way, |_| come_and_go_family())?;
+        report::observe(format_args!("{way:?}: {}", answer(&bound)));
+        assert_eq!(answer(&bound), BOUND, "{way:?}");
     }
     Ok(())
 }
@@ -413,6 +443,8 @@ fn main() -> ExitCode {
         moves_to_be_pinned,
         pinned_while_bound,
         waits_for_the_kernel,
+        takes_too_long,
+        families_come_and_go_meanwhile,
         the_device_is_free_meanwhile,
         the_queue_goes_meanwhile,
         the_device_goes_meanwhile,

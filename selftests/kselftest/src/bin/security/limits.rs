@@ -12,6 +12,7 @@ use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Error;
 use devmem::TxBinding;
+use devmem::netns::Netns;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_testlib::Outcome;
@@ -36,6 +37,8 @@ use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
+use nix::sys::resource::Resource;
+use nix::sys::resource::setrlimit;
 use nix::unistd::setresgid;
 use nix::unistd::setresuid;
 
@@ -70,18 +73,29 @@ impl Drop for Limit {
     }
 }
 
+/// Why a user gets no more bindings.
+type Reason = (Errno, &'static str);
+
+const TOO_MANY: Reason = (
+    Errno::ENOSPC,
+    "Too many TX bindings, see user.max_devmem_tx_bindings",
+);
+const TOO_MUCH: Reason = (
+    Errno::ENOBUFS,
+    "Too much memory in TX bindings, see RLIMIT_MEMLOCK",
+);
+
 /// Makes bindings until that fails, which it may do for one reason only.
-fn bind_many(ifindex: u32, memory: &DmaBuf) -> io::Result<Vec<TxBinding>> {
+fn bind_many(ifindex: u32, memory: &DmaBuf, reason: Reason) -> io::Result<Vec<TxBinding>> {
     let mut bindings = Vec::new();
     for _ in 0..TRIES {
         match BindTx::new(ifindex).bind(memory) {
             Ok(binding) => bindings.push(binding),
             Err(Error::Refused { errno, ack }) => {
-                assert_eq!(Errno::from_raw(errno), Errno::ENOSPC);
                 let message = ack.message.as_deref();
                 assert_eq!(
-                    message,
-                    Some("Too many TX bindings, see user.max_devmem_tx_bindings")
+                    (Errno::from_raw(errno), message),
+                    (reason.0, Some(reason.1))
                 );
                 break;
             }
@@ -96,6 +110,7 @@ fn bind_many(ifindex: u32, memory: &DmaBuf) -> io::Result<Vec<TxBinding>> {
 fn binder(
     pair: &Pair,
     memory: &DmaBuf,
+    reason: Reason,
     become_somebody: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<Child> {
     Child::start(|talk| {
@@ -105,7 +120,7 @@ fn binder(
         while let Ok(order) = talk.hear() {
             match order.as_str() {
                 "drop" => drop(bindings.pop()),
-                _ => bindings.extend(bind_many(pair.tx.ifindex, memory)?),
+                _ => bindings.extend(bind_many(pair.tx.ifindex, memory, reason)?),
             }
             talk.tell(bindings.len())?;
         }
@@ -129,10 +144,10 @@ pub fn bindings_of_a_user() -> Outcome {
     let _limit = Limit::set()?;
     let memory = DmaBuf::udmabuf(64 * PAGE)?;
     let pair = Pair::new()?;
-    let mut first = binder(&pair, &memory, || become_user(NOBODY))?;
-    let mut second = binder(&pair, &memory, || become_user(NOBODY))?;
-    let mut other = binder(&pair, &memory, || become_user(SOMEBODY))?;
-    let mut root = binder(&pair, &memory, || Ok(()))?;
+    let mut first = binder(&pair, &memory, TOO_MANY, || become_user(NOBODY))?;
+    let mut second = binder(&pair, &memory, TOO_MANY, || become_user(NOBODY))?;
+    let mut other = binder(&pair, &memory, TOO_MANY, || become_user(SOMEBODY))?;
+    let mut root = binder(&pair, &memory, TOO_MANY, || Ok(()))?;
 
     check("nobody", ask(&mut first, "bind")?, BINDINGS);
     check("nobody, once more", ask(&mut second, "bind")?, 0);
@@ -164,7 +179,7 @@ pub fn bindings_made_at_once() -> Outcome {
     for _ in 0..ROUNDS {
         let before = provider::bindings()?.map_or(0, |list| list.len());
         let mut children = (0..4)
-            .map(|_| binder(&pair, &memory, || become_user(NOBODY)))
+            .map(|_| binder(&pair, &memory, TOO_MANY, || become_user(NOBODY)))
             .collect::<io::Result<Vec<_>>>()?;
         for child in &mut children {
             child.talk().tell("bind")?;
@@ -205,7 +220,7 @@ pub fn bindings_by_user_namespaces() -> Outcome {
             if let Some(limit) = limit {
                 fs::write(BINDINGS_LIMIT, limit.to_string())?;
             }
-            let bindings = bind_many(pair.tx.ifindex, &memory)?;
+            let bindings = bind_many(pair.tx.ifindex, &memory, TOO_MANY)?;
             talk.tell(bindings.len())?;
             talk.wait_for_the_end()
         })?;
@@ -222,7 +237,7 @@ pub fn bindings_by_user_namespaces() -> Outcome {
     let mut another = inside(NOBODY, &map, 1, None)?;
     let got = another.talk().hear_number()? as usize;
     check("another user inside", got, 0);
-    let mut outside = binder(&pair, &memory, || become_user(NOBODY))?;
+    let mut outside = binder(&pair, &memory, TOO_MANY, || become_user(NOBODY))?;
     check("its maker", ask(&mut outside, "bind")?, 0);
 
     // Inside of these root may set limits, but what the maker has left is what there is.
@@ -236,6 +251,78 @@ pub fn bindings_by_user_namespaces() -> Outcome {
     for child in [root, another, outside, tight, wide] {
         child.end()?;
     }
+    Ok(())
+}
+
+/// Memory that a user may have locked.
+const LOCKED: usize = 256 * PAGE;
+/// What it binds: twice as much, with two pages more each time, as zerocopy sends have it, fits.
+const PART: usize = 100 * PAGE;
+
+/// Becomes a user who may have no more than [`LOCKED`], in a child.
+fn become_limited_user(uid: u32) -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_MEMLOCK, LOCKED as u64, LOCKED as u64)?;
+    become_user(uid)
+}
+
+/// What is sent from is pinned, and counts as memory that who binds it has locked, for all processes of a user. Not for
+/// who could bind receive queues as well.
+pub fn memory_of_a_user() -> Outcome {
+    let memory = DmaBuf::udmabuf(PART)?;
+    let larger = DmaBuf::udmabuf(LOCKED + PAGE)?;
+    let pair = Pair::new()?;
+    let bind_as = |uid, memory| binder(&pair, memory, TOO_MUCH, || become_limited_user(uid));
+    let mut first = bind_as(NOBODY, &memory)?;
+    let mut second = bind_as(NOBODY, &memory)?;
+    let mut other = bind_as(SOMEBODY, &memory)?;
+    let mut greedy = bind_as(SOMEBODY + 1, &larger)?;
+    let mut inside = binder(&pair, &memory, TOO_MUCH, || {
+        become_limited_user(SOMEBODY + 2)?;
+        unshare_user(CloneFlags::empty())
+    })?;
+    let mut root = binder(&pair, &larger, TOO_MUCH, || {
+        setrlimit(Resource::RLIMIT_MEMLOCK, LOCKED as u64, LOCKED as u64)?;
+        Ok(())
+    })?;
+
+    check("nobody", ask(&mut first, "bind")?, 2);
+    check("nobody, once more", ask(&mut second, "bind")?, 0);
+    check("somebody", ask(&mut other, "bind")?, 2);
+    check("somebody, more at once", ask(&mut greedy, "bind")?, 0);
+    check("in a user namespace", ask(&mut inside, "bind")?, 2);
+    check("root", ask(&mut root, "bind")?, TRIES);
+
+    // It counts as long as it is there, whoever may bind then.
+    ask(&mut first, "drop")?;
+    provider::wait_for("room for another binding", || {
+        Ok(ask(&mut second, "bind")? == 1)
+    });
+    check("nobody, at the limit", ask(&mut first, "bind")?, 1);
+    for child in [first, second, other, greedy, inside, root] {
+        child.end()?;
+    }
+    Ok(())
+}
+
+/// The root of a container has power over its devices, and its queues.
+pub fn memory_of_a_container() -> Outcome {
+    let memory = DmaBuf::udmabuf(LOCKED + PAGE)?;
+    let mut child = Child::start(|talk| {
+        become_limited_user(NOBODY)?;
+        unshare_user(CloneFlags::CLONE_NEWNET)?;
+        talk.tell("unshared")?;
+        let ifindex = talk.hear_number()?;
+        setresuid(0.into(), 0.into(), 0.into())?;
+        talk.tell(bind_many(ifindex, &memory, TOO_MUCH)?.len())?;
+        talk.wait_for_the_end()
+    })?;
+    child.talk().hear()?;
+    give_ids(child.pid(), &format!("0 {NOBODY} 1\n"))?;
+    let pair = Pair::into_namespace(Netns::of_process(child.pid())?)?;
+    child.talk().tell(pair.rx.ifindex)?;
+    let got = child.talk().hear_number()? as usize;
+    check("root of a container", got, TRIES);
+    child.end()?;
     Ok(())
 }
 

@@ -97,6 +97,8 @@ fn main() -> ExitCode {
         limits::bindings_of_a_user,
         limits::bindings_made_at_once,
         limits::bindings_by_user_namespaces,
+        limits::memory_of_a_user,
+        limits::memory_of_a_container,
         limits::tokens_of_a_socket,
         limits::tokens_by_peeking,
         limits::another_users_flow_goes_on,
