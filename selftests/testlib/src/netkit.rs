@@ -88,6 +88,11 @@ impl<'a> Netkit<'a> {
 }
 
 impl Netkit<'_> {
+    /// What its number is in the namespace of the calling thread, if it was moved there.
+    pub fn find(&self) -> io::Result<u32> {
+        Ok(if_nametoindex(NAME)?)
+    }
+
     /// Does something while the device is in another namespace. Afterwards it is here again.
     pub fn lend<T>(&self, there: &Netns, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let here = &self.physical.ns;

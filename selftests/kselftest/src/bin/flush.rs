@@ -14,6 +14,7 @@ use devmem::BindRx;
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Error;
+use devmem::dmabuf::Mapping;
 use devmem::netdev::Netdev;
 use devmem::netdev::cmd;
 use devmem::netdev::dmabuf;
@@ -32,9 +33,12 @@ use devmem_testlib::Pair;
 use devmem_testlib::child::Child;
 use devmem_testlib::child::become_user;
 use devmem_testlib::child::enter;
+use devmem_testlib::child::give_ids;
+use devmem_testlib::child::unshare_user;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::fixture::Sending;
 use devmem_testlib::netkit::Netkit;
+use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::peer::Peer;
 use devmem_testlib::peer::segment;
@@ -53,6 +57,8 @@ use devmem_testlib::tx;
 use devmem_testlib::tx::extent;
 use devmem_testlib::wait;
 use nix::errno::Errno;
+use nix::sched::CloneFlags;
+use nix::unistd::setresuid;
 
 const PAGE: usize = 4096;
 const MEMORY: usize = 1024 * PAGE;
@@ -399,6 +405,80 @@ fn by_a_leased_queue() -> Outcome {
     Ok(())
 }
 
+/// What came of it for the root of a container, as it tells others.
+fn told(result: &Result<Flushed, Error>) -> String {
+    match result {
+        Ok(flushed) => format!("{} aborted", flushed.aborted),
+        Err(err) => errno(err).map_or_else(|| err.to_string(), |errno| format!("{errno:?}")),
+    }
+}
+
+/// A reader that has a frag of the binding.
+fn probe_one<'a>(connection: &'a Connection, id: u32, map: &'a Mapping) -> io::Result<Probe<'a>> {
+    let mut probe = Probe::new(&connection.rx, &[(id, map)]).quiet();
+    traffic::send(&connection.tx, 0, 100, 100)?;
+    probe.receive(&Call::new(ALL)).assert_frags(&[100]);
+    Ok(probe)
+}
+
+/// It flushes what it has bound to the queue that it was given. Not what others have: by another queue of the device, or
+/// to send from by its netkit.
+fn by_the_root_of_a_container() -> Outcome {
+    /// What the netkit calls the queue.
+    const LEASED: u32 = 1;
+    const OTHER_QUEUE: u32 = 2;
+    skip_without_flush()?;
+    let [memory, other_memory] = [DmaBuf::udmabuf(MEMORY)?, DmaBuf::udmabuf(MEMORY)?];
+    let [map, other_map] = [memory.map()?, other_memory.map()?];
+    let pair = Pair::new()?;
+    let netkit = Netkit::new(&pair.rx, QUEUE)?;
+    let others = pair.bind(&[OTHER_QUEUE], &other_memory)?;
+    let connect = |port, queue| pair.connect_to_queue(Ip::V4, port, queue);
+    let (by_its_queue, by_another) = (connect(PORT, QUEUE)?, connect(PORT + 1, OTHER_QUEUE)?);
+
+    let mut root = Child::start(|talk| {
+        become_user(NOBODY)?;
+        unshare_user(CloneFlags::CLONE_NEWNET)?;
+        talk.tell("unshared")?;
+        let ifindex = talk.hear_number()?;
+        setresuid(0.into(), 0.into(), 0.into())?;
+        let binding = BindRx::new(ifindex).queue(LEASED).bind(&memory)?;
+        talk.tell(binding.id())?;
+        while let Ok(id) = talk.hear_number() {
+            talk.tell(told(&Netdev::open()?.flush(id)))?;
+        }
+        Ok(())
+    })?;
+    root.talk().hear()?;
+    give_ids(root.pid(), &format!("0 {NOBODY} 1\n"))?;
+    let container = Netns::of_process(root.pid())?;
+
+    let mut probe = netkit.lend(&container, || {
+        let ifindex = container.run(|| netkit.find())?;
+        root.talk().tell(ifindex)?;
+        let its = root.talk().hear_number()?;
+        let by_netkit = container.run(|| Ok(BindTx::new(ifindex).bind(&memory)?))?;
+        let mut its_probe = probe_one(&by_its_queue, its, &map)?;
+        let others_probe = probe_one(&by_another, others.id(), &other_map)?;
+        let mut flush = |id: u32| {
+            root.talk().tell(id)?;
+            root.talk().hear()
+        };
+        assert_eq!(flush(others.id())?, "ENOENT");
+        assert_eq!(flush(by_netkit.id())?, "EPERM");
+        assert_eq!(flush(its)?, "1 aborted");
+        its_probe.take_held();
+        root.end()?;
+        Ok(others_probe)
+    })?;
+    assert_aborted(&by_its_queue.rx)?;
+    // Who has the other binding did not notice.
+    traffic::send(&by_another.tx, 100, 200, 200)?;
+    probe.receive(&Call::new(ALL)).assert_frags(&[200]);
+    probe.give_back();
+    Ok(())
+}
+
 /// Connections come and go, and the binding with them.
 fn under_traffic() -> Outcome {
     const ROUNDS: u64 = 12;
@@ -517,6 +597,7 @@ fn main() -> ExitCode {
         refusals,
         seen_by_a_container,
         by_a_leased_queue,
+        by_the_root_of_a_container,
         under_traffic,
         max_tokens,
     ])

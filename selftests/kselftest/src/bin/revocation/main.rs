@@ -34,6 +34,7 @@ fn main() -> ExitCode {
             send::not_acknowledged,
             send::in_a_qdisc,
             send::while_it_is_sent,
+            send::sent_under_traffic,
             send::beside_another_binding,
             send::sent_while_it_is_unbound,
             send::sent_while_the_device_goes,

@@ -2,7 +2,9 @@
 
 //! Memory, and whether it is its exporter's again.
 
+use std::fmt::Display;
 use std::io;
+use std::time::Duration;
 
 use devmem_testlib::Outcome;
 use devmem_testlib::odd::DmaBufState;
@@ -10,6 +12,7 @@ use devmem_testlib::odd::OddDmaBuf;
 use devmem_testlib::odd::Segment;
 use devmem_testlib::odd::Shape;
 use devmem_testlib::provider;
+use devmem_testlib::report;
 use devmem_testlib::traffic;
 
 /// Of each of the four segments of the memory.
@@ -48,4 +51,16 @@ pub fn wait_gone(memory: &OddDmaBuf) -> Outcome {
 pub fn revoke(memory: &OddDmaBuf) -> Outcome {
     assert_eq!(memory.revoke(), Ok(()));
     wait_gone(memory)
+}
+
+/// Tells how long it took until the memory was unmapped, and what else there is to be told.
+pub fn tell_times(mut times: Vec<Duration>, others: impl Display) {
+    times.sort_unstable();
+    let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
+    report::diag(format_args!(
+        "unmapped after {:?}, p99 {:?}, at most {:?}; {others}",
+        percentile(50),
+        percentile(99),
+        percentile(100)
+    ));
 }

@@ -28,7 +28,6 @@ use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
-use devmem_testlib::report;
 use devmem_testlib::storm;
 use devmem_testlib::trace::Trace;
 use devmem_testlib::traffic;
@@ -40,6 +39,7 @@ use crate::memory::assert_gone;
 use crate::memory::memory;
 use crate::memory::revoke;
 use crate::memory::shape;
+use crate::memory::tell_times;
 use crate::memory::wait_gone;
 
 const PAGE: u64 = 4096;
@@ -192,14 +192,10 @@ pub fn under_traffic() -> Outcome {
         wait_gone(&memory)?;
         drop((bound, connection));
     }
-    times.sort();
-    let percentile = |percent: usize| times[(times.len() - 1) * percent / 100];
-    report::diag(format_args!(
-        "unmapped after {:?}, p99 {:?}, at most {:?}; {lost} of {rounds} readers lost something",
-        percentile(50),
-        percentile(99),
-        percentile(100)
-    ));
+    tell_times(
+        times,
+        format_args!("{lost} of {rounds} readers lost something"),
+    );
     Ok(())
 }
 

@@ -5,11 +5,15 @@
 use std::io;
 use std::io::Read;
 use std::io::Write;
+use std::net::Shutdown;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use devmem::BindTx;
 use devmem::Extent;
@@ -21,6 +25,7 @@ use devmem_testlib::odd::OddDmaBuf;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::storm;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Call;
@@ -34,6 +39,7 @@ use crate::memory::LEN;
 use crate::memory::memory;
 use crate::memory::revoke;
 use crate::memory::shape;
+use crate::memory::tell_times;
 use crate::memory::wait_gone;
 
 const PORT: u16 = 5001;
@@ -124,24 +130,47 @@ fn assert_aborted(connection: &Connection) -> Outcome {
     Ok(())
 }
 
-/// Reads the stream, that repeats the memory, until the connection is reset. Returns how much there was.
-fn read_until_reset(mut socket: &TcpStream) -> io::Result<u64> {
+/// Compares a part of the stream, that repeats the memory.
+fn compare(mut position: u64, mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        let offset = position % (4 * LEN);
+        let len = bytes.len().min((4 * LEN - offset) as usize);
+        let (now, rest) = bytes.split_at(len);
+        traffic::compare(offset, now);
+        (position, bytes) = (position + len as u64, rest);
+    }
+}
+
+/// How a stream ends.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Eof,
+    Reset,
+}
+
+/// Reads the stream until it ends. `position` is how much there was so far.
+fn read_to_the_end(mut socket: &TcpStream, position: &AtomicU64) -> io::Result<End> {
     let mut bytes = vec![0; 1 << 16];
-    let mut position = 0;
     loop {
         match socket.read(&mut bytes) {
-            Ok(0) => panic!("the stream ended at {position}"),
+            Ok(0) => return Ok(End::Eof),
             Ok(len) => {
-                for (at, &byte) in (position..).zip(&bytes[..len]) {
-                    let expected = traffic::bytes(at % (4 * LEN), 1)[0];
-                    assert_eq!(byte, expected, "at {at}");
-                }
-                position += len as u64;
+                let from = position.fetch_add(len as u64, Ordering::Relaxed);
+                compare(from, &bytes[..len]);
             }
-            Err(err) if err.kind() == io::ErrorKind::ConnectionReset => return Ok(position),
+            Err(err) if err.kind() == io::ErrorKind::ConnectionReset => return Ok(End::Reset),
             Err(err) => return Err(err),
         }
     }
+}
+
+/// Reads it until the connection is reset. Returns how much there was.
+fn read_until_reset(socket: &TcpStream) -> io::Result<u64> {
+    let position = AtomicU64::new(0);
+    let end = read_to_the_end(socket, &position)?;
+    let position = position.into_inner();
+    assert_eq!(end, End::Reset, "at {position}");
+    Ok(position)
 }
 
 /// A connection that has nothing of the memory goes on.
@@ -237,6 +266,61 @@ pub fn while_it_is_sent() -> Outcome {
     tx::fails((&connection.tx).write(b"other"), Errno::EPIPE);
     drop(bound.owner);
     Ok(())
+}
+
+/// Again and again, with everything in motion.
+pub fn sent_under_traffic() -> Outcome {
+    let pair = Pair::new()?;
+    let listener = pair.listen(Ip::V4, PORT)?;
+    let (mut times, mut aborted) = (Vec::new(), 0);
+    let rounds = ROUNDS * u64::from(storm::scale("STORM_ROUNDS", 1));
+    for _ in 0..rounds {
+        let bound = Bound::new(&pair)?;
+        let connection = connect_to(&pair, &listener)?;
+        let (time, end) = revoke_under(&connection, &bound)?;
+        times.push(time);
+        aborted += u64::from(end == Errno::EIO);
+        wait_gone(&bound.memory)?;
+        drop(bound.owner);
+    }
+    tell_times(
+        times,
+        format_args!("{aborted} of {rounds} senders were aborted"),
+    );
+    Ok(())
+}
+
+/// How long it took, and what the sender was told.
+fn revoke_under(connection: &Connection, bound: &Bound) -> io::Result<(Duration, Errno)> {
+    let Connection { rx, tx } = connection;
+    let position = AtomicU64::new(0);
+    thread::scope(|scope| {
+        let sender = scope.spawn(|| {
+            let mut sent = 0;
+            let err = loop {
+                let offset = sent % (4 * LEN);
+                match bound.call(&[extent(offset, 4 * LEN - offset)]).send(tx) {
+                    Ok(len) => sent += len as u64,
+                    Err(err) => break err,
+                }
+            };
+            // Its reader has to come to an end, too, if nothing was in flight.
+            let _ = tx.shutdown(Shutdown::Both);
+            errno(&err)
+        });
+        let reader = scope.spawn(|| read_to_the_end(rx, &position));
+        provider::wait_for("the flow to be in motion", || {
+            Ok(position.load(Ordering::Relaxed) > LEN)
+        });
+        let start = Instant::now();
+        let revoked = bound.memory.revoke();
+        let time = start.elapsed();
+        let told = sender.join().expect("a thread that sends");
+        reader.join().expect("a thread that reads")?;
+        assert_eq!(revoked, Ok(()));
+        assert!(matches!(told, Errno::EIO | Errno::ENODEV), "{told}");
+        Ok((time, told))
+    })
 }
 
 /// Who sends from something else, by the same device, does not notice.
