@@ -198,6 +198,16 @@ pub enum Base {
     Napis,
     /// What the queues of a device have counted.
     QueueStats,
+    /// To bind a queue, with a limit of tokens.
+    BindLimited,
+    /// To bind for sending by everybody.
+    BindShared,
+    /// A binding.
+    Binding,
+    /// All bindings of a device.
+    Bindings,
+    /// That the memory of a binding comes back.
+    Flush,
 }
 
 /// A change of a request. Attributes are counted from 0, in all nests together, and from the start again

@@ -40,6 +40,8 @@ const MAX_ATTRS: usize = 64;
 
 /// A queue which nothing is bound to.
 const FREE_QUEUE: u32 = 2;
+/// A limit that a reader gets to.
+const TOKENS: u32 = 4;
 
 /// An attribute.
 #[derive(Clone, Debug)]
@@ -158,20 +160,27 @@ pub fn encode(request: &Request, family: u16, number: impl Fn(Number) -> u32) ->
 
 fn base(base: Base, number: &impl Fn(Number) -> u32) -> (u8, bool, Vec<Attr>) {
     let rx = number(Number::RxDevice);
+    let binding = || Attr::u32(dmabuf::ID, number(Number::RxBinding));
     match base {
-        Base::BindRx => {
-            let attrs = vec![
+        Base::BindRx | Base::BindLimited => {
+            let mut attrs = vec![
                 Attr::u32(dmabuf::IFINDEX, rx),
                 Attr::u32(dmabuf::FD, number(Number::RxMemory)),
                 Attr::nest(dmabuf::QUEUES, Attr::queue(FREE_QUEUE, queue::TYPE_RX)),
             ];
+            if base == Base::BindLimited {
+                attrs.push(Attr::u32(dmabuf::MAX_TOKENS, TOKENS));
+            }
             (cmd::BIND_RX, false, attrs)
         }
-        Base::BindTx => {
-            let attrs = vec![
+        Base::BindTx | Base::BindShared => {
+            let mut attrs = vec![
                 Attr::u32(dmabuf::IFINDEX, rx),
                 Attr::u32(dmabuf::FD, number(Number::TxMemory)),
             ];
+            if base == Base::BindShared {
+                attrs.push(Attr::bytes(dmabuf::SHARED, Vec::new()));
+            }
             (cmd::BIND_TX, false, attrs)
         }
         Base::Queue => {
@@ -193,6 +202,9 @@ fn base(base: Base, number: &impl Fn(Number) -> u32) -> (u8, bool, Vec<Attr>) {
         Base::Device => (CMD_DEV_GET, false, vec![Attr::u32(1, rx)]),
         Base::Napis => (CMD_NAPI_GET, true, vec![Attr::u32(1, rx)]),
         Base::QueueStats => (CMD_QSTATS_GET, true, vec![Attr::u32(1, rx)]),
+        Base::Binding => (cmd::DMABUF_GET, false, vec![binding()]),
+        Base::Bindings => (cmd::DMABUF_GET, true, vec![Attr::u32(dmabuf::IFINDEX, rx)]),
+        Base::Flush => (cmd::DMABUF_FLUSH, false, vec![binding()]),
     }
 }
 
