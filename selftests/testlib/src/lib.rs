@@ -15,6 +15,7 @@ pub mod child;
 pub mod compat;
 mod config;
 mod counters;
+pub mod dmabufs;
 pub mod events;
 pub mod faults;
 pub mod fixture;

@@ -32,6 +32,7 @@ use devmem_testlib::Pair;
 use devmem_testlib::aftermath;
 use devmem_testlib::child::Child;
 use devmem_testlib::child::Reaper;
+use devmem_testlib::dmabufs;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
@@ -551,27 +552,13 @@ fn reader_killed() -> Outcome {
     Ok(())
 }
 
-/// Which dma-bufs there are, by debugfs.
-const DMABUFS: &str = "/sys/kernel/debug/dma_buf/bufinfo";
-
-/// Whether there is a dma-buf of this size: when it goes, so does its memory.
-fn has_dmabuf(size: usize) -> io::Result<bool> {
-    let size = format!("{size:08}");
-    let found = fs::read_to_string(DMABUFS)?;
-    Ok(found
-        .lines()
-        .any(|line| line.split_whitespace().next() == Some(&size)))
-}
-
 /// The memory of an owner who is killed is free soon, though another process keeps tokens of it. How long it takes is
 /// told.
 fn kill_to_release() -> Outcome {
     const ROUNDS: usize = 11;
     const MEMORY: usize = 8192 * PAGE;
     const LEN: u64 = 100_000;
-    if !fs::exists(DMABUFS)? {
-        return skip("debugfs does not tell of dma-bufs");
-    }
+    dmabufs::skip_without()?;
     let mut took = Vec::new();
 
     for _ in 0..ROUNDS {
@@ -587,11 +574,11 @@ fn kill_to_release() -> Outcome {
         let id = owner.talk().hear_number()?;
         let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
         let held = take(&connection, 0, LEN)?;
-        assert!(has_dmabuf(MEMORY)?, "the memory is there");
+        assert!(dmabufs::has(MEMORY)?, "the memory is there");
 
         let killed = Instant::now();
         drop(owner);
-        let released = wait::up_to(RELEASED, || Ok(!has_dmabuf(MEMORY)?))?;
+        let released = wait::up_to(RELEASED, || Ok(!dmabufs::has(MEMORY)?))?;
         assert!(
             released.came,
             "the memory is there after {:?}",
@@ -602,12 +589,7 @@ fn kill_to_release() -> Outcome {
         drop(connection);
         provider::all_buffers_back(id);
     }
-    took.sort_unstable();
-    diag(format_args!(
-        "kill_to_release: {ROUNDS} times, half of them within {:?}, the longest {:?}",
-        took[ROUNDS / 2],
-        took[ROUNDS - 1]
-    ));
+    dmabufs::tell_times("kill_to_release", took);
     Ok(())
 }
 

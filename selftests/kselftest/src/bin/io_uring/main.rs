@@ -18,6 +18,7 @@ use std::process::ExitCode;
 use std::ptr;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use devmem::BindTx;
 use devmem::DmaBuf;
@@ -37,8 +38,12 @@ use devmem::uring;
 use devmem::uring::Receiver;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::child::Child;
+use devmem_testlib::child::enter;
+use devmem_testlib::dmabufs;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
+use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::report::observe;
@@ -791,6 +796,42 @@ fn zcrx_on_the_neighbour() -> Outcome {
     Ok(())
 }
 
+/// As `lifetime/kill_to_release`, to be compared with it: another process has not read what came into the memory.
+fn zcrx_owner_killed() -> Outcome {
+    const ROUNDS: usize = 11;
+    const MEMORY: usize = 32 * MIB;
+    const LEN: u64 = 20_000;
+    dmabufs::skip_without()?;
+    let mut took = Vec::new();
+    for _ in 0..ROUNDS {
+        let pair = Pair::new()?;
+        let mut owner = Child::start(|talk| {
+            enter(&pair.rx.ns)?;
+            let memory = DmaBuf::udmabuf(MEMORY)?;
+            let _queue = zcrx::Queue::into_dmabuf(pair.rx.ifindex, QUEUE, &memory)?;
+            talk.tell("taken")?;
+            loop {
+                thread::park();
+            }
+        })?;
+        owner.talk().hear()?;
+        let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
+        traffic::send(&connection.tx, 0, LEN, LEN as usize)?;
+        wait_received(&connection.rx, LEN);
+        assert!(dmabufs::has(MEMORY)?, "the memory is there");
+
+        let killed = Instant::now();
+        drop(owner);
+        let released = wait::up_to(LONG, || Ok(!dmabufs::has(MEMORY)?))?;
+        assert!(released.came, "it is there after {:?}", released.time);
+        took.push(killed.elapsed());
+        let split = pair.rx.counter(&format!("rx{QUEUE}_hds_bytes"))?;
+        assert!(split >= LEN, "only {split} bytes came into the memory");
+    }
+    dmabufs::tell_times("zcrx_owner_killed", took);
+    Ok(())
+}
+
 fn main() -> ExitCode {
     runner::run(tests![
         messages_single_shot,
@@ -814,5 +855,6 @@ fn main() -> ExitCode {
         send_errors,
         sendmsg_zc,
         zcrx_on_the_neighbour,
+        zcrx_owner_killed,
     ])
 }

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::ptr;
 use std::ptr::NonNull;
@@ -15,6 +16,7 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use devmem::DmaBuf;
 use devmem_testlib::wait;
 use io_uring::IoUring;
 use io_uring::cqueue;
@@ -34,6 +36,8 @@ use nix::sys::mman::munmap;
 
 const PAGE: usize = 4096;
 const MEM_REGION_TYPE_USER: u32 = 1;
+/// `IORING_ZCRX_AREA_DMABUF`
+const AREA_DMABUF: u32 = 1;
 const AREA_SHIFT: u32 = 48;
 const AREA_MASK: u64 = !((1 << AREA_SHIFT) - 1);
 const REFILLS: u32 = 512;
@@ -71,6 +75,60 @@ impl Drop for Pages {
     }
 }
 
+/// A queue whose packets come into some memory.
+pub struct Queue {
+    // Dropped first: the kernel uses the rest until then.
+    ring: IoUring<squeue::Entry, cqueue::Entry32>,
+    refill: Pages,
+    reg: io_uring_zcrx_ifq_reg,
+}
+
+impl Queue {
+    /// Takes a queue of a device of the calling thread's namespace, for packets to come into a dma-buf.
+    pub fn into_dmabuf(ifindex: u32, queue: u32, memory: &DmaBuf) -> io::Result<Self> {
+        let mut area = io_uring_zcrx_area_reg {
+            len: memory.size() as u64,
+            flags: AREA_DMABUF,
+            dmabuf_fd: memory.as_fd().as_raw_fd() as u32,
+            ..Default::default()
+        };
+        Self::take(ifindex, queue, &mut area)
+    }
+
+    fn take(ifindex: u32, queue: u32, area: &mut io_uring_zcrx_area_reg) -> io::Result<Self> {
+        let ring = IoUring::<squeue::Entry, cqueue::Entry32>::builder()
+            .setup_coop_taskrun()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .build(64)?;
+        let refill_len = REFILLS as usize * size_of::<io_uring_zcrx_rqe>() + PAGE;
+        let refill = Pages::new(refill_len)?;
+
+        let mut region = io_uring_region_desc {
+            size: refill_len as u64,
+            user_addr: refill.0.as_ptr() as u64,
+            flags: MEM_REGION_TYPE_USER,
+            ..Default::default()
+        };
+        let reg = UnsafeCell::new(io_uring_zcrx_ifq_reg {
+            if_idx: ifindex,
+            if_rxq: queue,
+            rq_entries: REFILLS,
+            area_ptr: &raw mut *area as u64,
+            region_ptr: &raw mut region as u64,
+            ..Default::default()
+        });
+        // SAFETY: Nobody else refers to it. The kernel writes it during the call, behind the back of the
+        // reference, so it is read again afterwards.
+        let reg = unsafe {
+            ring.submitter().register_ifq(&*reg.get())?;
+            ptr::read_volatile(reg.get())
+        };
+        Ok(Self { ring, refill, reg })
+    }
+}
+
 /// A queue whose packets come into an area of this process.
 pub struct Zcrx {
     // Dropped first: the kernel uses the rest until then.
@@ -89,41 +147,13 @@ pub struct Zcrx {
 impl Zcrx {
     /// Takes a queue of a device of the calling thread's namespace. The thread has to keep to itself.
     pub fn new(ifindex: u32, queue: u32, area_len: usize) -> io::Result<Self> {
-        let ring = IoUring::<squeue::Entry, cqueue::Entry32>::builder()
-            .setup_coop_taskrun()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_submit_all()
-            .build(64)?;
         let area = Pages::new(area_len)?;
-        let refill_len = REFILLS as usize * size_of::<io_uring_zcrx_rqe>() + PAGE;
-        let refill = Pages::new(refill_len)?;
-
-        let mut region = io_uring_region_desc {
-            size: refill_len as u64,
-            user_addr: refill.0.as_ptr() as u64,
-            flags: MEM_REGION_TYPE_USER,
-            ..Default::default()
-        };
         let mut area_reg = io_uring_zcrx_area_reg {
             addr: area.0.as_ptr() as u64,
             len: area_len as u64,
             ..Default::default()
         };
-        let reg = UnsafeCell::new(io_uring_zcrx_ifq_reg {
-            if_idx: ifindex,
-            if_rxq: queue,
-            rq_entries: REFILLS,
-            area_ptr: &raw mut area_reg as u64,
-            region_ptr: &raw mut region as u64,
-            ..Default::default()
-        });
-        // SAFETY: Nobody else refers to it. The kernel writes it during the call, behind the back of the
-        // reference, so it is read again afterwards.
-        let reg = unsafe {
-            ring.submitter().register_ifq(&*reg.get())?;
-            ptr::read_volatile(reg.get())
-        };
+        let Queue { ring, refill, reg } = Queue::take(ifindex, queue, &mut area_reg)?;
         Ok(Self {
             ring,
             area,
