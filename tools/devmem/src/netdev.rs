@@ -541,12 +541,14 @@ impl BindTx {
     }
 
     /// Binds, in the network namespace of the calling thread. Needs no capability, but how many bindings a
-    /// user has is limited, see `user.max_devmem_tx_bindings`. As with [`BindRx::bind`], the descriptor may
-    /// be given away.
+    /// user has is limited, see `user.max_devmem_tx_bindings`, and how much memory, by `RLIMIT_MEMLOCK`, but for
+    /// who has CAP_IPC_LOCK, or CAP_NET_ADMIN in the network namespace. As with [`BindRx::bind`], the descriptor
+    /// may be given away.
     ///
     /// # Errors
     ///
-    /// As of [`BindRx::bind`], but for what is about queues; `ENOSPC` if the user has too many.
+    /// As of [`BindRx::bind`], but for what is about queues; `ENOSPC` if the user has too many,
+    /// and `ENOBUFS` if they are too large.
     pub fn bind(&self, dmabuf: impl AsFd) -> Result<TxBinding, Error> {
         let mut netdev = Netdev::open()?;
         let id = netdev.bind_tx(&self.attrs(&dmabuf))?;
