@@ -279,19 +279,19 @@ pub fn sent_under_traffic() -> Outcome {
         let connection = connect_to(&pair, &listener)?;
         let (time, end) = revoke_under(&connection, &bound)?;
         times.push(time);
-        aborted += u64::from(end == Errno::EIO);
+        aborted += u64::from(end == End::Reset);
         wait_gone(&bound.memory)?;
         drop(bound.owner);
     }
     tell_times(
         times,
-        format_args!("{aborted} of {rounds} senders were aborted"),
+        format_args!("{aborted} of {rounds} connections were aborted"),
     );
     Ok(())
 }
 
-/// How long it took, and what the sender was told.
-fn revoke_under(connection: &Connection, bound: &Bound) -> io::Result<(Duration, Errno)> {
+/// How long it took, and how the connection ended.
+fn revoke_under(connection: &Connection, bound: &Bound) -> io::Result<(Duration, End)> {
     let Connection { rx, tx } = connection;
     let position = AtomicU64::new(0);
     thread::scope(|scope| {
@@ -316,10 +316,10 @@ fn revoke_under(connection: &Connection, bound: &Bound) -> io::Result<(Duration,
         let revoked = bound.memory.revoke();
         let time = start.elapsed();
         let told = sender.join().expect("a thread that sends");
-        reader.join().expect("a thread that reads")?;
+        let end = reader.join().expect("a thread that reads")?;
         assert_eq!(revoked, Ok(()));
         assert!(matches!(told, Errno::EIO | Errno::ENODEV), "{told}");
-        Ok((time, told))
+        Ok((time, end))
     })
 }
 
