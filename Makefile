@@ -49,7 +49,7 @@ test-kcsan: ## in the guest that looks for data races (not part of test)
 	@scripts/test kcsan
 
 PHONY += fuzz
-fuzz: ## random operations on both providers, compared, for DURATION=600 seconds (SEED=)
+fuzz: ## random operations on both providers, compared, for DURATION=600 seconds (SEED=, KDIR= as for demo)
 	@scripts/fuzz
 
 PHONY += fuzz-netlink
@@ -73,9 +73,8 @@ host-checks: ## the plain logic under Miri, a solver, deeper tests, and mutated
 	@scripts/host-checks
 
 PHONY += guest
-guest: ## a shell in the booted guest (GUEST=debug: that one), a netdevsim pair ready
-	@scripts/prepare demo
-	@scripts/guest -i selftests/guest/shell.sh
+guest: ## a shell in the booted guest (GUEST=debug: that one), or on KDIR's kernel, a netdevsim pair ready
+	@scripts/shell
 
 PHONY += modules_install
 modules_install: all ## install the module where KDIR's modules live (INSTALL_MOD_PATH=)

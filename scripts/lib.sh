@@ -50,8 +50,11 @@ export GUEST
 case $GUEST in
 fast | debug | kcsan) ;;
 *)
-	echo "there is no guest $GUEST: GUEST is fast, debug or kcsan" >&2
-	exit 1
+	# KDIR has it.
+	if [ "$GUEST" != own ] || [ -z "${KDIR:-}" ]; then
+		echo "there is no guest $GUEST: GUEST is fast, debug or kcsan" >&2
+		exit 1
+	fi
 	;;
 esac
 
@@ -400,6 +403,26 @@ own_module()
 
 	ko=$(module_dir "$KDIR")/devmem_provider.ko
 	[ ! -e "$ko" ] || echo "$ko"
+}
+
+# get_ready WHAT [PART]: has up to date what runs in the guest, as `scripts/prepare PART` does; with KDIR what runs on
+# the kernel there. WHAT takes the series.
+get_ready()
+{
+	if [ -z "${KDIR:-}" ]; then
+		"$ROOT/scripts/prepare" "${@:2}"
+		return
+	fi
+	KDIR=$(realpath -m "$KDIR")
+	export GUEST=own KDIR
+	"$ROOT/scripts/prepare" own
+	[ -n "$(own_module)" ] || die "$1 takes a kernel with the series: make patch KSRC=$KDIR"
+}
+
+# no_kdir WHAT...: refuses KDIR where it would mean nothing.
+no_kdir()
+{
+	[ -z "${KDIR:-}" ] || die "$*, not with a kernel of your own: leave out KDIR=$KDIR"
 }
 
 # lock FD MODE: MODE is -s for shared, -x for exclusive. Guests share the tree's lock and

@@ -17,9 +17,9 @@ class Entry(unittest.TestCase):
         self.dir = pathlib.Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.dir)
 
-    def refused(self, script, *words, **env):
+    def refused(self, script, *words, argument="true", **env):
         env = {**os.environ, "DEVMEM_CACHE": str(self.dir / "cache"), **env}
-        done = subprocess.run([SCRIPTS / script, "true"], env=env, check=False,
+        done = subprocess.run([SCRIPTS / script, argument], env=env, check=False,
                               capture_output=True, text=True)
         self.assertEqual(done.returncode, 1, done.stdout)
         self.assertEqual(done.stdout, "")
@@ -35,6 +35,18 @@ class Entry(unittest.TestCase):
     def test_no_such_file(self):
         self.refused("demo", "cannot read /no/file", FILE="/no/file")
         self.refused("demo", f"cannot read {self.dir}", FILE=str(self.dir))
+
+    def test_a_kernel_of_ones_own(self):
+        self.refused("guest", "no guest own", GUEST="own")
+        kdir = str(self.dir / "kernel")
+        for script in "demo", "fuzz", "shell":
+            self.refused(script, f"{kdir} is no configured kernel", argument="operations",
+                         KDIR=kdir)
+
+    def test_a_kernel_of_ones_own_is_not_for_this(self):
+        for script in "bench", "coverage":
+            self.refused(script, "leave out KDIR=/kernel", KDIR="/kernel")
+        self.refused("fuzz", "debug guest", "KDIR=/kernel", argument="netlink", KDIR="/kernel")
 
     def test_a_tilde_that_the_shell_has_left(self):
         self.refused("demo", f"cannot read {self.dir}/file", FILE="~/file", HOME=str(self.dir))
