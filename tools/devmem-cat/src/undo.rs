@@ -3,7 +3,7 @@
 //! What has to be undone on the device before this process ends: kept here, where the thread that a signal ends it
 //! by finds it, whatever the others wait for.
 
-use std::io;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -12,6 +12,7 @@ use std::sync::PoisonError;
 
 use devmem::Binding;
 use devmem::device::Device;
+use devmem::device::Flow;
 use devmem::ethtool::Ethtool;
 use devmem::ethtool::Rings;
 use devmem::netns::Netns;
@@ -74,17 +75,18 @@ impl Nic for Interface {
             .map_err(|err| err.to_string())
     }
 
-    fn rule(&self, id: &str) -> Result<Option<String>, String> {
-        match self.device.rule_text(id) {
-            Ok(text) => Ok(Some(text)),
-            // This is what ethtool itself says. What keeps it from being asked is something else.
-            Err(err) if err.error.kind() == io::ErrorKind::Other => Ok(None),
-            Err(err) => Err(err.to_string()),
-        }
+    fn rules(&self) -> Result<BTreeMap<u32, String>, String> {
+        self.device.all_rules().map_err(|err| err.to_string())
     }
 
-    fn remove_rule(&self, id: &str) -> Result<(), String> {
-        self.device.remove_rule(id).map_err(|err| err.to_string())
+    fn add_rule(&self, flow: Flow) -> Result<u32, String> {
+        self.device.add_rule(flow).map_err(|err| err.to_string())
+    }
+
+    fn remove_rule(&self, place: u32) -> Result<(), String> {
+        self.device
+            .remove_rule(place)
+            .map_err(|err| err.to_string())
     }
 }
 
@@ -126,8 +128,8 @@ pub fn bind(make: impl FnOnce() -> Fallible<Binding>) -> Fallible<u32> {
 pub fn steer(to: SocketAddr, queue: u32) -> Fallible<()> {
     let mut held = held()?;
     let claim = held.claim.as_mut().ok_or("no device was made ready")?;
-    for id in claim.nic().device.steer_for_good(to, queue)? {
-        claim.take_rule(&id);
+    for flow in Flow::to(to, queue) {
+        claim.steer(flow)?;
     }
     Ok(())
 }

@@ -2,19 +2,20 @@
 
 //! A device made ready for device memory, and put back as it was: header split, and steering.
 
+use std::collections::BTreeMap;
 use std::error;
 use std::fmt;
 use std::io;
 use std::mem;
-use std::net::IpAddr;
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use crate::ethtool::Ethtool;
 use crate::ethtool::Rings;
 use crate::netlink::errno_of;
 use crate::netns::Netns;
+use crate::rules;
+pub use crate::rules::Flow;
+pub use crate::rules::Version;
 use log::warn;
 use nix::net::if_::if_nametoindex;
 
@@ -24,7 +25,7 @@ use nix::net::if_::if_nametoindex;
 pub struct DeviceError {
     /// What was tried.
     pub what: String,
-    /// How that failed. An error of kind [`Other`](io::ErrorKind::Other) has what `ethtool` said.
+    /// How that failed.
     pub error: io::Error,
 }
 
@@ -135,82 +136,66 @@ impl<'n> Device<'n> {
     }
 
     /// Has a queue receive the flows to the port of an address, until the rules are dropped: IPv4, IPv6, or
-    /// both for `[::]`.
-    ///
-    /// By the program `ethtool`, which chooses places for the rules.
+    /// both for `[::]`. Needs CAP_NET_ADMIN.
     ///
     /// # Errors
     ///
-    /// [`NotFound`](io::ErrorKind::NotFound) if there is no such program; [`Other`](io::ErrorKind::Other) for what it
-    /// said; [`InvalidData`](io::ErrorKind::InvalidData) if it does not tell the number of a rule; those of
-    /// [`Netns::run`].
+    /// Those of [`add_rule`](Self::add_rule). No rule is left then.
     pub fn steer(&self, to: SocketAddr, queue: u32) -> Result<Rule<'_>, DeviceError> {
-        let (port, queue) = (to.port().to_string(), queue.to_string());
         let mut rule = Rule {
             device: self,
-            ids: Vec::new(),
+            places: Vec::new(),
         };
-        for flow in flow_types(to.ip()) {
-            let words = ["flow-type", flow, "dst-port", &port, "action", &queue];
-            let text = self.ethtool("-N", &words)?;
-            let id = text
-                .rsplit_once("ID ")
-                .map(|(_, id)| id.trim().to_owned())
-                .ok_or_else(|| {
-                    let said = io::Error::new(io::ErrorKind::InvalidData, format!("{text:?}"));
-                    DeviceError::new("ethtool -N does not tell the rule's number")(said)
-                })?;
-            rule.ids.push(id);
+        for flow in Flow::to(to, queue) {
+            rule.places.push(self.add_rule(flow)?);
         }
         Ok(rule)
     }
 
-    /// Like [`steer`](Self::steer), but the rules stay: returns their numbers, one for each version of IP.
+    /// Makes a rule that stays; returns its place, by which it is known to the device and to `ethtool -n`. Needs
+    /// CAP_NET_ADMIN.
     ///
     /// # Errors
     ///
-    /// As there.
-    pub fn steer_for_good(&self, to: SocketAddr, queue: u32) -> Result<Vec<String>, DeviceError> {
-        let mut rule = self.steer(to, queue)?;
-        Ok(mem::take(&mut rule.ids))
+    /// `EOPNOTSUPP` if the device has no such rules, `ENOSPC` if it has no place for another one, `EPERM`, `ENODEV` or
+    /// `ENXIO` if it has gone, whatever its driver says, and those of [`Netns::run`].
+    pub fn add_rule(&self, flow: Flow) -> Result<u32, DeviceError> {
+        self.rules(|rules| rules.add(flow))
+            .map_err(DeviceError::new(format!(
+                "steering {flow} of {}",
+                self.name
+            )))
     }
 
-    /// What `ethtool` says of the rule of this number, in one line. By that a program can tell whether it is still
-    /// the rule that it was.
+    /// The rules that there are by their places, each in one line. A rule for a [`Flow`] is shown as that.
     ///
     /// # Errors
     ///
-    /// As of [`steer`](Self::steer): [`Other`](io::ErrorKind::Other) if there is no such rule.
-    pub fn rule_text(&self, id: &str) -> Result<String, DeviceError> {
-        let text = self.ethtool("-n", &["rule", id])?;
-        Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+    /// As of [`add_rule`](Self::add_rule), but for `ENOSPC` and `EPERM`.
+    pub fn all_rules(&self) -> Result<BTreeMap<u32, String>, DeviceError> {
+        self.rules(rules::Rules::list)
+            .map_err(DeviceError::new(format!("the rules of {}", self.name)))
     }
 
-    /// Removes the rule of this number, whoever made it.
+    /// Removes the rule at a place, whoever made it.
     ///
     /// # Errors
     ///
-    /// As of [`steer`](Self::steer).
-    pub fn remove_rule(&self, id: &str) -> Result<(), DeviceError> {
-        self.ethtool("-N", &["delete", id]).map(drop)
+    /// As of [`add_rule`](Self::add_rule); if there is none, mostly `ENOENT`.
+    pub fn remove_rule(&self, place: u32) -> Result<(), DeviceError> {
+        self.rules(|rules| rules.remove(place))
+            .map_err(DeviceError::new(format!(
+                "removing rule {place} of {}",
+                self.name
+            )))
     }
 
-    fn ethtool(&self, option: &str, args: &[&str]) -> Result<String, DeviceError> {
-        let mut command = Command::new("ethtool");
-        command.arg(option).arg(&self.name).args(args);
-        // What is typed on a terminal is not for it: a rule that it was killed over would be nobody's.
-        command.process_group(0);
-        let output = self
-            .netns
-            .run(|| command.output())
-            .map_err(DeviceError::new("starting ethtool"))?;
-        // Some versions complain about a refused rule and still exit with 0.
-        if !output.status.success() || !output.stderr.is_empty() {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            let said = io::Error::other(stderr.trim().to_owned());
-            return Err(DeviceError::new(format!("{command:?}"))(said));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    fn rules<T: Send>(
+        &self,
+        what: impl FnOnce(&rules::Rules) -> io::Result<T> + Send,
+    ) -> io::Result<T> {
+        let ifindex = self.ifindex;
+        self.netns.run(|| what(&rules::Rules::of(ifindex)?))
     }
 }
 
@@ -222,24 +207,12 @@ impl Drop for Device<'_> {
     }
 }
 
-/// By which protocols a connection to this address of a socket may come, as `ethtool` calls them.
-fn flow_types(to: IpAddr) -> &'static [&'static str] {
-    match to {
-        IpAddr::V4(_) => &["tcp4"],
-        // An address of IPv4, in the notation of a socket of IPv6.
-        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => &["tcp4"],
-        // All of this machine, of IPv4 too.
-        IpAddr::V6(ip) if ip.is_unspecified() => &["tcp6", "tcp4"],
-        IpAddr::V6(_) => &["tcp6"],
-    }
-}
-
 /// A steering rule, or one for each version of IP, until this is dropped.
 #[derive(Debug)]
 #[must_use = "a rule is removed once this is dropped"]
 pub struct Rule<'d> {
     device: &'d Device<'d>,
-    ids: Vec<String>,
+    places: Vec<u32>,
 }
 
 impl Rule<'_> {
@@ -254,8 +227,8 @@ impl Rule<'_> {
 
     fn take_away(&mut self) -> Result<(), DeviceError> {
         let mut result = Ok(());
-        for id in mem::take(&mut self.ids) {
-            result = result.and(self.device.remove_rule(&id));
+        for place in mem::take(&mut self.places) {
+            result = result.and(self.device.remove_rule(place));
         }
         result
     }
@@ -285,20 +258,5 @@ mod tests {
         assert_eq!(err.errno(), Some(libc::EOPNOTSUPP));
         assert!(err.to_string().starts_with("trying: "));
         assert!(err.source().is_some());
-    }
-
-    #[test]
-    fn both_versions_of_ip_come_to_a_socket_that_takes_both() {
-        for (to, expected) in [
-            ("192.0.2.1", &["tcp4"][..]),
-            ("0.0.0.0", &["tcp4"]),
-            ("::ffff:192.0.2.1", &["tcp4"]),
-            ("::ffff:0.0.0.0", &["tcp4"]),
-            ("2001:db8::1", &["tcp6"]),
-            ("::1", &["tcp6"]),
-            ("::", &["tcp6", "tcp4"]),
-        ] {
-            assert_eq!(flow_types(to.parse().unwrap()), expected, "{to}");
-        }
     }
 }

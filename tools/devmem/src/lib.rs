@@ -165,6 +165,7 @@ pub mod netns;
 mod poll;
 pub mod provider;
 pub mod recv;
+mod rules;
 pub mod send;
 mod socket;
 pub mod status;

@@ -224,14 +224,16 @@ fn rings(pair: &Pair) -> io::Result<Rings> {
 
 /// How many rules there are.
 fn rules(pair: &Pair) -> io::Result<usize> {
-    let output = pair.rx.ns.run(|| {
-        Command::new("ethtool")
-            .args(["-n", &pair.rx.ifname])
-            .output()
-    })?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(ethtool(pair, "-n", &[])?.matches("Filter:").count())
+}
+
+/// What the program `ethtool` says to this.
+fn ethtool(pair: &Pair, option: &str, words: &[&str]) -> io::Result<String> {
+    let mut line = Command::new("ethtool");
+    line.args([option, &pair.rx.ifname]).args(words);
+    let output = pair.rx.ns.run(|| line.output())?;
     assert!(output.status.success(), "{output:?}");
-    Ok(text.matches("Filter:").count())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// How many queues are bound.
@@ -431,17 +433,83 @@ fn a_receiver_that_is_killed() -> Outcome {
             rx.ends_with(INTERRUPTED)?;
         } else {
             // One that can do nothing about it does not forget it.
-            let mut line = Command::new(Cat::program()?);
-            line.env("PATH", "/nowhere");
+            let mut line = Command::new("setpriv");
+            line.arg("--bounding-set=-net_admin").arg(Cat::program()?);
             let mut cleanup = Cat::start_by(line, &pair.rx, "cleanup", "")?;
             cleanup.ends_with(Some(1))?;
-            assert_eq!(rules(&pair)?, 1, "there is no ethtool");
+            assert!(cleanup.has_said("removing rule"), "{:?}", cleanup.said);
+            assert_eq!(rules(&pair)?, 1, "it was not allowed to");
             let mut cleanup = Cat::start(&pair.rx, "cleanup", "")?;
             cleanup.ends_with(Some(0))?;
             assert!(cleanup.has_said("removed rule"), "{:?}", cleanup.said);
         }
         assert_nothing_left(&pair)?;
     }
+    Ok(())
+}
+
+/// The files in which those that live have noted their rules.
+fn notes(pair: &Pair) -> io::Result<Vec<PathBuf>> {
+    let folder = format!("net-{}-{}", pair.rx.ns.cookie()?, pair.rx.ifindex);
+    let entries = fs::read_dir(Path::new("/run/devmem-cat").join(folder))?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.to_string_lossy().contains("/process-") {
+            paths.push(path);
+        }
+    }
+    Ok(paths)
+}
+
+/// Its rule is there, and its file is as it was before that was noted. What looks the same is another's.
+fn killed_before_it_has_noted_a_rule() -> Outcome {
+    let pair = pair()?;
+    pair.steer(5323, 1)?;
+    let others = rules(&pair)?;
+    let mut rx = Cat::receiver(&pair, 5323, "-s --discard")?;
+    let [path] = &notes(&pair)?[..] else {
+        panic!("one has noted its rules");
+    };
+    let noted = fs::read_to_string(path)?;
+    let lines: Vec<_> = noted.lines().collect();
+    assert!(
+        matches!(lines[..], [making, made] if making.starts_with("making ")
+            && made.ends_with(" tcp4 port 5323 to queue 1")),
+        "{noted}"
+    );
+    rx.signal(Signal::SIGKILL)?;
+    rx.ends_with(None)?;
+    fs::write(path, format!("{}\n", lines[0]))?;
+    assert_eq!(rules(&pair)?, others + 1, "of the one that was killed");
+    let mut cleanup = Cat::start(&pair.rx, "cleanup", "")?;
+    cleanup.ends_with(Some(0))?;
+    assert!(cleanup.has_said("removed rule"), "{:?}", cleanup.said);
+    assert_eq!(rules(&pair)?, others);
+    assert_eq!(notes(&pair)?, [""; 0].map(PathBuf::from));
+    assert_eq!(rings(&pair)?, BEFORE);
+    Ok(())
+}
+
+/// The second of two rules is refused: there is no place for it, but for one. The first one goes.
+fn a_rule_that_there_is_no_place_for() -> Outcome {
+    let pair = pair()?;
+    let mut port = 6000;
+    let full = loop {
+        match pair.steer(port, 1) {
+            Ok(()) => port += 1,
+            Err(err) => break err,
+        }
+    };
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC), "{full}");
+    ethtool(&pair, "-N", &["delete", "0"])?;
+    let others = rules(&pair)?;
+    let options = "-l [::]:5324 -q 1 -m 4 -s --discard";
+    let mut rx = Cat::start(&pair.rx, "receive", options)?;
+    rx.ends_with(Some(1))?;
+    assert!(rx.has_said("steering tcp4 port 5324"), "{:?}", rx.said);
+    assert_eq!(rules(&pair)?, others);
+    assert_eq!(rings(&pair)?, BEFORE);
     Ok(())
 }
 
@@ -776,6 +844,8 @@ fn main() -> ExitCode {
         a_signal_ends_it_in_any_state,
         a_second_signal_leaves_nothing_either,
         a_receiver_that_is_killed,
+        killed_before_it_has_noted_a_rule,
+        a_rule_that_there_is_no_place_for,
         a_hangup_that_is_ignored,
         what_is_bound,
         what_is_stuck,
