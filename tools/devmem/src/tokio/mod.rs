@@ -75,9 +75,6 @@ use std::os::fd::OwnedFd;
 use ::tokio::io::Interest;
 use ::tokio::io::unix::AsyncFd;
 
-/// Errors are for whoever reads, also if there is nothing to read.
-const READ: Interest = Interest::READABLE.add(Interest::ERROR);
-
 /// Has the runtime tell of a socket's readiness, by a descriptor of our own.
 fn register(socket: BorrowedFd<'_>, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     let duplicate = socket.try_clone_to_owned()?;

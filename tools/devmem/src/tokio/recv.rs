@@ -5,13 +5,17 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use ::tokio::io::Interest;
 use ::tokio::io::unix::AsyncFd;
 
-use super::READ;
 use super::register;
 use crate::recv;
 use crate::recv::Received;
 use crate::socket::Socket;
+
+/// The end of a connection, by whatever error, is something to read. Errors by themselves are those of the error queue,
+/// where a sender of the same socket has completions.
+const READ: Interest = Interest::READABLE;
 
 /// Receives from a TCP socket, with buffers that are allocated once.
 ///
@@ -103,13 +107,20 @@ mod tests {
     use std::io::Write;
     use std::net::Ipv4Addr;
     use std::net::Shutdown;
+    use std::os::fd::AsFd;
+    use std::os::fd::AsRawFd;
     use std::pin::pin;
     use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering;
     use std::task::Context;
+    use std::task::Wake;
     use std::task::Waker;
     use std::time::Duration;
 
     use ::tokio::runtime::Builder;
+    use nix::sys::socket::MsgFlags;
+    use nix::sys::socket::send;
 
     use crate::testing::connection;
 
@@ -177,6 +188,44 @@ mod tests {
             crate::tcp::abort(&a).unwrap();
             let end = ::tokio::time::timeout(LONG, rx.recv()).await.unwrap();
             assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        });
+    }
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn completions_of_a_sender_do_not_wake_it() {
+        let (a, b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        let _tx = crate::TxSocket::new(&b).unwrap();
+        run(async {
+            let mut rx = Receiver::new(&b).unwrap();
+            let errors = register(b.as_fd(), Interest::ERROR).unwrap();
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(Arc::clone(&woken));
+            let mut receiving = pin!(rx.recv());
+            let first = receiving.as_mut().poll(&mut Context::from_waker(&waker));
+            assert!(first.is_pending());
+
+            let flags = MsgFlags::from_bits_retain(libc::MSG_ZEROCOPY);
+            send(b.as_raw_fd(), b"some", flags).unwrap();
+            let told = ::tokio::time::timeout(LONG, errors.ready(Interest::ERROR)).await;
+            drop(told.expect("a completion").unwrap());
+            // The runtime hears of both at once, or nearly so.
+            for _ in 0..10 {
+                ::tokio::task::yield_now().await;
+            }
+            assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+
+            (&a).write_all(b"others").unwrap();
+            let received = ::tokio::time::timeout(LONG, receiving).await.unwrap();
+            assert_eq!(received.unwrap().total(), 6);
         });
     }
 }

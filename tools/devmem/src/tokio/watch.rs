@@ -5,13 +5,16 @@
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 
+use ::tokio::io::Interest;
 use ::tokio::io::unix::AsyncFd;
 
-use super::READ;
 use super::register;
 use crate::Error;
 use crate::status::Event;
 use crate::watch;
+
+/// That events were lost is an error, and may be all there is.
+const READ: Interest = Interest::READABLE.add(Interest::ERROR);
 
 /// Tells what happens to one binding, as [`crate::Watch`] does.
 #[derive(Debug)]
