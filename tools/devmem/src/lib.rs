@@ -9,21 +9,31 @@
 //!
 //! # Receiving
 //!
-//! 1. [`DmaBuf`]: memory that a NIC can write to, from a memfd or a dma-buf heap;
-//! 2. [`BindRx`]: binds the dma-buf to RX queues of a device and gives a [`Binding`];
-//! 3. [`Receiver`]: receives from a TCP socket and yields each [`Piece`] in stream order;
-//! 4. [`Token`] and [`TokenBatch`]: hand the memory of a piece back to the NIC.
+//! 1. [`Device`](device::Device): the NIC, which has to split headers from payload, and to give the connection to a queue for
+//!    device memory, best one that gets nothing else; [`Netdev::queues`](netdev::Netdev::queues) lists them;
+//! 2. [`DmaBuf`]: memory that a NIC can write to, from a memfd or a dma-buf heap;
+//! 3. [`BindRx`]: binds the dma-buf to RX queues of a device and gives a [`Binding`];
+//! 4. [`Receiver`]: receives from a TCP socket and yields each [`Piece`] in stream order;
+//! 5. [`Token`] and [`TokenBatch`]: hand the memory of a piece back to the NIC.
+//!
+//! The first and the third take CAP_NET_ADMIN. All of it is undone as it is dropped: the binding before what the device was
+//! made ready by, as in this order.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use devmem::device::Device;
+//! use devmem::netns::Netns;
 //! use devmem::{BindRx, DmaBuf, Piece, Receiver, TokenBatch};
 //!
-//! let ifindex = nix::net::if_::if_nametoindex("eth0")?;
+//! let address: std::net::SocketAddr = "192.0.2.1:5201".parse()?;
+//! let here = Netns::current()?;
+//! let device = Device::prepare(&here, "eth0")?;
+//! let _rule = device.steer(address, 4)?;
 //! let memory = DmaBuf::udmabuf(64 << 20)?;
 //! let map = memory.map()?;
-//! let binding = BindRx::new(ifindex).queue(4).bind(&memory)?;
+//! let binding = BindRx::new(device.ifindex()).queue(4).bind(&memory)?;
 //!
-//! let (stream, _) = std::net::TcpListener::bind("192.0.2.1:5201")?.accept()?;
+//! let (stream, _) = std::net::TcpListener::bind(address)?.accept()?;
 //! let mut rx = Receiver::new(&stream);
 //! let mut done = TokenBatch::new(&stream);
 //! // The stream, from its first byte on.
@@ -68,7 +78,7 @@
 //!
 //! use devmem::{BindTx, DmaBuf, Filled, Sender};
 //!
-//! let ifindex = nix::net::if_::if_nametoindex("eth0")?;
+//! let ifindex = devmem::netns::Netns::current()?.ifindex("eth0")?;
 //! let memory = DmaBuf::udmabuf(4 << 20)?;
 //! let binding = BindTx::new(ifindex).bind(&memory)?;
 //!

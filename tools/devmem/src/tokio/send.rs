@@ -36,8 +36,9 @@ use crate::socket::Socket;
 /// use devmem::{BindTx, DmaBuf};
 /// use tokio::time::timeout;
 ///
+/// let ifindex = devmem::netns::Netns::current()?.ifindex("eth0")?;
 /// let memory = DmaBuf::udmabuf(4 << 20)?;
-/// let binding = BindTx::new(nix::net::if_::if_nametoindex("eth0")?).bind(&memory)?;
+/// let binding = BindTx::new(ifindex).bind(&memory)?;
 /// let stream = tokio::net::TcpStream::connect("192.0.2.1:5201").await?;
 /// let mut tx = Sender::new(&stream)?;
 ///
