@@ -25,6 +25,7 @@ pub mod hardware;
 mod ifctl;
 pub mod iptfs;
 pub mod kcm;
+mod keeper;
 pub mod keys;
 pub mod machine;
 pub mod modules;

@@ -54,6 +54,7 @@ use crate::hardware::Way;
 pub use crate::ifctl::Feature;
 use crate::ifctl::Flow;
 use crate::ifctl::Interface;
+use crate::keeper;
 use crate::provider;
 use crate::report;
 use crate::report::reason_to_skip;
@@ -66,6 +67,8 @@ const PAGE: usize = 4096;
 pub const QUEUES: u32 = 8;
 /// How many of a NIC that was given tests use, the first one included.
 const QUEUES_NEEDED: u32 = 3;
+/// What is noted when a NIC was put back.
+const RESTORED: &str = "restored";
 /// Nothing in a test takes a socket longer than this.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -78,6 +81,14 @@ pub(crate) fn delete_all() {
     for id in ids {
         // Some may be gone already.
         let _ = bus("del_device", &id.to_string());
+    }
+}
+
+/// Has a NIC that was given put back as it is now, whatever ends this program.
+pub(crate) fn keep() -> io::Result<()> {
+    match hardware::given()? {
+        Some(nic) => keeper::start(|| End::given(nic), End::learn),
+        None => Ok(()),
     }
 }
 
@@ -424,11 +435,27 @@ impl End {
     }
 
     /// Notes a rule that was made, to be removed in the end.
-    fn note_rule(&self, location: u32) {
+    fn note_rule(&self, location: u32) -> io::Result<()> {
+        match &self.device {
+            Device::Given { rules, .. } => {
+                let mut rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
+                rules.insert(location);
+                keeper::note(location.to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Learns of a rule that another process has noted, or that it has removed them all.
+    fn learn(&self, change: &str) -> io::Result<()> {
         if let Device::Given { rules, .. } = &self.device {
             let mut rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
-            rules.insert(location);
+            match change {
+                RESTORED => rules.clear(),
+                rule => drop(rules.insert(rule.parse().map_err(io::Error::other)?)),
+            }
         }
+        Ok(())
     }
 
     /// Puts a NIC that was given back as it was. What fails is no reason to leave the rest.
@@ -441,7 +468,9 @@ impl End {
                 .fold(Ok(()), io::Result::and)
                 .and(interface.receive_by_default())
         });
-        steering.and(self.set_rings(before))
+        steering
+            .and(self.set_rings(before))
+            .and_then(|()| keeper::note(RESTORED.to_owned()))
     }
 }
 
@@ -576,7 +605,7 @@ impl Pair {
     pub fn steer(&self, port: u16, queue: u32) -> io::Result<()> {
         self.rx.interface(|interface| {
             for flow in [Flow::Tcp4, Flow::Tcp6] {
-                self.rx.note_rule(interface.steer(flow, port, queue)?);
+                self.rx.note_rule(interface.steer(flow, port, queue)?)?;
             }
             Ok(())
         })
@@ -592,7 +621,7 @@ impl Pair {
         self.rx.interface(|interface| {
             for (location, flow) in (2 * number..).zip([Flow::Tcp4, Flow::Tcp6]) {
                 self.rx
-                    .note_rule(interface.steer_at(location, flow, port, queue)?);
+                    .note_rule(interface.steer_at(location, flow, port, queue)?)?;
             }
             Ok(())
         })

@@ -16,6 +16,7 @@ use std::time::Instant;
 use nix::unistd::geteuid;
 
 use crate::hardware;
+use crate::keeper;
 use crate::needs;
 use crate::pair;
 use crate::provider;
@@ -108,7 +109,11 @@ pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
     };
     panic::set_hook(Box::new(|info| diag(info)));
     let program = program_name();
-    let provider = match prepare(&program) {
+    let prepared = prepare(&program).and_then(|provider| {
+        pair::keep()?;
+        Ok(provider)
+    });
+    let provider = match prepared {
         Ok(provider) => provider,
         Err(err) if is_reason_to_skip(&err) => {
             println!("1..0 # SKIP {err}");
@@ -148,10 +153,12 @@ pub fn run_within(timeout: Duration, tests: &[Test]) -> ExitCode {
                 println!("not ok {number} {}", test.name);
                 println!("Bail out! {} did not end within {timeout:?}", test.name);
                 pair::delete_all();
+                keeper::leave();
                 return ExitCode::FAILURE;
             }
         }
     }
+    keeper::dismiss();
     diag(format_args!("{} of {} failed", failed, tests.len()));
     match failed {
         0 if skipped == tests.len() => ExitCode::from(SKIPPED),
