@@ -69,7 +69,7 @@ coverage: ## how much of the module the guest's tests run (GUEST=debug for all o
 	@scripts/coverage
 
 PHONY += host-checks
-host-checks: ## the plain logic under Miri, a solver, deeper tests, and mutated
+host-checks: ## the plain logic under Miri, a solver, deeper tests, and mutated; the library for musl and 32 bits
 	@scripts/host-checks
 
 PHONY += guest
