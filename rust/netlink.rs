@@ -73,13 +73,14 @@ where
     P: DevmemProvider<Source = Mapping>,
 {
     let niov_shift = niov_shift(request)?;
-    let dma_dev = {
+    let (dma_dev, sharing) = {
         let dev = rx_device(request)?;
-        dma_device(request, &dev, &Queues::of(request, &dev)?)?
+        let queues = Queues::of(request, &dev)?;
+        (dma_device(request, &dev, &queues)?, queues.iter().count())
     };
     let mapping = mapping(request, dma_buf(request)?, &dma_dev, Direction::FromDevice)?;
     let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
-    let memory = RxMemory::new(mapping, niov_shift)
+    let memory = RxMemory::new(mapping, niov_shift, sharing)
         .map_err(|error| refuse_memory(request, error, niov_shift))?;
 
     let dev = rx_device(request)?;

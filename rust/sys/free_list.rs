@@ -10,12 +10,17 @@
 
 use core::ops::DerefMut;
 
+use super::share::{
+    Account,
+    Shares, //
+};
+
 /// Most net_iovs that one [`take`](FreeList::take) hands out: the refill of a page pool with 4 KiB
 /// pages. With larger pages, page pools have room for less.
 pub(crate) const BATCH: usize = 64;
 
 /// No page pool takes more than this fraction of what is left in one go. Queues that share a small
-/// binding would otherwise leave nothing to each other.
+/// binding, and want more than their [share](Shares), would otherwise leave nothing to each other.
 const SHARE: usize = 8;
 
 /// Unless that is less than this fraction of all, or than [`LEAST`]: to take a few at a time costs more
@@ -69,6 +74,11 @@ impl Batch {
 }
 
 impl Batch {
+    /// Whether nothing was taken.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The indices, with the right to them left to the caller.
     pub(crate) fn take_raw(&mut self) -> &[u32] {
         let len = core::mem::take(&mut self.len);
@@ -83,7 +93,7 @@ pub(crate) struct Supply {
     pub(crate) taken: u64,
     /// How many of them came back.
     pub(crate) returned: u64,
-    /// Somebody got none, and there were not enough since.
+    /// A queue got none, and there were not enough since.
     pub(crate) is_exhausted: bool,
     /// How often that became so.
     pub(crate) exhausted: u64,
@@ -99,24 +109,33 @@ pub(crate) struct Supply {
 /// # Invariants
 ///
 /// `slots[..returned]` are distinct indices below `fresh`, which is at most `slots.len()`.
-pub(crate) struct FreeList<S> {
+pub(crate) struct FreeList<S, A> {
     slots: S,
+    shares: Shares<A>,
     returned: usize,
     fresh: usize,
     taken: u64,
-    /// When somebody got none, if there were not enough since.
+    /// When a queue got none, if there were not enough since.
     exhausted_since: Option<u64>,
     exhausted: u64,
     /// How long it was before that.
     exhausted_for: u64,
 }
 
-impl<S: DerefMut<Target = [u32]>> FreeList<S> {
-    /// A list on which all of `slots.len()` net_iovs are free. What is in `slots` does not matter.
-    pub(crate) fn full(slots: S) -> Self {
+impl<S, A> FreeList<S, A>
+where
+    S: DerefMut<Target = [u32]>,
+    A: DerefMut<Target = [Account]>,
+{
+    /// A list on which all of `slots.len()` net_iovs are free. What is in `slots` does not matter. If several queues
+    /// share them, `accounts` are theirs.
+    pub(crate) fn full(slots: S, accounts: A) -> Self {
+        let shares = Shares::new(accounts, slots.len());
+
         // INVARIANT: Nobody had any, so none came back.
         Self {
             slots,
+            shares,
             returned: 0,
             fresh: 0,
             taken: 0,
@@ -127,7 +146,8 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
     }
 
     /// Moves up to `most` and [`BATCH`] net_iovs to `batch`, which has to be empty: one at least if
-    /// there is any, and not more than a fair share of what is left.
+    /// there is any that `queue` may have, and not more than a fair share of what is left. `queue` is which of the
+    /// accounts, if there are some.
     ///
     /// Those that nobody had yet come last, in such an order that page pools, which use the last of a
     /// batch first, hand them out in ascending order.
@@ -138,12 +158,14 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
         &mut self,
         batch: &mut Batch,
         most: usize,
+        queue: Option<usize>,
         now: impl FnOnce() -> u64,
     ) -> bool {
         let free = self.free();
+        let room = self.shares.room(queue, free);
         let least = LEAST.min(self.capacity() / LEAST_SHARE);
         let share = free.div_ceil(SHARE).max(least);
-        let count = share.min(free).min(most).min(BATCH);
+        let count = share.min(room).min(most).min(BATCH);
         let returned = count.min(self.returned);
         let rest = self.returned - returned;
         let (new, old) = batch.ids[..count].split_at_mut(count - returned);
@@ -159,11 +181,13 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
         self.taken += count as u64;
         batch.len = count;
 
-        free == 0 && self.exhaust(now)
+        self.shares.took(queue, count);
+        room == 0 && self.exhaust(queue, now)
     }
 
     #[cold]
-    fn exhaust(&mut self, now: impl FnOnce() -> u64) -> bool {
+    fn exhaust(&mut self, queue: Option<usize>, now: impl FnOnce() -> u64) -> bool {
+        self.shares.refused(queue);
         if self.exhausted_since.is_some() {
             return false;
         }
@@ -172,15 +196,18 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
         true
     }
 
-    /// Takes net_iovs back.
+    /// Takes net_iovs back, which `queue` had.
     ///
     /// Returns whether there are enough again, after there was none.
     #[must_use = "somebody may want to know"]
     pub(crate) fn put(
         &mut self,
         ids: impl IntoIterator<Item = FreeIov>,
+        queue: Option<usize>,
         now: impl FnOnce() -> u64,
     ) -> bool {
+        let before = self.returned;
+
         for id in ids {
             // By the invariant of `FreeIov` its index was handed out, and is not on the list. So the stack
             // is not full; but if somebody gives one back twice all the same, that is not to be a panic
@@ -192,14 +219,52 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
             }
         }
 
+        self.shares.gave_back(queue, self.returned - before);
+
         match self.exhausted_since {
-            Some(since) if self.free() >= self.capacity().div_ceil(AVAILABLE) => {
+            Some(since) if self.is_available() => {
                 self.exhausted_since = None;
                 self.exhausted_for += now().saturating_sub(since);
                 true
             }
             _ => false,
         }
+    }
+
+    /// Whether there are enough that nobody needs.
+    fn is_available(&self) -> bool {
+        let spare = self.free().saturating_sub(self.shares.needed());
+
+        spare >= self.capacity().div_ceil(AVAILABLE)
+    }
+
+    /// A page pool was made for a queue, which is about to be started.
+    pub(crate) fn starts(&mut self, queue: Option<usize>) {
+        self.shares.starts(queue);
+    }
+
+    /// A page pool of a queue is gone, which may be the one that asked in vain last.
+    pub(crate) fn stops(&mut self, queue: usize, waited: bool) {
+        self.shares.stops(queue, waited);
+    }
+
+    /// Whether the page pools of a queue are to keep nothing of what comes back.
+    pub(crate) fn gives_back(&self, queue: usize) -> bool {
+        self.shares.gives_back(queue)
+    }
+
+    /// Whether there are queues that had less than their share, asked, got none, and were not woken since.
+    #[inline]
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.shares.has_waiting()
+    }
+
+    /// Next of the queues that asked in vain, and would get some now. It is woken by the caller: that is once, until
+    /// it asks again.
+    pub(crate) fn wake(&mut self) -> Option<usize> {
+        let free = self.free();
+
+        self.shares.wake(free)
     }
 
     /// What was handed out so far, and when there was nothing left.

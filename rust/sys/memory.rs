@@ -5,7 +5,10 @@
 //! All of it is made of the source here, and belongs to the binding alone: no DMA address and no
 //! index comes from anywhere else.
 
-use core::ptr::NonNull;
+use core::{
+    mem::size_of,
+    ptr::NonNull, //
+};
 
 use kernel::{
     alloc::{
@@ -66,7 +69,16 @@ use super::{
         netmem_to_net_iov,
         NetIovArea, //
     },
-    page_pool::refill,
+    page_pool::{
+        self,
+        refill,
+        NewPagePool,
+        Waiting, //
+    },
+    share::{
+        probe,
+        Account, //
+    },
     source::{
         CpuSource,
         Direction,
@@ -221,19 +233,193 @@ impl<S: Source> Mapped<S> {
     }
 }
 
+/// What is free of a binding, and who waits for it.
+struct Free {
+    list: FreeList<KVVec<u32>, KVec<Account>>,
+    /// Of each queue that has an account the page pool that asked in vain last, if it is still there.
+    pools: KVec<Option<Waiting>>,
+}
+
+impl Free {
+    /// It is this page pool that is told of what the queue with `account` waits for.
+    #[cold]
+    fn set_waiting(&mut self, account: usize, pool: Waiting) {
+        if let Some(known) = self.pools.get_mut(account) {
+            *known = Some(pool);
+        }
+    }
+
+    /// Has those look who asked in vain, and would get something now.
+    #[cold]
+    fn wake(&mut self) {
+        while let Some(queue) = self.list.wake() {
+            if let Some(Some(pool)) = self.pools.get(queue) {
+                pool.poll();
+            }
+        }
+    }
+}
+
+/// A queue that shares buffers with others: its account has the same index. Written with the lock of the free list
+/// held.
+struct Sharer {
+    /// Which queue of its device. Once it is known, it stays so: what page pools took they give back to the same
+    /// account, however late.
+    queue: Atomic<u32>,
+    /// Whether its page pools are to keep nothing of what comes back. They look at it here.
+    gives_back: Atomic<bool>,
+}
+
+impl Sharer {
+    /// No device has as many queues.
+    const NOBODY: u32 = u32::MAX;
+}
+
 /// Buffers that are received into: net_iovs of one size, and which of them are free.
 #[pin_data]
 pub(crate) struct RxBuffers {
     #[pin]
-    free: SpinLockBh<FreeList<KVVec<u32>>>,
+    free: SpinLockBh<Free>,
+    /// None if there is one queue.
+    sharers: KVec<Sharer>,
     area: NetIovArea,
     niov_shift: u32,
 }
 
 impl RxBuffers {
+    /// The account of the queue that a page pool is for, if it has one: that of the sharer whose flag it looks at.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid.
+    #[inline]
+    unsafe fn account(&self, pool: NonNull<bindings::page_pool>) -> Option<usize> {
+        let first = self.sharers.first()?.gives_back.as_ptr();
+        // SAFETY: By the requirements of this function.
+        let flag = unsafe { page_pool::wants_back(pool) };
+        // Without one it is far beyond the last.
+        let account = flag.addr().wrapping_sub(first.addr()) / size_of::<Sharer>();
+
+        (account < self.sharers.len()).then_some(account)
+    }
+
+    /// The first account that is `of` somebody, where that of `queue` is looked for.
+    fn account_of(&self, queue: u32, of: u32) -> Option<usize> {
+        let is_of = |&index: &usize| {
+            let sharer = self.sharers.get(index);
+            sharer.is_some_and(|sharer| sharer.queue.load(Relaxed) == of)
+        };
+
+        probe(queue, self.sharers.len()).find(is_of)
+    }
+
+    /// A page pool is made of these buffers.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::pool_goes`] has to be called before it is freed, and these buffers have to be there until its
+    /// `->destroy()`.
+    pub(super) unsafe fn pool_comes(&self, pool: &mut NewPagePool) {
+        if self.sharers.is_empty() {
+            return;
+        }
+        let account = self.account_to_be(pool.queue());
+
+        if let Some(sharer) = account.and_then(|account| self.sharers.get(account)) {
+            // SAFETY: By the requirements of this function. The sharers stay where they are as long as the buffers
+            // are there.
+            unsafe { pool.set_wants_back(&sharer.gives_back) };
+        }
+        self.with_free(account, |free, account| free.list.starts(account));
+    }
+
+    /// The account of a queue. The first time it gets one that nobody has.
+    fn account_to_be(&self, queue: u32) -> Option<usize> {
+        let _free = self.free.lock();
+
+        self.account_of(queue, queue).or_else(|| {
+            let account = self.account_of(queue, Sharer::NOBODY)?;
+            self.sharers.get(account)?.queue.store(queue, Relaxed);
+            Some(account)
+        })
+    }
+
+    /// A page pool of these buffers is about to be freed. It has none of them.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid.
+    pub(super) unsafe fn pool_goes(&self, pool: NonNull<bindings::page_pool>) {
+        // SAFETY: By the requirements of this function.
+        let Some(account) = (unsafe { self.account(pool) }) else {
+            return;
+        };
+
+        self.with_free(Some(account), |free, _| {
+            let known = free.pools.get_mut(account);
+            // The queue may have another one that waits by now.
+            let waited = known.and_then(|known| known.take_if(|known| known.is(pool)));
+            free.list.stops(account, waited.is_some());
+        });
+    }
+
+    /// Does something with the free list for the queue with `account`, under the lock.
+    #[inline]
+    fn with_free<R>(
+        &self,
+        account: Option<usize>,
+        change: impl FnOnce(&mut Free, Option<usize>) -> R,
+    ) -> R {
+        let mut free = self.free.lock();
+        let result = change(&mut free, account);
+
+        if let Some(account) = account {
+            let gives_back = free.list.gives_back(account);
+            if let Some(sharer) = self.sharers.get(account) {
+                // It seldom changes, and is often looked at elsewhere.
+                if sharer.gives_back.load(Relaxed) != gives_back {
+                    sharer.gives_back.store(gives_back, Relaxed);
+                }
+            }
+        }
+        if free.list.has_waiting() {
+            free.wake();
+        }
+        result
+    }
+
     /// log2 of the size of a buffer, in bytes.
     pub(super) fn niov_shift(&self) -> u32 {
         self.niov_shift
+    }
+
+    /// Takes what `pool` may have, which has `account`.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid until [`Self::pool_goes`].
+    #[inline]
+    unsafe fn take(
+        &self,
+        pool: NonNull<bindings::page_pool>,
+        account: Option<usize>,
+        batch: &mut Batch,
+        most: usize,
+    ) -> bool {
+        self.with_free(account, |free, account| {
+            let changed = free.list.take(batch, most, account, now);
+
+            if let (Some(account), true) = (account, batch.is_empty()) {
+                // SAFETY: By the requirements of this function. It has asked.
+                free.set_waiting(account, unsafe { Waiting::new(pool) });
+            }
+            changed
+        })
+    }
+
+    #[inline]
+    fn put(&self, iovs: impl Iovs, account: Option<usize>) -> bool {
+        self.with_free(account, |free, account| free.list.put(iovs, account, now))
     }
 
     /// Has those told who want to know that there is no buffer left, or that there are some again. Only who has a
@@ -262,9 +448,13 @@ impl<S: Source> RxMemory<S> {
     /// `BufferSize` if that is less than a page, or 4 GiB and more: a frag tells its place in a net_iov in 32
     /// bits. `NoMemory` if there is none for net_iovs and free list: 68 bytes for each net_iov, charged to
     /// the current task's memory cgroup.
+    ///
+    /// `queues` is how many queues are to share the net_iovs. Each has its share kept for it, but for those that
+    /// are more than that.
     pub(crate) fn new(
         source: S,
         niov_shift: u32,
+        queues: usize,
     ) -> Result<impl PinInit<Self, Error>, MemoryError> {
         if source.direction() != Self::DIRECTION {
             return Err(MemoryError::Direction);
@@ -279,10 +469,30 @@ impl<S: Source> RxMemory<S> {
         if area.len() != niovs {
             return Err(MemoryError::Changed);
         }
-        let free = FreeList::full(KVVec::from_elem(0, niovs, may_fail())?);
+        let sharing = if queues < 2 { 0 } else { queues };
+        let mut pools = KVec::with_capacity(sharing, GFP_KERNEL_ACCOUNT)?;
+        let mut sharers = KVec::with_capacity(sharing, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..sharing {
+            let sharer = Sharer {
+                queue: Atomic::new(Sharer::NOBODY),
+                gives_back: Atomic::new(false),
+            };
+            pools.push_within_capacity(None).map_err(|_| AllocError)?;
+            sharers
+                .push_within_capacity(sharer)
+                .map_err(|_| AllocError)?;
+        }
+        let free = Free {
+            list: FreeList::full(
+                KVVec::from_elem(0, niovs, may_fail())?,
+                KVec::from_elem(Account::default(), sharing, GFP_KERNEL_ACCOUNT)?,
+            ),
+            pools,
+        };
 
         let buffers = pin_init!(RxBuffers {
             free <- new_spinlock_bh!(free, "devmem_free_list"),
+            sharers,
             area,
             niov_shift,
         });
@@ -348,7 +558,7 @@ impl<S: Source> Memory for RxMemory<S> {
     }
 
     fn stats(&self) -> Stats {
-        let free = self.buffers.free.lock();
+        let free = &self.buffers.free.lock().list;
 
         Stats {
             buffers: free.capacity(),
@@ -360,18 +570,26 @@ impl<S: Source> Memory for RxMemory<S> {
 }
 
 /// What a page pool that has run dry gets.
+///
+/// # Invariants
+///
+/// `pool` is in its `->alloc_netmems()`, its provider is the binding of `buffers`, and `account` its account.
 #[must_use = "a page pool that gets nothing drops packets"]
 pub(crate) struct Refill<'a> {
     buffers: &'a RxBuffers,
+    pool: NonNull<bindings::page_pool>,
+    account: Option<usize>,
     /// Empty.
     batch: &'a mut Batch,
 }
 
 impl Refill<'_> {
-    /// Gives it free buffers: one at least if there is any, up to `most`, and not more than a fair share.
+    /// Gives it free buffers: one at least if there is any that its queue may have, up to `most`, and not more than
+    /// a fair share.
     #[inline]
     pub(crate) fn take_free(self, most: usize) {
-        let changed = self.buffers.free.lock().take(self.batch, most, now);
+        // SAFETY: By the type invariants: `pool_goes` is called before it is freed.
+        let changed = unsafe { self.buffers.take(self.pool, self.account, self.batch, most) };
 
         if changed {
             self.buffers.supply_changed();
@@ -385,6 +603,7 @@ impl RxBuffers {
     /// # Safety
     ///
     /// `pool` has to be valid and in its `->alloc_netmems()`, and its provider the binding of the buffers.
+    /// [`Self::pool_goes`] has to be called before it is freed.
     #[inline]
     pub(super) unsafe fn refill(
         &self,
@@ -393,8 +612,12 @@ impl RxBuffers {
     ) -> bindings::netmem_ref {
         let mut batch = Batch::new();
 
+        // INVARIANT: By the requirements of this function.
         take(Refill {
             buffers: self,
+            pool,
+            // SAFETY: By the requirements of this function.
+            account: unsafe { self.account(pool) },
             batch: &mut batch,
         });
         // SAFETY: By the requirements of this function. What is in the batch was on the free list: nobody but
@@ -412,10 +635,11 @@ impl<I: Iterator<Item = FreeIov>> Iovs for I {}
 ///
 /// # Invariants
 ///
-/// `iovs` are of `buffers`.
+/// `iovs` are of `buffers`, and were taken by the queue with `account`.
 #[must_use = "dropping it loses the buffers until the binding is freed"]
 pub(crate) struct Returned<'a, I> {
     buffers: &'a RxBuffers,
+    account: Option<usize>,
     iovs: I,
 }
 
@@ -423,7 +647,7 @@ impl<'a, I: Iovs> Returned<'a, I> {
     /// Puts them on the free list.
     #[inline]
     pub(crate) fn put(self) {
-        let changed = self.buffers.free.lock().put(self.iovs, now);
+        let changed = self.buffers.put(self.iovs, self.account);
 
         if changed {
             self.buffers.supply_changed();
@@ -436,15 +660,19 @@ impl RxBuffers {
     ///
     /// # Safety
     ///
-    /// `niov` has to be one of these buffers, from a [`Refill`]. Whoever had it gives it up.
+    /// `pool` has to be valid. `niov` has to be one of these buffers, which that had from a [`Refill`]. Whoever had
+    /// it gives it up.
     #[inline]
     pub(super) unsafe fn returned(
         &self,
+        pool: NonNull<bindings::page_pool>,
         niov: NonNull<bindings::net_iov>,
     ) -> Returned<'_, impl Iovs> {
         // INVARIANT: By the requirements of this function.
         Returned {
             buffers: self,
+            // SAFETY: By the requirements of this function.
+            account: unsafe { self.account(pool) },
             // SAFETY: By the requirements of this function.
             iovs: core::iter::once(unsafe { self.area.reclaim(niov) }),
         }
@@ -458,6 +686,7 @@ impl RxBuffers {
     #[inline]
     pub(super) unsafe fn all_returned<'a>(
         &'a self,
+        pool: NonNull<bindings::page_pool>,
         netmems: &'a [bindings::netmem_ref],
     ) -> Returned<'a, impl Iovs + 'a> {
         let iovs = netmems.iter().filter_map(|&netmem| {
@@ -469,6 +698,8 @@ impl RxBuffers {
         // INVARIANT: By the requirements of this function.
         Returned {
             buffers: self,
+            // SAFETY: By the requirements of this function.
+            account: unsafe { self.account(pool) },
             iovs,
         }
     }

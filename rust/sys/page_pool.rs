@@ -7,7 +7,10 @@
 
 use core::ptr::NonNull;
 
-use kernel::static_assert;
+use kernel::{
+    static_assert,
+    sync::atomic::Atomic, //
+};
 
 use super::{
     bindings,
@@ -40,10 +43,71 @@ impl NewPagePool {
         unsafe { bindings::page_pool_order(self.0.as_ptr()) }
     }
 
+    /// Which queue of its device the pool is for.
+    pub(super) fn queue(&self) -> u32 {
+        // SAFETY: By the type invariant the pool is alive.
+        unsafe { bindings::page_pool_queue_idx(self.0.as_ptr()) }
+    }
+
+    /// Has the pool keep nothing of what comes back, as long as `wants_back` says so.
+    ///
+    /// # Safety
+    ///
+    /// `wants_back` has to be there until the pool's `->destroy()`.
+    pub(super) unsafe fn set_wants_back(&mut self, wants_back: &Atomic<bool>) {
+        // SAFETY: By the type invariant the pool is alive, and it is ours for now. It only reads the flag, once at a
+        // time (`READ_ONCE()`), and not after that, by the requirements of this function.
+        unsafe { bindings::page_pool_set_wants_back(self.0.as_ptr(), wants_back.as_ptr()) }
+    }
+
     /// Keeps the pool from syncing buffers for device or CPU: that is for the source to do.
     pub(super) fn disable_dma_sync(&mut self) {
         // SAFETY: By the type invariant the pool is alive, and it is ours for now.
         unsafe { bindings::page_pool_disable_dma_sync(self.0.as_ptr()) }
+    }
+}
+
+/// Where the flag is that a page pool was given by [`NewPagePool::set_wants_back`], if it was.
+///
+/// # Safety
+///
+/// `pool` has to be valid.
+#[inline]
+pub(super) unsafe fn wants_back(pool: NonNull<bindings::page_pool>) -> *const bool {
+    // SAFETY: By the requirements of this function. It does not change once the pool is used.
+    unsafe { bindings::page_pool_wants_back(pool.as_ptr()) }
+}
+
+/// A page pool that asked in vain, and may be told of buffers.
+///
+/// # Invariants
+///
+/// The pointer is to a page pool that is not freed before this is gone.
+pub(super) struct Waiting(NonNull<bindings::page_pool>);
+
+// SAFETY: All that is done with it may be done by any thread.
+unsafe impl Send for Waiting {}
+
+impl Waiting {
+    /// # Safety
+    ///
+    /// `pool` has to be valid, and to be so until the result is dropped. It has asked for buffers.
+    pub(super) unsafe fn new(pool: NonNull<bindings::page_pool>) -> Self {
+        // INVARIANT: By the requirements of this function.
+        Self(pool)
+    }
+
+    /// Whether it is this page pool.
+    pub(super) fn is(&self, pool: NonNull<bindings::page_pool>) -> bool {
+        self.0 == pool
+    }
+
+    /// Has the driver poll the queue of the page pool, which is when most drivers fill rings: one that is empty gets
+    /// no packet to be polled for. Not in hard interrupts.
+    pub(super) fn poll(&self) {
+        // SAFETY: By the type invariant. It has asked, so its NAPI was added, if it has one. That goes on only after it
+        // was taken from the page pool, which waits for this.
+        unsafe { bindings::net_mp_schedule_napi(self.0.as_ptr()) }
     }
 }
 

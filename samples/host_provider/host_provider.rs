@@ -97,7 +97,7 @@ impl DevmemProvider for HostProvider {
 
         let size = (module_parameters::size_mib.value() as usize) << 20;
         let pages = HostPages::new(dma_dev, size)?;
-        let memory = RxMemory::new(pages, PAGE_SHIFT as u32)?;
+        let memory = RxMemory::new(pages, PAGE_SHIFT as u32, request.queues().count())?;
 
         let bound = Draft::receive::<Self>(dev, memory, request)?.publish(request)?;
         for rxq in queues(request) {

@@ -9,5 +9,6 @@ use crate::sys::memory::{
 
 fn free_what_is_in_use(buffers: &RxBuffers) {
     let iovs = core::iter::once(7);
-    let _ = Returned { buffers, iovs }; //~ E0451
+    let account = None;
+    let _ = Returned { buffers, account, iovs }; //~ E0451
 }

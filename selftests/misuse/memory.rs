@@ -54,6 +54,6 @@ fn a_net_iov_of_another_binding(skb: &mut TxSkBuff<'_>) {
 }
 
 fn whatever_the_length(mapping: Mapping) -> Result {
-    let _ = RxMemory::new(mapping, 12, 100); //~ E0061
+    let _ = RxMemory::new(mapping, 12, 1, 100); //~ E0061
     Ok(())
 }

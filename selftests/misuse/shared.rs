@@ -16,8 +16,8 @@ use crate::{
 };
 
 fn two_memories(mapping: Mapping) {
-    let _ = RxMemory::new(mapping, 12);
-    let _ = RxMemory::new(mapping, 12); //~ E0382
+    let _ = RxMemory::new(mapping, 12, 1);
+    let _ = RxMemory::new(mapping, 12, 1); //~ E0382
 }
 
 fn two_bindings(
@@ -26,7 +26,7 @@ fn two_bindings(
     mapping: Mapping,
     request: &RxBindRequest<'_>,
 ) -> Result {
-    let memory = RxMemory::new(mapping, 12)?;
+    let memory = RxMemory::new(mapping, 12, 1)?;
 
     let _ = Draft::receive::<DmabufProvider>(one, memory, request);
     let _ = Draft::receive::<DmabufProvider>(other, memory, request); //~ E0382
@@ -34,7 +34,7 @@ fn two_bindings(
 }
 
 fn unmap(mapping: Mapping) {
-    let memory = RxMemory::new(mapping, 12);
+    let memory = RxMemory::new(mapping, 12, 1);
 
     drop(mapping); //~ E0382
     drop(memory);

@@ -83,6 +83,22 @@ void rust_helper_page_pool_disable_dma_sync(struct page_pool *pool)
 	pool->dma_sync_for_cpu = false;
 }
 
+unsigned int rust_helper_page_pool_queue_idx(const struct page_pool *pool)
+{
+	return pool->slow.queue_idx;
+}
+
+void rust_helper_page_pool_set_wants_back(struct page_pool *pool,
+					  const bool *wants_back)
+{
+	pool->mp_wants_back = wants_back;
+}
+
+const bool *rust_helper_page_pool_wants_back(const struct page_pool *pool)
+{
+	return pool->mp_wants_back;
+}
+
 long rust_helper_net_iov_pp_ref_count(struct net_iov *niov)
 {
 	return atomic_long_read(&niov->desc.pp_ref_count);

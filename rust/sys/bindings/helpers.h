@@ -44,6 +44,10 @@ void rust_helper_net_devmem_binding_put(struct net_devmem_binding *binding);
 void *rust_helper_page_pool_mp_priv(const struct page_pool *pool);
 unsigned int rust_helper_page_pool_order(const struct page_pool *pool);
 void rust_helper_page_pool_disable_dma_sync(struct page_pool *pool);
+unsigned int rust_helper_page_pool_queue_idx(const struct page_pool *pool);
+void rust_helper_page_pool_set_wants_back(struct page_pool *pool,
+					  const bool *wants_back);
+const bool *rust_helper_page_pool_wants_back(const struct page_pool *pool);
 long rust_helper_net_iov_pp_ref_count(struct net_iov *niov);
 void rust_helper_net_iov_pp_ref_inc(struct net_iov *niov);
 

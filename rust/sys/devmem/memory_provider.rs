@@ -87,6 +87,9 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
             if !unsafe { bindings::net_devmem_binding_get(base) } {
                 return Err(ENODEV);
             }
+            // SAFETY: `destroy` is called before the pool is freed, now that this does not fail, and until then it
+            // holds the binding.
+            unsafe { buffers.pool_comes(&mut new_pool) };
             Ok(0)
         })
     }
@@ -97,7 +100,11 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
     unsafe extern "C" fn destroy(pool: *mut bindings::page_pool) {
         if let Some(pool) = NonNull::new(pool) {
             // SAFETY: By the requirements of this function there is the reference that `init` took.
-            unsafe { bindings::net_devmem_binding_put(Self::binding(pool)) }
+            unsafe {
+                let base = Self::binding(pool);
+                Self::buffers(base).pool_goes(pool);
+                bindings::net_devmem_binding_put(base);
+            }
         }
     }
 
@@ -150,7 +157,7 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
 
         // SAFETY: By the requirements of this function the pool had it from `alloc_netmems`, and
         // gives it up.
-        P::release_netmems(unsafe { buffers.returned(niov) });
+        P::release_netmems(unsafe { buffers.returned(pool, niov) });
         // There is no page to put.
         false
     }
@@ -174,6 +181,6 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
 
         // SAFETY: By the requirements of this function the pool had them from `alloc_netmems`, and
         // gives them up.
-        P::release_netmems(unsafe { buffers.all_returned(netmems) });
+        P::release_netmems(unsafe { buffers.all_returned(pool, netmems) });
     }
 }

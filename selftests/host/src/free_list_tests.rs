@@ -6,26 +6,31 @@ use crate::{
     sequences::{bound, each},
     sys::{
         free_list::{Batch, FreeIov, FreeList, Supply, BATCH},
+        share::Account,
         wrapper,
     },
 };
 
-fn list(size: usize) -> FreeList<Vec<u32>> {
+fn list(size: usize) -> FreeList<Vec<u32>, Vec<Account>> {
     // What is in the storage does not matter.
-    FreeList::full(vec![u32::MAX; size])
+    FreeList::full(vec![u32::MAX; size], vec![])
 }
 
 /// What a page pool gets that asks at `now`, and whether there is none for the first time.
-fn take_at(list: &mut FreeList<Vec<u32>>, most: usize, now: u64) -> (Vec<FreeIov>, bool) {
+fn take_at(
+    list: &mut FreeList<Vec<u32>, Vec<Account>>,
+    most: usize,
+    now: u64,
+) -> (Vec<FreeIov>, bool) {
     let mut batch = Batch::new();
-    let exhausted = list.take(&mut batch, most, || now);
+    let exhausted = list.take(&mut batch, most, None, || now);
     // Page pools use the last first.
     let indices = batch.take_raw().iter().rev();
     let got = indices.map(|&index| wrapper::came_back(index)).collect();
     (got, exhausted)
 }
 
-fn take(list: &mut FreeList<Vec<u32>>, most: usize) -> Vec<FreeIov> {
+fn take(list: &mut FreeList<Vec<u32>, Vec<Account>>, most: usize) -> Vec<FreeIov> {
     take_at(list, most, 0).0
 }
 
@@ -105,7 +110,7 @@ fn exhaustion_is_told_once() {
     assert_eq!(take_at(&mut list, 1, 10), (vec![], true));
     assert_eq!(take_at(&mut list, 1, 11), (vec![], false));
     // Less than a quarter comes and goes.
-    assert!(!list.put(held.pop(), || 12));
+    assert!(!list.put(held.pop(), None, || 12));
     assert!(!take_at(&mut list, 1, 13).1);
     assert_eq!(take_at(&mut list, 1, 14), (vec![], false));
     let lasts = Supply {
@@ -117,9 +122,9 @@ fn exhaustion_is_told_once() {
     };
     assert_eq!(list.supply(|| 15), lasts);
 
-    assert!(!list.put(held.pop(), || 16));
-    assert!(list.put(held.pop(), || 25));
-    assert!(!list.put(held.pop(), || 26));
+    assert!(!list.put(held.pop(), None, || 16));
+    assert!(list.put(held.pop(), None, || 25));
+    assert!(!list.put(held.pop(), None, || 26));
     let over = Supply {
         taken: 9,
         returned: 4,
@@ -143,9 +148,9 @@ fn the_clock_is_looked_at_only_then() {
     let never = || -> u64 { panic!("what time it is does not matter") };
     let mut batch = Batch::new();
 
-    assert!(!list.take(&mut batch, 1, never));
+    assert!(!list.take(&mut batch, 1, None, never));
     let index = batch.take_raw()[0];
-    assert!(!list.put([wrapper::came_back(index)], never));
+    assert!(!list.put([wrapper::came_back(index)], None, never));
     assert!(!list.supply(never).is_exhausted);
 }
 
@@ -194,7 +199,7 @@ fn check_steps(size: usize, steps: &[Step]) {
         if let Some(index) = returned {
             free.push(index);
             let enough = free.len() * 4 >= size;
-            let over = list.put([wrapper::came_back(index)], || now);
+            let over = list.put([wrapper::came_back(index)], None, || now);
             assert_eq!(over, supply.is_exhausted && enough, "{steps:?}");
             supply.returned += 1;
             supply.is_exhausted &= !enough;
@@ -255,14 +260,14 @@ proptest! {
                 Op::Put(_) if held.is_empty() => {}
                 Op::Put(which) => {
                     let id = held.swap_remove(which % held.len());
-                    let _ = list.put([id], || 0);
+                    let _ = list.put([id], None, || 0);
                 }
             }
             prop_assert_eq!(list.in_use(), held.len());
         }
 
         for id in held.drain(..) {
-            let _ = list.put([id], || 0);
+            let _ = list.put([id], None, || 0);
         }
         let mut seen = vec![false; size];
         loop {

@@ -31,6 +31,8 @@ mod narrow_tests;
 #[cfg(test)]
 mod sequences;
 #[cfg(test)]
+mod share_tests;
+#[cfg(test)]
 mod slot_array;
 #[cfg(test)]
 mod token_tests;

@@ -13,7 +13,7 @@ use loom::{
             AtomicBool, AtomicIsize, AtomicUsize,
             Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
-        Arc, RwLock,
+        Arc, Mutex, RwLock,
     },
     thread,
 };
@@ -122,6 +122,8 @@ enum LeftOut {
     GracePeriod,
     ReferenceToModule,
     ReferenceOfPool,
+    LockToLookWhoWants,
+    SecondLook,
 }
 
 /// `net_devmem_provider_get()` and `net_devmem_unregister()`.
@@ -283,4 +285,104 @@ fn a_binding_is_freed_once_and_last() {
     assert!(faults(LeftOut::GracePeriod).contains(&"the binding is freed"));
     assert!(faults(LeftOut::ReferenceOfPool).contains(&"freed with net_iovs out"));
     assert!(faults(LeftOut::ReferenceToModule).contains(&"the module is gone"));
+}
+
+/// A page pool whose queue has one buffer, which comes back while it asks its provider for one.
+struct Pool {
+    /// `page_pool.mp_wants_back`.
+    wants_back: AtomicBool,
+    producer: Mutex<()>,
+    /// How many buffers are in the ring. Written with the lock by who fills it, and by who empties it without.
+    ring: AtomicUsize,
+    free: Mutex<Free>,
+}
+
+/// The provider's.
+#[derive(Default)]
+struct Free {
+    buffers: usize,
+    is_waiting: bool,
+    /// How often NAPI was scheduled.
+    polls: usize,
+}
+
+impl Pool {
+    /// `page_pool_recycle_in_ring()`, and the provider's `release_netmem()`.
+    fn put(&self, left_out: LeftOut) {
+        let before = self.wants_back.load(Relaxed);
+        let producer = self.producer.lock().unwrap();
+        let wants_back = match left_out {
+            LeftOut::LockToLookWhoWants => before,
+            _ => self.wants_back.load(Relaxed),
+        };
+        if !wants_back {
+            self.ring.store(1, Release);
+        }
+        drop(producer);
+
+        if wants_back {
+            let mut free = self.free.lock().unwrap();
+            free.buffers += 1;
+            free.polls += usize::from(std::mem::take(&mut free.is_waiting));
+        }
+    }
+
+    /// `page_pool_refill_alloc_cache()`.
+    fn take_from_ring(&self) -> bool {
+        let is_there = self.ring.load(Acquire) != 0;
+        if is_there {
+            self.ring.store(0, Relaxed);
+        }
+        is_there
+    }
+
+    /// `page_pool_alloc_netmems()`, and the provider's `alloc_netmems()`.
+    fn take(&self, left_out: LeftOut) -> bool {
+        if self.take_from_ring() {
+            return true;
+        }
+        {
+            let mut free = self.free.lock().unwrap();
+            if free.buffers != 0 {
+                free.buffers -= 1;
+                return true;
+            }
+            free.is_waiting = true;
+            self.wants_back.store(true, Relaxed);
+        }
+        left_out != LeftOut::SecondLook && {
+            drop(self.producer.lock().unwrap());
+            self.take_from_ring()
+        }
+    }
+}
+
+fn pool(left_out: LeftOut, faults: &Faults) {
+    let pool = Arc::new(Pool {
+        wants_back: AtomicBool::new(false),
+        producer: Mutex::new(()),
+        ring: AtomicUsize::new(0),
+        free: Mutex::new(Free::default()),
+    });
+    let reader = {
+        let pool = pool.clone();
+        thread::spawn(move || pool.put(left_out))
+    };
+    let got = pool.take(left_out);
+
+    reader.join().unwrap();
+    let polls = pool.free.lock().unwrap().polls;
+    faults.unless(got || polls == 1, "left behind in the ring");
+}
+
+#[test]
+fn who_asked_in_vain_is_told_or_looks_again() {
+    let faults = |left_out| faults(move |faults| pool(left_out, faults));
+
+    assert_eq!(faults(LeftOut::Nothing), [""; 0]);
+    assert_eq!(
+        faults(LeftOut::LockToLookWhoWants),
+        ["left behind in the ring"]
+    );
+    assert_eq!(faults(LeftOut::SecondLook), ["left behind in the ring"]);
 }

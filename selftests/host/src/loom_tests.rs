@@ -22,6 +22,7 @@ use crate::{
     sys::window::Window,
     sys::{
         free_list::{Batch, FreeList},
+        share::Account,
         token::{take_back, Frags, Range, Take, Tokens, BASE},
         wrapper,
     },
@@ -457,7 +458,7 @@ fn tokens_are_used_again() {
 fn no_net_iov_is_in_two_pools() {
     const NIOVS: usize = 3;
     struct Binding {
-        free: Mutex<FreeList<Vec<u32>>>,
+        free: Mutex<FreeList<Vec<u32>, Vec<Account>>>,
         owners: [AtomicIsize; NIOVS],
         exhausted: AtomicIsize,
         available: AtomicIsize,
@@ -466,7 +467,7 @@ fn no_net_iov_is_in_two_pools() {
     fn pool(binding: &Binding, name: isize) {
         for _ in 0..2 {
             let mut batch = Batch::new();
-            if binding.free.lock().unwrap().take(&mut batch, 2, || 0) {
+            if binding.free.lock().unwrap().take(&mut batch, 2, None, || 0) {
                 binding.exhausted.fetch_add(1, Relaxed);
             }
 
@@ -475,7 +476,7 @@ fn no_net_iov_is_in_two_pools() {
                 assert_eq!(owner.swap(name, Relaxed), 0, "somebody has it");
                 assert_eq!(owner.swap(0, Relaxed), name, "somebody took it");
                 let back = [wrapper::came_back(index)];
-                if binding.free.lock().unwrap().put(back, || 0) {
+                if binding.free.lock().unwrap().put(back, None, || 0) {
                     binding.available.fetch_add(1, Relaxed);
                 }
             }
@@ -484,7 +485,7 @@ fn no_net_iov_is_in_two_pools() {
 
     explore(|| {
         let binding = Arc::new(Binding {
-            free: Mutex::new(FreeList::full(vec![0; NIOVS])),
+            free: Mutex::new(FreeList::full(vec![0; NIOVS], vec![])),
             owners: std::array::from_fn(|_| AtomicIsize::new(0)),
             exhausted: AtomicIsize::new(0),
             available: AtomicIsize::new(0),
@@ -501,5 +502,66 @@ fn no_net_iov_is_in_two_pools() {
         assert!(!supply.is_exhausted);
         assert_eq!(supply.exhausted, exhausted as u64);
         assert_eq!(binding.available.load(Relaxed), exhausted);
+    });
+}
+
+/// Two queues that share a binding. One asks while the other one gives back what is more than its share, and asks again:
+/// either gets it, or the first one is woken, and there is one for it.
+#[test]
+fn whoever_asks_in_vain_is_woken() {
+    struct Binding {
+        free: Mutex<FreeList<Vec<u32>, Vec<Account>>>,
+        /// How often each queue is to look.
+        polls: [AtomicIsize; 2],
+    }
+
+    impl Binding {
+        fn locked<R>(&self, change: impl FnOnce(&mut FreeList<Vec<u32>, Vec<Account>>) -> R) -> R {
+            let mut list = self.free.lock().unwrap();
+            let result = change(&mut list);
+
+            while let Some(queue) = list.wake() {
+                self.polls[queue].fetch_add(1, Relaxed);
+            }
+            result
+        }
+
+        fn take(&self, queue: usize) -> Option<u32> {
+            let mut batch = Batch::new();
+            let _ = self.locked(|list| list.take(&mut batch, 1, Some(queue), || 0));
+            batch.take_raw().first().copied()
+        }
+    }
+
+    explore(|| {
+        let list = FreeList::full(vec![0; 4], vec![Account::default(); 2]);
+        let binding = Arc::new(Binding {
+            free: Mutex::new(list),
+            polls: std::array::from_fn(|_| AtomicIsize::new(0)),
+        });
+        // Both have started, and then one has three of four.
+        let taken = [0, 1, 0, 0].map(|queue| binding.take(queue).unwrap());
+        let other = {
+            let binding = binding.clone();
+            thread::spawn(move || {
+                let back = [wrapper::came_back(taken[3])];
+                let _ = binding.locked(|list| list.put(back, Some(0), || 0));
+                binding.take(0)
+            })
+        };
+        let got = binding.take(1);
+        let kept = other.join().unwrap();
+        let polls = binding.polls.each_ref().map(|polls| polls.load(Relaxed));
+
+        match (got, kept) {
+            (Some(_), None) => assert_eq!(polls, [0, 0]),
+            // It was lent again before somebody wanted it.
+            (None, Some(_)) => assert_eq!(polls, [0, 0]),
+            (None, None) => {
+                assert_eq!(polls, [0, 1]);
+                assert!(binding.take(1).is_some());
+            }
+            (Some(_), Some(_)) => panic!("there is one"),
+        }
     });
 }

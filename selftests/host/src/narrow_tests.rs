@@ -25,6 +25,10 @@ mod free_list {
     include!(concat!(env!("OUT_DIR"), "/free_list.rs"));
 }
 
+mod share {
+    include!(concat!(env!("OUT_DIR"), "/share.rs"));
+}
+
 use area::{Layout, LayoutError, Segment};
 
 /// Numbers next to where bits change, of `u16`.
@@ -288,18 +292,18 @@ fn extents_that_an_index_cannot_tell_apart() {
 #[test]
 fn free_list_as_long_as_an_index_goes() {
     for size in 0..=usize::from(u8::MAX) {
-        let mut list = free_list::FreeList::full(vec![0; size]);
+        let mut list = free_list::FreeList::full(vec![0; size], vec![]);
         let mut seen = vec![false; size];
 
         while list.in_use() < size {
             let mut batch = free_list::Batch::new();
-            let _ = list.take(&mut batch, usize::MAX, || 0);
+            let _ = list.take(&mut batch, usize::MAX, None, || 0);
             for &index in batch.take_raw() {
                 assert!(!std::mem::replace(&mut seen[usize::from(index)], true));
             }
         }
         for index in 0..size {
-            let _ = list.put([free_list::FreeIov::from_raw(index as u8)], || 0);
+            let _ = list.put([free_list::FreeIov::from_raw(index as u8)], None, || 0);
         }
         assert_eq!((list.capacity(), list.in_use()), (size, 0));
         let all_back = free_list::Supply {
@@ -310,6 +314,42 @@ fn free_list_as_long_as_an_index_goes() {
             exhausted_for: 0,
         };
         assert_eq!(list.supply(|| 0), all_back);
+    }
+}
+
+/// Queues fill one after the other, and nothing is lost on the way.
+#[test]
+fn shares_as_long_as_an_index_goes() {
+    for size in 0..=usize::from(u8::MAX) {
+        for queues in 2..6 {
+            let accounts = vec![share::Account::default(); queues];
+            let mut list = free_list::FreeList::full(vec![0; size], accounts);
+            let mut held = vec![vec![]; queues];
+
+            for (queue, held) in held.iter_mut().enumerate() {
+                loop {
+                    let mut batch = free_list::Batch::new();
+                    let _ = list.take(&mut batch, usize::MAX, Some(queue), || 0);
+                    if batch.is_empty() {
+                        break;
+                    }
+                    held.extend_from_slice(batch.take_raw());
+                }
+                let rest = size % queues;
+                let most = size / queues + if size < queues { 1 } else { rest };
+                assert!((size / queues..=most).contains(&held.len()));
+            }
+            for (queue, held) in held.into_iter().enumerate() {
+                let back = held.into_iter().map(free_list::FreeIov::from_raw);
+                let _ = list.put(back, Some(queue), || 0);
+                list.starts(Some(queue));
+                assert_eq!(list.gives_back(queue), size < queues);
+                list.stops(queue, false);
+            }
+            assert_eq!(list.in_use(), 0);
+            assert!(size == 0 || !list.has_waiting() || list.wake().is_some());
+            assert_eq!(share::probe(7, queues).count(), queues);
+        }
     }
 }
 

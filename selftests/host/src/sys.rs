@@ -8,6 +8,8 @@ pub(crate) mod area;
 pub(crate) mod extent;
 #[path = "../../../rust/sys/free_list.rs"]
 pub(crate) mod free_list;
+#[path = "../../../rust/sys/share.rs"]
+pub(crate) mod share;
 #[path = "../../../rust/sys/token.rs"]
 pub(crate) mod token;
 #[path = "../../../rust/sys/window.rs"]
