@@ -287,16 +287,20 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
         let dmabuf = layout.make()?;
         for round in 0..options.rounds {
             for subject in subjects(round) {
-                let (bound, _) = Bound::new(&pair, subject, 0..SHARED, &dmabuf, &options.clock)?;
-                for case in Case::all(layout) {
-                    if is_affordable(subject, &case) {
-                        measure(options, &pair, subject, &case, samples)?;
-                    } else if round == 0 {
-                        eprintln!("{}: not measured, too slow: {case}", subject.name());
+                // Who shares a binding pays for that.
+                for cases in Case::all(layout).chunk_by(|one, other| one.queues == other.queues) {
+                    let queues = 0..cases[0].queues;
+                    let (bound, _) = Bound::new(&pair, subject, queues, &dmabuf, &options.clock)?;
+                    for case in cases {
+                        if is_affordable(subject, case) {
+                            measure(options, &pair, subject, case, samples)?;
+                        } else if round == 0 {
+                            eprintln!("{}: not measured, too slow: {case}", subject.name());
+                        }
                     }
+                    drop(bound);
+                    wait_until_freed(before)?;
                 }
-                drop(bound);
-                wait_until_freed(before)?;
             }
         }
     }
