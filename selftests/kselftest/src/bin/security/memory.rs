@@ -31,6 +31,9 @@ use nix::fcntl::SealFlag;
 use nix::fcntl::fcntl;
 use nix::sys::memfd::MFdFlags;
 use nix::sys::memfd::memfd_create;
+use nix::sys::resource::RLIM_INFINITY;
+use nix::sys::resource::Resource;
+use nix::sys::resource::setrlimit;
 
 use crate::PAGE;
 
@@ -105,6 +108,12 @@ fn scattered() -> io::Result<OwnedFd> {
 /// `_IOW('u', 0x43, struct udmabuf_create_list)`: without the items.
 const UDMABUF_CREATE_LIST: libc::c_ulong = 0x4008_7543;
 
+/// From now on this process is a user's, who may lock as much memory as there is: other limits are looked for.
+fn become_user_of_locked_memory() -> io::Result<()> {
+    setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY)?;
+    become_user(NOBODY)
+}
+
 /// How much more is charged to `group` while a child in it holds what `bind` makes.
 fn charged<T>(
     group: &Cgroup,
@@ -145,7 +154,7 @@ pub fn bindings_are_charged() -> Outcome {
             .collect::<io::Result<Vec<_>>>()
     })?;
     let transmit = charged(&group, &pair, || {
-        become_user(NOBODY)?;
+        become_user_of_locked_memory()?;
         (0..TX)
             .map(|_| Ok(BindTx::new(pair.rx.ifindex).bind(&scattered)?))
             .collect::<io::Result<Vec<_>>>()
@@ -172,7 +181,7 @@ pub fn bindings_fail_at_the_limit() -> Outcome {
         enter(&pair.rx.ns)?;
         // Not to be killed for want of memory, so that the request fails.
         fs::write("/proc/self/oom_score_adj", "-1000")?;
-        become_user(NOBODY)?;
+        become_user_of_locked_memory()?;
         let mut held = Vec::with_capacity(TRIES);
         talk.hear()?;
         let end = loop {
