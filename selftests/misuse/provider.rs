@@ -6,6 +6,7 @@ use kernel::prelude::*;
 
 use crate::{
     sys::{
+        account::Account,
         devmem::{
             self,
             Draft, //
@@ -41,9 +42,10 @@ fn memory_of_another(
 fn send_from_what_is_received(
     dev: TxDevice<'_>,
     memory: impl PinInit<RxMemory<Mapping>, Error>,
+    account: Account,
     request: &TxBindRequest<'_>,
 ) {
-    let _ = Draft::<'_, TxMemory<Mapping>>::transmit::<DmabufProvider>(dev, memory, request); //~ E0277
+    let _ = Draft::<'_, TxMemory<Mapping>>::transmit::<DmabufProvider>(dev, memory, account, request); //~ E0277
 }
 
 fn read_what_the_cpu_cannot(skb: &mut RxSkBuff<'_>, msg: &mut Message<'_>) {
