@@ -48,6 +48,7 @@ use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
+use devmem_testlib::storm;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
@@ -801,13 +802,13 @@ fn zcrx_on_the_neighbour() -> Outcome {
 /// Memory of a killed owner of a queue for zero-copy receive, to be compared with `lifetime/kill_to_release`. If another
 /// process has not read what came into it, it is kept until that one is gone: this is told.
 fn zcrx_owner_killed() -> Outcome {
-    const ROUNDS: usize = 11;
     const MEMORY: usize = 32 * MIB;
     const LEN: u64 = 20_000;
     dmabufs::skip_without()?;
+    let rounds = storm::scale("STORM_ROUNDS", 1);
     let gone = || Ok(!dmabufs::has(MEMORY)?);
     let (mut unused, mut unread, mut kept) = (Vec::new(), Vec::new(), 0);
-    for round in 0..2 * ROUNDS {
+    for round in 0..2 * rounds {
         let pair = Pair::new()?;
         let mut owner = Child::start(|talk| {
             enter(&pair.rx.ns)?;
@@ -820,7 +821,7 @@ fn zcrx_owner_killed() -> Outcome {
         })?;
         owner.talk().hear()?;
         let connection = pair.connect_to_queue(Ip::V4, PORT, QUEUE)?;
-        let in_use = round >= ROUNDS;
+        let in_use = round >= rounds;
         if in_use {
             traffic::send(&connection.tx, 0, LEN, LEN as usize)?;
             wait_received(&connection.rx, LEN);
@@ -843,7 +844,7 @@ fn zcrx_owner_killed() -> Outcome {
     }
     dmabufs::tell_times("zcrx_owner_killed: unused", unused);
     dmabufs::tell_times("zcrx_owner_killed: unread, from when it is not", unread);
-    report::diag(format_args!("{kept} of {ROUNDS} were kept until then"));
+    report::diag(format_args!("{kept} of {rounds} were kept until then"));
     Ok(())
 }
 
