@@ -147,16 +147,19 @@ give_pair()
 	give_ends new_pair
 }
 
-# igb_pair NETNS1 NAME1 NETNS2 NAME2: the two NICs on PCI, which QEMU has joined, with as many queues as they have.
+# igb_pair NETNS1 NAME1 NETNS2 NAME2: the two NICs on PCI, which QEMU has joined, with as many queues as they have, and with
+# headers split: else each test would have that done, and wait for the link.
 igb_pair()
 {
 	local nic nics=()
 
 	is_loaded igb || insmod "$NETDEVSIM_DIR/igb.ko"
 	for nic in /sys/bus/pci/drivers/igb/*:*/net/*; do
-		ip link set dev "${nic##*/}" down
-		ethtool -L "${nic##*/}" combined 8
-		nics+=("${nic##*/}")
+		nic=${nic##*/}
+		ip link set dev "$nic" down
+		ethtool -L "$nic" combined 8
+		ethtool -G "$nic" tcp-data-split on
+		nics+=("$nic")
 	done
 	[ ${#nics[@]} = 2 ] || die "there are not two NICs of igb: ${nics[*]}"
 	ip link set dev "${nics[0]}" name "$2" netns "$1"

@@ -32,6 +32,7 @@ pub mod needs;
 pub mod netkit;
 mod netlink;
 pub mod nfqueue;
+pub mod nic;
 pub mod odd;
 pub mod ops;
 pub mod pair;
@@ -52,6 +53,7 @@ pub mod traffic;
 pub mod tx;
 pub mod wait;
 pub mod xdp;
+pub mod xsk;
 pub mod xtables;
 
 pub use pair::Pair;

@@ -56,6 +56,7 @@ pub use crate::ifctl::Feature;
 use crate::ifctl::Flow;
 use crate::ifctl::Interface;
 use crate::ifctl::Rss;
+use crate::nic;
 use crate::provider;
 use crate::report;
 use crate::report::reason_to_skip;
@@ -115,14 +116,16 @@ fn bus(file: &str, text: &str) -> io::Result<()> {
 #[derive(Debug)]
 struct Before {
     rings: Rings,
+    mtu: u32,
     rules: Mutex<BTreeSet<u32>>,
     rss: OnceLock<Rss>,
 }
 
 impl Before {
-    fn of(ns: &Netns, ifindex: u32) -> io::Result<Self> {
+    fn of(ns: &Netns, ifindex: u32, ifname: &str) -> io::Result<Self> {
         Ok(Self {
             rings: ns.run(|| Ok(Ethtool::open()?.rings(ifindex)?))?,
+            mtu: ns.run(|| Interface::new(ifname)?.mtu())?,
             rules: Mutex::default(),
             rss: OnceLock::new(),
         })
@@ -220,7 +223,7 @@ impl End {
             .ifindex(&ifname)
             .map_err(|err| io::Error::new(err.kind(), format!("NETIF is {ifname}: {err}")))?;
         Ok(Self {
-            device: Device::Given(Before::of(&ns, ifindex)?),
+            device: Device::Given(Before::of(&ns, ifindex, &ifname)?),
             ns,
             ifindex,
             ifname,
@@ -240,7 +243,7 @@ impl End {
         };
         let ifindex = ns.ifindex(&ifname)?;
         let before = match &nic.way {
-            Way::Netns(_) => Some(Before::of(&ns, ifindex)?),
+            Way::Netns(_) => Some(Before::of(&ns, ifindex, &ifname)?),
             Way::Ssh(_) => None,
         };
         Ok(Self {
@@ -286,11 +289,12 @@ impl End {
         self.interface(|interface| interface.set_up(up))
     }
 
-    /// Sets the MTU. That of a NIC which was given is not changed.
+    /// Sets the MTU. That of a NIC which was given is not changed if its other end is another machine.
     pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
         self.interface(|interface| match self.device {
             Device::Simulated(_) => interface.set_mtu(mtu),
             _ if interface.mtu()? == mtu => Ok(()),
+            _ if nic::has_both_ends() => interface.set_mtu(mtu),
             _ => Err(reason_to_skip(format!(
                 "{} has another MTU than {mtu}",
                 self.ifname
@@ -498,7 +502,11 @@ impl End {
                         .and(interface.receive_by_default())
                 })
             };
-        steering.and(self.set_rings(before.rings))
+        let mtu = self.interface(|interface| match interface.mtu()? {
+            mtu if mtu == before.mtu => Ok(()),
+            _ => interface.set_mtu(before.mtu),
+        });
+        steering.and(mtu).and(self.set_rings(before.rings))
     }
 }
 
@@ -564,6 +572,7 @@ impl Pair {
                 };
                 // What it cannot do it need not: most tests read what arrives in host memory.
                 let _ = pair.rx.split_headers();
+                pair.wait_for_link()?;
                 Ok(pair)
             }
         }
@@ -584,7 +593,16 @@ impl Pair {
         pair.rx.split_headers()?;
         pair.rx
             .interface(|interface| interface.receive_by_queue(0))?;
+        pair.wait_for_link()?;
         Ok(pair)
+    }
+
+    /// Waits until a NIC that was given, and its other end, can be used: they may have been reset.
+    pub fn wait_for_link(&self) -> io::Result<()> {
+        [&self.rx, &self.tx]
+            .iter()
+            .filter(|end| end.device.before().is_some())
+            .try_for_each(|end| end.wait_for_link())
     }
 
     /// Makes a pair whose receiving end is in this namespace.
@@ -629,7 +647,8 @@ impl Pair {
     /// Sets the MTU of both ends.
     pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
         self.rx.set_mtu(mtu)?;
-        self.tx.set_mtu(mtu)
+        self.tx.set_mtu(mtu)?;
+        self.wait_for_link()
     }
 
     /// Has flows to this TCP port received by this queue.
