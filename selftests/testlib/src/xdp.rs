@@ -26,7 +26,7 @@ pub fn attach(ifindex: u32) -> io::Result<OwnedFd> {
 
 /// Has the driver run it, until this is dropped.
 pub fn attach_to_driver(ifindex: u32) -> io::Result<OwnedFd> {
-    let program = bpf::load(BPF_PROG_TYPE_XDP, 0, &PROGRAM)?;
+    let program = bpf::load(BPF_PROG_TYPE_XDP, BPF_F_XDP_HAS_FRAGS, &PROGRAM)?;
     bpf::link(&program, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE)
 }
 
