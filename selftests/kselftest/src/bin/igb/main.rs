@@ -33,7 +33,6 @@ use devmem_testlib::wait;
 mod bound;
 mod events;
 mod modes;
-mod sizes;
 
 const MIB: usize = 1 << 20;
 const PORT: u16 = 5001;
@@ -130,8 +129,6 @@ fn read_to_the_end(mut socket: &TcpStream, received: &AtomicU64) -> io::Result<(
 
 fn main() -> ExitCode {
     runner::run(tests![
-        sizes::buffers_of_a_page,
-        sizes::buffers_of_64_kib,
         modes::ordinary_traffic,
         modes::changed_under_traffic,
         modes::xdp,
