@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         passes::from_pages_to_device,
         passes::from_device_to_pages,
         passes::beside_pages,
+        passes::bound_many_times,
         passes::for_the_host,
         taken::not_answering,
         taken::received_until_disabled,

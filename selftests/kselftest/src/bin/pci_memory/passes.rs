@@ -20,6 +20,8 @@ use devmem_testlib::Pair;
 use devmem_testlib::bar::Bar;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::passes;
+use devmem_testlib::provider;
+use devmem_testlib::report::diag;
 use devmem_testlib::skip;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
@@ -128,6 +130,51 @@ pub fn beside_pages() -> Outcome {
         }
         Ok(())
     })
+}
+
+/// What the machine has available, in bytes.
+fn available() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    text.lines()
+        .find_map(|line| {
+            line.strip_prefix("MemAvailable:")?
+                .split_whitespace()
+                .next()
+        })
+        .and_then(|kib| Some(kib.parse::<u64>().ok()? << 10))
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// A mapping that is undone leaves nothing.
+pub fn bound_many_times() -> Outcome {
+    const TIMES: u64 = 256;
+    const PAGE: u64 = 4096;
+    /// Of an entry of a scatterlist.
+    const ENTRY: u64 = 32;
+    const PART: Extent = Extent {
+        offset: 0,
+        len: 32 * MIB,
+    };
+    let memory = Bar::open()?.in_pages(PART)?;
+    let pair = Pair::new()?;
+    let bind = || -> Outcome {
+        let id = pair.tx.bind_tx(&memory)?.id();
+        provider::all_buffers_back(id);
+        Ok(())
+    };
+    // What is made for the first one stays.
+    bind()?;
+    let before = available()?;
+    for _ in 0..TIMES {
+        bind()?;
+    }
+    let lost = before.saturating_sub(available()?);
+    let scatterlists = TIMES * PART.len / PAGE * ENTRY;
+    diag(format_args!(
+        "{lost} bytes less, {scatterlists} in scatterlists"
+    ));
+    assert!(lost < scatterlists / 2, "{lost} bytes less than before");
+    Ok(())
 }
 
 /// Leaves a stream in the device, that was sent from there by one NIC and received by the other, and says where the pieces of it
