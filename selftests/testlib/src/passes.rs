@@ -27,6 +27,7 @@ use crate::tx::extent;
 const PAGE: usize = 4096;
 const PORT: u16 = 5001;
 const QUEUE: u32 = 1;
+const MTUS: [u32; 2] = [1500, 9000];
 /// The longest single send().
 const CHUNK: usize = 1 << 20;
 
@@ -35,8 +36,8 @@ fn sizes(socket: &TcpStream) -> io::Result<Vec<usize>> {
     /// A NIC may have room for so much in front of what it splits.
     const HEADERS: usize = 256;
     let segment = getsockopt(socket, TcpMaxSeg)? as usize;
-    let around = |size: usize| size - 2..=size + 2;
-    let short = (1..=70).chain(HEADERS - 80..=HEADERS + 2);
+    let around = |size: usize| size - 4..=size + 4;
+    let short = (1..=80).chain(HEADERS - 80..=HEADERS + 4);
     let edges = [
         512,
         segment,
@@ -52,33 +53,41 @@ fn sizes(socket: &TcpStream) -> io::Result<Vec<usize>> {
 /// Payloads of all these sizes arrive in the memory, by themselves, and more of them than there is memory.
 pub fn received(memory: &DmaBuf, rx_page_size: Option<u32>) -> Outcome {
     let pair = Pair::new()?;
-    let mut request = pair.request(&[QUEUE]);
-    if let Some(size) = rx_page_size {
-        request = request.rx_page_size(size);
-    }
-    let binding = pair.bind_with(&request, memory)?;
-    let map = memory.map()?;
-    pair.steer(PORT, QUEUE)?;
-    for ip in [Ip::V4, Ip::V6] {
-        let Connection { rx, tx } = pair.connect(&pair.listen(ip, PORT)?)?;
-        let mut reader = Reader::new(&rx, &map, binding.id());
-        for size in sizes(&tx)? {
-            let end = reader.position + size as u64;
-            traffic::send(&tx, reader.position, size as u64, size)?;
-            reader.read_until(end)?;
+    for mtu in MTUS {
+        pair.set_mtu(mtu)?;
+        let mut request = pair.request(&[QUEUE]);
+        if let Some(size) = rx_page_size {
+            request = request.rx_page_size(size);
         }
-        let (from, len) = (reader.position, memory.size() as u64 + 12_345);
-        thread::scope(|scope| {
-            let sender = traffic::send_in(scope, &tx, from, len, CHUNK);
-            reader.read_until(from + len)?;
-            sender.join().expect("the sender's thread")
-        })?;
-        reader.assert_all_device_memory();
-        // What is longer than a page has a buffer of its own, if there are such.
-        let segment = getsockopt(&tx, TcpMaxSeg)?;
-        let longest = segment.min(rx_page_size.unwrap_or(PAGE as u32));
-        assert!(reader.longest >= longest, "none of {longest} bytes");
+        let binding = pair.bind_with(&request, memory)?;
+        let map = memory.map()?;
+        pair.steer(PORT, QUEUE)?;
+        for ip in [Ip::V4, Ip::V6] {
+            let connection = pair.connect(&pair.listen(ip, PORT)?)?;
+            let mut reader = Reader::new(&connection.rx, &map, binding.id());
+            receive(&connection.tx, &mut reader, memory.size())?;
+            // What is longer than a page has a buffer of its own, if there are such.
+            let segment = getsockopt(&connection.tx, TcpMaxSeg)?;
+            let longest = segment.min(rx_page_size.unwrap_or(PAGE as u32));
+            assert!(reader.longest >= longest, "none of {longest} bytes");
+        }
     }
+    Ok(())
+}
+
+fn receive(tx: &TcpStream, reader: &mut Reader<'_>, all: usize) -> Outcome {
+    for size in sizes(tx)? {
+        let end = reader.position + size as u64;
+        traffic::send(tx, reader.position, size as u64, size)?;
+        reader.read_until(end)?;
+    }
+    let (from, len) = (reader.position, all as u64 + 12_345);
+    thread::scope(|scope| {
+        let sender = traffic::send_in(scope, tx, from, len, CHUNK);
+        reader.read_until(from + len)?;
+        sender.join().expect("the sender's thread")
+    })?;
+    reader.assert_all_device_memory();
     Ok(())
 }
 
@@ -124,7 +133,8 @@ fn send(
 /// What is sent from the memory arrives in the host's.
 pub fn sent(memory: &DmaBuf) -> Outcome {
     let pair = Pair::sending()?;
-    for ip in [Ip::V4, Ip::V6] {
+    for (ip, mtu) in [Ip::V4, Ip::V6].into_iter().zip(MTUS) {
+        pair.set_mtu(mtu)?;
         let connection = pair.connect(&pair.listen(ip, PORT)?)?;
         send(&pair, memory, &connection, |places| {
             tx::expect(&connection.rx, places)
