@@ -89,7 +89,8 @@ remove_nics()
 	echo "$RX_ID" >/sys/bus/netdevsim/del_device
 }
 
-# make_pair: namespaces rx and tx, with ethrx and ethtx linked to one another.
+# make_pair [PAIR]: namespaces rx and tx, with ethrx and ethtx linked to one another, by the command PAIR if not as new_pair
+# does.
 make_pair()
 {
 	local ns
@@ -98,7 +99,7 @@ make_pair()
 		ip netns add "$ns"
 		ip -n "$ns" link set lo up
 	done
-	new_pair rx ethrx tx ethtx
+	"${1:-new_pair}" rx ethrx tx ethtx
 	ip -n rx addr add 192.0.2.1/24 dev ethrx
 	ip -n rx addr add 2001:db8::1/64 dev ethrx nodad
 	ip -n tx addr add 192.0.2.2/24 dev ethtx
@@ -166,23 +167,23 @@ igb_pair()
 	ip link set dev "${nics[1]}" name "$4" netns "$3"
 }
 
-# wait_for_link: it takes a NIC seconds to have it, after whatever resets it.
+# wait_for_link NETNS ADDRESS: it takes a NIC seconds to have it, after whatever resets it.
 wait_for_link()
 {
 	local _
 
 	for _ in {1..100}; do
-		! ping -q -c 1 -w 1 "$REMOTE_V4" >/dev/null || return 0
+		! ip netns exec "$1" ping -q -c 1 -w 1 "$2" >/dev/null || return 0
 		sleep 0.2
 	done
-	die "$NETIF does not reach $REMOTE_V4"
+	die "nobody in $1 reaches $2"
 }
 
 # give_igb: the same, with igb on PCI.
 give_igb()
 {
 	give_ends igb_pair
-	wait_for_link
+	wait_for_link local "$REMOTE_V4"
 }
 
 # give_memory: the device on PCI that is nothing but memory (ivshmem) becomes vfio-pci's, and tests are told of it.

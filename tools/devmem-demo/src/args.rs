@@ -68,6 +68,21 @@ pub struct CopyArgs {
     pub port: u16,
 }
 
+#[derive(Args)]
+pub struct KeepArgs {
+    #[command(flatten)]
+    pub ends: Ends,
+    /// The receiver's port, which the queue receives already
+    #[arg(long, default_value_t = 5201)]
+    pub port: u16,
+    /// The PCI device and the BAR that is its memory, 0000:04:00.0/2, which vfio-pci has
+    #[arg(long)]
+    pub device: String,
+    /// Where to write which pieces of the memory are the file
+    #[arg(long)]
+    pub pieces: PathBuf,
+}
+
 /// So many MiB in bytes.
 pub fn mib(number: usize) -> Result<usize, String> {
     number

@@ -10,6 +10,7 @@
 mod args;
 mod binding;
 mod copy;
+mod keep;
 mod log;
 mod report;
 mod sender;
@@ -27,6 +28,7 @@ use devmem::device::Device;
 use devmem::provider;
 
 use crate::args::CopyArgs;
+use crate::args::KeepArgs;
 use crate::args::RunArgs;
 use crate::binding::in_use_at_the_end;
 use crate::binding::provider_of;
@@ -46,6 +48,8 @@ enum Command {
     Run(RunArgs),
     /// Sends a file from one dma-buf into another and checks it, by both backends of the library
     Copy(CopyArgs),
+    /// Receives a file into the memory of a PCI device, leaves it there, and says where it is
+    Keep(KeepArgs),
     /// Lists the providers and the live bindings
     Bindings,
 }
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(&args),
         Command::Copy(args) => copy::run(&args),
+        Command::Keep(args) => keep::run(&args),
         Command::Bindings => bindings(),
     };
     match result {

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 use std::time::Instant;
 
+use devmem::Extent;
 use devmem::Piece;
 use devmem::Receive;
 use devmem::Receiver;
@@ -48,6 +49,17 @@ pub struct Outcome {
     pub elapsed: Duration,
     /// CPU time of the receiver's thread.
     pub cpu: Duration,
+}
+
+/// Where a stream was received, in its order.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Bytes received.
+    pub bytes: u64,
+    /// What of the device memory they are.
+    pub pieces: Vec<Extent>,
+    /// Bytes that came in host memory.
+    pub copied: u64,
 }
 
 /// A connection with a sender at its other end.
@@ -91,6 +103,37 @@ impl Transfer {
         outcome.sha256 = mapping.is_some().then(|| hasher.finalize().into());
         self.sender.wait()?;
         Ok(outcome)
+    }
+
+    /// Receives into device memory, of which nothing is given back before the end.
+    pub fn kept(self) -> io::Result<Kept> {
+        let mut kept = Kept::default();
+        let mut tokens = Vec::new();
+        let mut receiver = Receiver::new(&self.stream);
+        loop {
+            let received = receiver.recv()?;
+            if received.is_eof() {
+                break;
+            }
+            kept.bytes += received.total() as u64;
+            for piece in received {
+                match piece {
+                    Piece::Frag(frag) => {
+                        kept.pieces.push(Extent {
+                            offset: frag.offset,
+                            len: frag.size.into(),
+                        });
+                        tokens.push(frag.token);
+                    }
+                    Piece::Linear(bytes) | Piece::Plain(bytes) => {
+                        kept.copied += bytes.len() as u64;
+                    }
+                }
+            }
+        }
+        drop(tokens);
+        self.sender.wait()?;
+        Ok(kept)
     }
 
     /// Receives as any program does.
