@@ -176,6 +176,7 @@ pub mod token;
 pub mod tokio;
 #[cfg(feature = "uring")]
 pub mod uring;
+pub mod vfio;
 mod volatile;
 pub mod watch;
 
