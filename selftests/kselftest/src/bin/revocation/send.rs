@@ -3,7 +3,6 @@
 //! What is sent from: nothing is any more, and connections that still have to are aborted.
 
 use std::io;
-use std::io::Read;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::net::TcpListener;
@@ -21,6 +20,8 @@ use devmem_testlib::odd::OddDmaBuf;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
+use devmem_testlib::taken::assert_aborted;
+use devmem_testlib::taken::read_until_reset;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Call;
@@ -113,37 +114,6 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
-/// The connection is aborted, and its user told why.
-fn assert_aborted(connection: &Connection) -> Outcome {
-    let mut told = None;
-    provider::wait_for("the connection to be aborted", || {
-        told = connection.tx.take_error()?;
-        Ok(told.is_some())
-    });
-    assert_eq!(told.as_ref().map(errno), Some(Errno::EIO));
-    Ok(())
-}
-
-/// Reads the stream, that repeats the memory, until the connection is reset. Returns how much there was.
-fn read_until_reset(mut socket: &TcpStream) -> io::Result<u64> {
-    let mut bytes = vec![0; 1 << 16];
-    let mut position = 0;
-    loop {
-        match socket.read(&mut bytes) {
-            Ok(0) => panic!("the stream ended at {position}"),
-            Ok(len) => {
-                for (at, &byte) in (position..).zip(&bytes[..len]) {
-                    let expected = traffic::bytes(at % (4 * LEN), 1)[0];
-                    assert_eq!(byte, expected, "at {at}");
-                }
-                position += len as u64;
-            }
-            Err(err) if err.kind() == io::ErrorKind::ConnectionReset => return Ok(position),
-            Err(err) => return Err(err),
-        }
-    }
-}
-
 /// A connection that has nothing of the memory goes on.
 pub fn sent_and_acknowledged() -> Outcome {
     let pair = Pair::new()?;
@@ -173,7 +143,7 @@ pub fn not_acknowledged() -> Outcome {
     let sent = bound.fill(&connection.tx)?;
     revoke(&bound.memory)?;
     assert_aborted(&connection)?;
-    let got = read_until_reset(&connection.rx)?;
+    let got = read_until_reset(&connection.rx, 4 * LEN, |_| ())?;
     assert!(got < sent, "{got} of {sent} bytes");
     drop(bound.owner);
     Ok(())
@@ -206,7 +176,7 @@ pub fn in_a_qdisc() -> Outcome {
     bound.call(&[PART]).send(&connection.tx)?;
     revoke(&bound.memory)?;
     assert_aborted(&connection)?;
-    assert_eq!(read_until_reset(&connection.rx)?, 0);
+    assert_eq!(read_until_reset(&connection.rx, 4 * LEN, |_| ())?, 0);
     drop(bound.owner);
     Ok(())
 }
