@@ -22,6 +22,7 @@ use std::path::Path;
 use std::process;
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
@@ -54,6 +55,7 @@ use crate::hardware::Way;
 pub use crate::ifctl::Feature;
 use crate::ifctl::Flow;
 use crate::ifctl::Interface;
+use crate::ifctl::Rss;
 use crate::provider;
 use crate::report;
 use crate::report::reason_to_skip;
@@ -114,10 +116,11 @@ fn bus(file: &str, text: &str) -> io::Result<()> {
 enum Device {
     /// One that was made, by its number on the bus.
     Simulated(u32),
-    /// A NIC that was given. It is put back as it was: its rings, and without these rules.
+    /// A NIC that was given. It is put back as it was: its rings, without these rules, and what it spreads flows by.
     Given {
         before: Rings,
         rules: Mutex<BTreeSet<u32>>,
+        rss: OnceLock<Rss>,
     },
     /// The other end of such a NIC, which is as it is.
     Other,
@@ -196,6 +199,7 @@ impl End {
         let device = Device::Given {
             before,
             rules: Mutex::default(),
+            rss: OnceLock::new(),
         };
         Ok(Self {
             ns,
@@ -423,22 +427,45 @@ impl End {
         bus("del_device", &id.to_string())
     }
 
-    /// Notes a rule that was made, to be removed in the end.
-    fn note_rule(&self, location: u32) {
-        if let Device::Given { rules, .. } = &self.device {
-            let mut rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
-            rules.insert(location);
-        }
+    /// Has a queue receive a port by the rule at a location, or at any. A NIC that was given may have no such rules,
+    /// but a key that flows are spread by.
+    fn steer_at(&self, location: Option<u32>, flow: Flow, port: u16, queue: u32) -> io::Result<()> {
+        self.interface(|interface| {
+            let rule = match location {
+                Some(location) => interface.steer_at(location, flow, port, queue),
+                None => interface.steer(flow, port, queue),
+            };
+            match (&self.device, rule) {
+                (Device::Given { rss, .. }, Err(err))
+                    if err.raw_os_error() == Some(libc::EOPNOTSUPP) =>
+                {
+                    let before = interface.steer_by_key(port, queue)?;
+                    rss.get_or_init(|| before);
+                }
+                (Device::Given { rules, .. }, Ok(location)) => {
+                    let mut rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
+                    rules.insert(location);
+                }
+                (_, rule) => drop(rule?),
+            }
+            Ok(())
+        })
     }
 
     /// Puts a NIC that was given back as it was. What fails is no reason to leave the rest.
-    fn restore(&self, before: Rings, rules: &Mutex<BTreeSet<u32>>) -> io::Result<()> {
+    fn restore(
+        &self,
+        before: Rings,
+        rules: &Mutex<BTreeSet<u32>>,
+        rss: Option<&Rss>,
+    ) -> io::Result<()> {
         let rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
         let steering = self.interface(|interface| {
             rules
                 .iter()
                 .map(|&location| interface.unsteer(location))
                 .fold(Ok(()), io::Result::and)
+                .and(rss.map_or(Ok(()), |rss| interface.set_rss(rss)))
                 .and(interface.receive_by_default())
         });
         steering.and(self.set_rings(before))
@@ -466,7 +493,7 @@ impl Drop for End {
     fn drop(&mut self) {
         let done = match &self.device {
             Device::Simulated(_) => self.delete(),
-            Device::Given { before, rules } => self.restore(*before, rules),
+            Device::Given { before, rules, rss } => self.restore(*before, rules, rss.get()),
             Device::Other => Ok(()),
         };
         if let Err(err) = done {
@@ -574,12 +601,10 @@ impl Pair {
 
     /// Has flows to this TCP port received by this queue.
     pub fn steer(&self, port: u16, queue: u32) -> io::Result<()> {
-        self.rx.interface(|interface| {
-            for flow in [Flow::Tcp4, Flow::Tcp6] {
-                self.rx.note_rule(interface.steer(flow, port, queue)?);
-            }
-            Ok(())
-        })
+        for flow in [Flow::Tcp4, Flow::Tcp6] {
+            self.rx.steer_at(None, flow, port, queue)?;
+        }
+        Ok(())
     }
 
     /// Has another queue receive the port that [`steer`](Self::steer) was first called for.
@@ -589,13 +614,10 @@ impl Pair {
 
     /// Has a queue receive a port by the rules of this number, which replaces those there.
     pub fn steer_nth(&self, number: u32, port: u16, queue: u32) -> io::Result<()> {
-        self.rx.interface(|interface| {
-            for (location, flow) in (2 * number..).zip([Flow::Tcp4, Flow::Tcp6]) {
-                self.rx
-                    .note_rule(interface.steer_at(location, flow, port, queue)?);
-            }
-            Ok(())
-        })
+        for (location, flow) in (2 * number..).zip([Flow::Tcp4, Flow::Tcp6]) {
+            self.rx.steer_at(Some(location), flow, port, queue)?;
+        }
+        Ok(())
     }
 
     /// The request to bind queues of the receiving end.
