@@ -129,8 +129,8 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
     /// Moves up to `most` and [`BATCH`] net_iovs to `batch`, which has to be empty: one at least if
     /// there is any, and not more than a fair share of what is left.
     ///
-    /// Those that nobody had yet come last, in such an order that page pools, which use the last of a
-    /// batch first, hand them out in ascending order.
+    /// First come those that came back, in the order in which they did, and then those that nobody had yet, in
+    /// ascending order: page pools use the first of a batch first.
     ///
     /// Returns whether this is the first time that there was none, since there were enough.
     #[must_use = "somebody may want to know"]
@@ -146,11 +146,11 @@ impl<S: DerefMut<Target = [u32]>> FreeList<S> {
         let count = share.min(free).min(most).min(BATCH);
         let returned = count.min(self.returned);
         let rest = self.returned - returned;
-        let (new, old) = batch.ids[..count].split_at_mut(count - returned);
+        let (old, new) = batch.ids[..count].split_at_mut(returned);
 
         old.copy_from_slice(&self.slots[rest..self.returned]);
         // CAST: There are no more net_iovs than a `u32` can count, see `Layout`.
-        for (id, index) in new.iter_mut().rev().zip(self.fresh as u32..) {
+        for (id, index) in new.iter_mut().zip(self.fresh as u32..) {
             *id = index;
         }
         // INVARIANT: What stays is a part of what was there.
