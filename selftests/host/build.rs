@@ -8,7 +8,7 @@
 use std::{env, fs, path::Path};
 
 /// A file of the module, and which of its limits to change.
-const FILES: [(&str, &[(&str, &str)]); 4] = [
+const FILES: [(&str, &[(&str, &str)]); 5] = [
     ("area.rs", &[]),
     (
         "extent.rs",
@@ -18,6 +18,7 @@ const FILES: [(&str, &[(&str, &str)]); 4] = [
         ],
     ),
     ("free_list.rs", &[]),
+    ("run.rs", &[]),
     (
         "token.rs",
         &[
