@@ -34,7 +34,8 @@ use crate::sys::{
     dma_buf::{
         DmaBuf,
         MapError,
-        Mapping, //
+        Mapping,
+        Unmapped, //
     },
     genetlink::{
         Attr,
@@ -46,12 +47,14 @@ use crate::sys::{
         QUEUE_TYPE_RX, //
     },
     memory::{
+        LocalMemory,
         MemoryError,
         RxMemory,
         TxMemory, //
     },
     net_device::{
         DmaDevice,
+        LocalDevice,
         LockedNetDevice,
         TxDevice, //
     },
@@ -98,19 +101,42 @@ pub(crate) fn bind_tx<'a, P>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'
 where
     P: DevmemProvider<Source = Mapping>,
 {
-    let dma_dev = tx_device(request)?
+    let dev = match device(request)?.into_local_device() {
+        Ok(dev) => return bind_local::<P>(request, dev),
+        Err(dev) => dev,
+    };
+    let dma_dev = into_tx_device(request, dev)?
         .hold_dma_device()
         .ok_or_else(|| refuse_dma(request))?;
     let mapping = mapping(request, &dma_dev, Direction::ToDevice)?;
     let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
     let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
-    let dev = tx_device(request)?;
+    let dev = into_tx_device(request, device(request)?)?;
     let bound = Draft::transmit::<P>(dev, memory, request)?
         .publish(request)
         .map_err(|error| refuse_owner(request, error))?;
     tell_where_memory_is(request, is_peer_to_peer);
-    Ok(bound)
+    Ok(TxBound::Mapped(bound))
+}
+
+/// Binds a dma-buf to a device that does no DMA, to be sent from to readers on this machine. Nobody maps it: there is
+/// nothing to be waited for.
+fn bind_local<'a, P>(
+    request: &'a TxBindRequest<'_>,
+    dev: LocalDevice<'a>,
+) -> Result<TxBound<'a>>
+where
+    P: DevmemProvider,
+{
+    let buf = Unmapped::new(dma_buf(request)?)
+        .map_err(|error| refuse_map(request, Direction::ToDevice, error))?;
+    let memory = LocalMemory::new(buf).map_err(|error| refuse_memory(request, error, 0))?;
+
+    let bound = Draft::local::<P>(dev, memory, request)?
+        .publish(request)
+        .map_err(|error| refuse_owner(request, error))?;
+    Ok(TxBound::Local(bound))
 }
 
 /// log2 of the size of a net_iov, in bytes. The policy sees to it that none is below the page size.
@@ -151,8 +177,10 @@ fn rx_device<'a>(request: &'a BindRequest<'_>) -> Result<LockedNetDevice<'a>> {
     Ok(dev)
 }
 
-fn tx_device<'a>(request: &'a BindRequest<'_>) -> Result<TxDevice<'a>> {
-    let dev = device(request)?;
+fn into_tx_device<'a>(
+    request: &'a BindRequest<'_>,
+    dev: LockedNetDevice<'a>,
+) -> Result<TxDevice<'a>> {
     let attr = request.attr(DmabufAttr::Ifindex);
     let refuse = |why: fmt::Arguments<'_>| request.refuse(EOPNOTSUPP, attr, why);
 
@@ -246,26 +274,37 @@ fn same(one: Option<&Device<Bound>>, other: Option<&Device<Bound>>) -> bool {
     one.map(core::ptr::from_ref) == other.map(core::ptr::from_ref)
 }
 
+fn dma_buf(request: &BindRequest<'_>) -> Result<DmaBuf> {
+    let attr = request.attr(DmabufAttr::Fd).ok_or(EINVAL)?;
+    let refuse = |error, why: fmt::Arguments<'_>| request.refuse(error, Some(attr), why);
+
+    DmaBuf::get(attr.u32()).map_err(|error| match error {
+        EBADF => refuse(error, fmt!("no such file descriptor")),
+        _ => refuse(error, fmt!("file descriptor is not of a dma-buf")),
+    })
+}
+
 fn mapping(
     request: &BindRequest<'_>,
     dma_dev: &Device<Bound>,
     direction: Direction,
 ) -> Result<Mapping> {
-    let attr = request.attr(DmabufAttr::Fd).ok_or(EINVAL)?;
-    let refuse = |error, why: fmt::Arguments<'_>| request.refuse(error, Some(attr), why);
+    Mapping::new(dma_buf(request)?, dma_dev, direction)
+        .map_err(|error| refuse_map(request, direction, error))
+}
 
-    let buf = DmaBuf::get(attr.u32()).map_err(|error| match error {
-        EBADF => refuse(error, fmt!("no such file descriptor")),
-        _ => refuse(error, fmt!("file descriptor is not of a dma-buf")),
-    })?;
-    Mapping::new(buf, dma_dev, direction).map_err(|error| match error {
+fn refuse_map(request: &BindRequest<'_>, direction: Direction, error: MapError) -> Error {
+    let attr = request.attr(DmabufAttr::Fd);
+    let refuse = |error, why: fmt::Arguments<'_>| request.refuse(error, attr, why);
+
+    match error {
         MapError::Direction => match direction {
             Direction::FromDevice => refuse(EINVAL, fmt!("dma-buf is read-only")),
             Direction::ToDevice => refuse(EINVAL, fmt!("dma-buf is write-only")),
         },
         MapError::Attach(error) => refuse(error, fmt!("Failed to bind dmabuf to device")),
         MapError::Map(error) => refuse(error, fmt!("Failed to map dmabuf attachment")),
-    })
+    }
 }
 
 fn refuse_owner(request: &BindRequest<'_>, error: PublishError) -> Error {

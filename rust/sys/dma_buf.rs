@@ -5,6 +5,7 @@
 //! A device is attached to a dma-buf ([`Attachment`]). Under the reservation lock ([`Locked`]) the memory is then
 //! [pinned](Pinned) and [mapped](Table), each undone when dropped, under that lock, unless it is kept: as a
 //! [`Mapping`], which takes the lock to undo it. The memory may go back to its exporter at any time, by a [`Claim`].
+//! What is sent to readers on this machine is attached to nothing ([`Unmapped`]).
 //!
 //! C headers: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h),
 //! [`include/linux/dma-resv.h`](srctree/include/linux/dma-resv.h)
@@ -491,6 +492,53 @@ impl Drop for Mapping {
         drop(unsafe { Table::kept(&locked, self.sgt, self.direction) });
         self.attachment.claim.unmapped();
     }
+}
+
+/// A dma-buf that is mapped for no device: its memory is read on this machine, or not at all.
+///
+/// So it can be any exporter's, and nobody takes it back.
+pub(crate) struct Unmapped(DmaBuf);
+
+impl Unmapped {
+    /// `Direction` if the file descriptors of `buf` do not allow to read it.
+    pub(crate) fn new(buf: DmaBuf) -> Result<Self, MapError> {
+        match buf.allows(Direction::ToDevice) {
+            true => Ok(Self(buf)),
+            false => Err(MapError::Direction),
+        }
+    }
+
+    /// The dma-buf, which this keeps.
+    pub(super) fn as_ptr(&self) -> NonNull<bindings::dma_buf> {
+        self.0 .0
+    }
+}
+
+// SAFETY: It is not mapped, and no device is named.
+unsafe impl Source for Unmapped {
+    type Backing = ();
+
+    /// Offsets: there are no addresses.
+    fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+        core::iter::once(Segment {
+            addr: 0,
+            len: self.size(),
+        })
+    }
+
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    fn device(&self) -> Option<&Device> {
+        None
+    }
+
+    fn direction(&self) -> Direction {
+        Direction::ToDevice
+    }
+
+    fn backing(&self) {}
 }
 
 fn non_null<T>(ptr: *mut T) -> Result<NonNull<T>> {

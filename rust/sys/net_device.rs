@@ -66,6 +66,23 @@ impl<'a> LockedNetDevice<'a> {
         mode != bindings::netmem_tx_mode_NETMEM_TX_NONE
     }
 
+    /// Whether what is sent through this device is not for one that does DMA, but for who reads it on this
+    /// machine. Cannot change under the lock.
+    fn is_local(&self) -> bool {
+        // SAFETY: By the type invariant the device is alive and locked.
+        unsafe { bindings::netdev_netmem_tx_is_local(self.0.as_ptr()) }
+    }
+
+    /// The device by which frags are sent that are not to leave this machine: this one. It comes back if they
+    /// could by it.
+    pub(crate) fn into_local_device(self) -> Result<LocalDevice<'a>, Self> {
+        match self.is_local() {
+            // INVARIANT: It was just looked at.
+            true => Ok(LocalDevice(self)),
+            false => Err(self),
+        }
+    }
+
     /// The device that does the DMA for frags that are sent through this one, which need not be
     /// physical: it is locked, too. None if there is no such device. Can sleep.
     pub(crate) fn into_tx_device(self) -> Option<TxDevice<'a>> {
@@ -164,6 +181,19 @@ impl TxDevice<'_> {
             Some(_) => self.named.as_ptr(),
             None => core::ptr::null_mut(),
         }
+    }
+}
+
+/// A device that passes on what is sent from [local bindings](super::devmem::Draft::local), and does no DMA.
+///
+/// # Invariants
+///
+/// It is [local](LockedNetDevice::is_local).
+pub(crate) struct LocalDevice<'a>(LockedNetDevice<'a>);
+
+impl LocalDevice<'_> {
+    pub(super) fn as_ptr(&self) -> *mut bindings::net_device {
+        self.0.as_ptr()
     }
 }
 

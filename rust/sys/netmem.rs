@@ -256,15 +256,45 @@ impl DevmemIov<'_> {
     }
 }
 
-/// References to net_iovs that came out of page pools, given back together when this is dropped.
+/// What tokens stand for whose frags were sent from a local binding: they have no page pool.
 ///
 /// # Invariants
 ///
-/// The first `len` are netmems of which this owns a `pp_ref_count` reference.
+/// The pointer is to a loan that somebody holds for `'a`.
+#[derive(Clone, Copy)]
+pub(super) struct Loan<'a>(NonNull<bindings::net_devmem_loan>, PhantomData<&'a ()>);
+
+impl Loan<'_> {
+    /// None if `loan` is null.
+    ///
+    /// # Safety
+    ///
+    /// Otherwise a reference to it has to be held for the lifetime of the result.
+    pub(super) unsafe fn from_raw(loan: *mut bindings::net_devmem_loan) -> Option<Self> {
+        // INVARIANT: By the requirements of this function.
+        NonNull::new(loan).map(|loan| Self(loan, PhantomData))
+    }
+
+    /// Takes another reference, and leaves it to the caller. Returns what a token for it stands for, which is no
+    /// net_iov.
+    pub(super) fn take_reference(&self) -> bindings::netmem_ref {
+        // SAFETY: By the type invariant there is a reference.
+        unsafe { bindings::net_devmem_loan_token(self.0.as_ptr()) }
+    }
+}
+
+/// References that tokens had, given back together when this is dropped: to net_iovs that came out of page pools, and
+/// to loans.
+///
+/// # Invariants
+///
+/// The first `len` are what tokens stood for, of which this owns a reference each. Those that are net_iovs have page
+/// pools. `has_loans` is set if others are among them.
 #[derive(Default)]
 pub(crate) struct CountedIovs {
     netmems: [bindings::netmem_ref; RETURN_BATCH],
     len: usize,
+    has_loans: bool,
 }
 
 // The page pool has no room for more.
@@ -275,7 +305,7 @@ impl CountedIovs {
     ///
     /// # Safety
     ///
-    /// The caller gives up a `pp_ref_count` reference to `netmem`.
+    /// The caller gives up the reference of a token that stood for `netmem`.
     pub(super) unsafe fn push(&mut self, netmem: bindings::netmem_ref) {
         let len = self.len;
 
@@ -283,14 +313,36 @@ impl CountedIovs {
             *slot = netmem;
             // INVARIANT: By the requirements of this function.
             self.len = len + 1;
+            self.has_loans |= netmem & NET_IOV == 0;
+        }
+    }
+
+    /// Gives loans back, and keeps the rest.
+    #[cold]
+    fn put_loans(&mut self) {
+        let all = core::mem::take(&mut self.len);
+
+        for at in 0..all.min(RETURN_BATCH) {
+            let netmem = self.netmems[at];
+
+            if netmem & NET_IOV == 0 {
+                // SAFETY: By the type invariants there is a reference to give up.
+                unsafe { bindings::net_devmem_put_token(netmem) };
+            } else {
+                self.netmems[self.len] = netmem;
+                self.len += 1;
+            }
         }
     }
 }
 
 impl Drop for CountedIovs {
     fn drop(&mut self) {
+        if self.has_loans {
+            self.put_loans();
+        }
         if self.len != 0 {
-            // SAFETY: By the type invariants there is a reference to each, and they have page pools.
+            // SAFETY: By the type invariants there is a reference to each, and they have page pools: no loans are left.
             // CAST: No more than `RETURN_BATCH`.
             unsafe {
                 bindings::page_pool_put_netmem_bulk(self.netmems.as_mut_ptr(), self.len as u32)

@@ -25,11 +25,15 @@ use kernel::{
 
 use super::{
     bindings,
-    netmem::CountedIovs,
+    netmem::{
+        CountedIovs,
+        Loan, //
+    },
     nospec::array_index,
     skbuff::{
         Frag,
-        Frags, //
+        Frags,
+        RxSkBuff, //
     },
     token::{
         self,
@@ -96,9 +100,14 @@ impl LockedSock<'_> {
         Self(unsafe { Sock::from_raw(ptr) })
     }
 
-    /// The tokens of the socket, for a `recvmsg()`: no more than `limit` in all.
-    pub(crate) fn reader_tokens(&self, limit: u32) -> ReaderTokens<'_> {
-        ReaderTokens { sk: self, limit }
+    /// The tokens of the socket, for the frags of `skb` in a `recvmsg()`: no more than `limit` in all.
+    pub(crate) fn reader_tokens<'a>(&'a self, skb: &RxSkBuff<'a>, limit: u32) -> ReaderTokens<'a> {
+        // INVARIANT: There is no other skb.
+        ReaderTokens {
+            sk: self,
+            loan: skb.loan(),
+            limit,
+        }
     }
 }
 
@@ -110,8 +119,8 @@ impl LockedSock<'_> {
 /// # Invariants
 ///
 /// `xa` is the `sk_user_frags` of `sk`. The current thread holds its lock. Its
-/// entries are `XA_ZERO_ENTRY`, for tokens that are reserved, or the `netmem_ref` of a net_iov, with a
-/// reference to it.
+/// entries are `XA_ZERO_ENTRY`, for tokens that are reserved, or what tokens stand for: the `netmem_ref` of a
+/// net_iov, or a loan, with a reference to it.
 pub(crate) struct Tokens<'a> {
     sk: &'a Sock<'a>,
     xa: *mut bindings::xarray,
@@ -211,8 +220,13 @@ impl Drop for Tokens<'_> {
 }
 
 /// The tokens of a socket that somebody reads from.
+///
+/// # Invariants
+///
+/// `loan` is that of the skb which is read: there is one in each call.
 pub(crate) struct ReaderTokens<'a> {
     sk: &'a LockedSock<'a>,
+    loan: Option<Loan<'a>>,
     limit: u32,
 }
 
@@ -267,8 +281,12 @@ impl<'a> token::Tokens<Frags<'a>> for ReaderTokens<'_> {
     fn commit(&mut self, tokens: &[u32], frags: &[Frag]) {
         let iovs = frags.iter().filter_map(Frag::devmem_iov);
 
-        // SAFETY: Frags are handed out of an `RxSkBuff` only, by whose type invariants they have a page pool.
-        self.commit_netmems(tokens, || iovs.map(|iov| unsafe { iov.take_reference() }));
+        match self.loan {
+            // SAFETY: Frags are handed out of an `RxSkBuff` only. By its type invariants, it having no loan, they
+            // have a page pool.
+            None => self.commit_netmems(tokens, || iovs.map(|iov| unsafe { iov.take_reference() })),
+            Some(loan) => self.commit_netmems(tokens, || iovs.map(|_| loan.take_reference())),
+        }
     }
 
     fn commit_all(&mut self, tokens: &[u32], frags: Frags<'_>) {

@@ -157,6 +157,11 @@ u32 rust_helper_net_devmem_max_tokens(const struct sk_buff *skb)
 	return net_devmem_max_tokens(skb);
 }
 
+netmem_ref rust_helper_net_devmem_loan_token(struct net_devmem_loan *loan)
+{
+	return net_devmem_loan_token(loan);
+}
+
 unsigned int rust_helper_skb_headlen(const struct sk_buff *skb)
 {
 	return skb_headlen(skb);

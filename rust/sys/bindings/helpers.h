@@ -17,6 +17,7 @@ struct iov_iter;
 struct net;
 struct net_device;
 struct net_devmem_binding;
+struct net_devmem_loan;
 struct net_devmem_tokens;
 struct net_iov;
 struct page_pool;
@@ -62,6 +63,7 @@ void *rust_helper_genlmsg_data(const struct genlmsghdr *gnlh);
 int rust_helper_genlmsg_len(const struct genlmsghdr *gnlh);
 
 u32 rust_helper_net_devmem_max_tokens(const struct sk_buff *skb);
+netmem_ref rust_helper_net_devmem_loan_token(struct net_devmem_loan *loan);
 
 unsigned int rust_helper_skb_headlen(const struct sk_buff *skb);
 bool rust_helper_skb_frags_readable(const struct sk_buff *skb);

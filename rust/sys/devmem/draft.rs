@@ -26,12 +26,14 @@ use super::{
             TxBindRequest, //
         },
         memory::{
+            LocalMemory,
             Memory,
             RxMemory,
             TxMemory, //
         },
         net_device::{
             device_ptr,
+            LocalDevice,
             LockedNetDevice,
             TxDevice, //
         },
@@ -61,8 +63,8 @@ impl<M> Initialised<M> {
 
 impl<M> Drop for Initialised<M> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the binding is initialised and not published. The mapping has a
-        // reference to the DMA device of its own.
+        // SAFETY: By the type invariant the binding is initialised and not published. The mapping, if there is
+        // one, has a reference to the DMA device of its own.
         unsafe { bindings::net_devmem_binding_uninit(self.0.base().as_ptr()) }
     }
 }
@@ -115,12 +117,31 @@ impl<'a, S: Source> Draft<'a, TxMemory<S>> {
     }
 }
 
+impl<'a> Draft<'a, LocalMemory> {
+    /// Makes a binding of `P` that is mapped for no device, which `request` asks for: what is sent from it by `dev`
+    /// is for readers on this machine. All else is as with [`transmit`](Self::transmit).
+    pub(crate) fn local<P: DevmemProvider>(
+        dev: LocalDevice<'a>,
+        memory: impl PinInit<LocalMemory, Error>,
+        request: &TxBindRequest<'_>,
+    ) -> Result<Self> {
+        if !P::HAS_FILL {
+            return Err(EOPNOTSUPP);
+        }
+        let raw = dev.as_ptr();
+
+        // SAFETY: The device is locked. The memory is as the type invariants of `Binding` have it. It is a
+        // bind-tx request.
+        unsafe { Self::new::<P>(dev, raw, core::ptr::null_mut(), memory, request) }
+    }
+}
+
 impl<'a, M: Memory> Draft<'a, M> {
     /// # Safety
     ///
     /// `raw` has to be the device for which `dev` has a lock. `M` has to be as the type
-    /// invariants of [`Binding`] tell for `P` and [`M::DIRECTION`](Memory::DIRECTION), and `request` one for
-    /// that direction: the core looks at its attributes.
+    /// invariants of [`Binding`] tell for `P`, [`M::DIRECTION`](Memory::DIRECTION) and whether it is
+    /// [local](Memory::local), and `request` one for that direction: the core looks at its attributes.
     unsafe fn new<P: DevmemProvider>(
         dev: M::Device<'a>,
         raw: *mut bindings::net_device,
@@ -138,12 +159,18 @@ impl<'a, M: Memory> Draft<'a, M> {
         let binding = unsafe { Binding::new::<P>(base, memory) };
         let binding = KBox::pin_init(binding, GFP_KERNEL_ACCOUNT)?;
         let base = binding.base().as_ptr();
-        let dma_dev = binding.memory.mapped().device().ok_or(ENODEV)?;
+        let local = binding.memory.local();
+        let dma_dev = match local {
+            Some(_) => None,
+            None => Some(binding.memory.mapped().device().ok_or(ENODEV)?),
+        };
 
         // SAFETY: `base` is ours, and zeroed but for what the core wants filled in. By the
         // requirements of this function `raw` is alive and the ops are in use; `dma_dev` is alive,
-        // and `request` is valid by its type invariants.
+        // if there is one, and `request` is valid by its type invariants. The memory keeps what is local until
+        // the core has it unmapped.
         unsafe {
+            (*base).local = local.map_or(core::ptr::null_mut(), NonNull::as_ptr);
             (*base).niov_shift = binding.memory.niov_shift();
             (*base).peer = match binding.memory.mapped().is_peer_to_peer() {
                 None => bindings::net_devmem_peer_NET_DEVMEM_PEER_UNKNOWN,
@@ -153,7 +180,9 @@ impl<'a, M: Memory> Draft<'a, M> {
             to_result(bindings::net_devmem_binding_init(
                 base,
                 raw,
-                device_ptr(&dma_dev),
+                dma_dev
+                    .as_deref()
+                    .map_or(core::ptr::null_mut(), device_ptr),
                 request.info(),
             ))?;
         }
