@@ -122,10 +122,7 @@ where
 
 /// Binds a dma-buf to a device that does no DMA, to be sent from to readers on this machine. Nobody maps it: there is
 /// nothing to be waited for.
-fn bind_local<'a, P>(
-    request: &'a TxBindRequest<'_>,
-    dev: LocalDevice<'a>,
-) -> Result<TxBound<'a>>
+fn bind_local<'a, P>(request: &'a TxBindRequest<'_>, dev: LocalDevice<'a>) -> Result<TxBound<'a>>
 where
     P: DevmemProvider,
 {

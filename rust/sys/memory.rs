@@ -48,6 +48,7 @@ use super::{
         Owner,
         TakenBack, //
     },
+    dma_buf::Unmapped,
     extent::{
         self,
         ExtentMap,
@@ -59,7 +60,6 @@ use super::{
         FreeList,
         Supply, //
     },
-    dma_buf::Unmapped,
     net_device::{
         LocalDevice,
         LockedNetDevice,

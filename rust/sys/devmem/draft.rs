@@ -180,9 +180,7 @@ impl<'a, M: Memory> Draft<'a, M> {
             to_result(bindings::net_devmem_binding_init(
                 base,
                 raw,
-                dma_dev
-                    .as_deref()
-                    .map_or(core::ptr::null_mut(), device_ptr),
+                dma_dev.as_deref().map_or(core::ptr::null_mut(), device_ptr),
                 request.info(),
             ))?;
         }
