@@ -101,18 +101,17 @@ pub(crate) fn bind_tx<'a, P>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'
 where
     P: DevmemProvider<Source = Mapping>,
 {
-    let dev = match device(request)?.into_local_device() {
-        Ok(dev) => return bind_local::<P>(request, dev),
-        Err(dev) => dev,
-    };
-    let dma_dev = into_tx_device(request, dev)?
+    if request.local().is_some() {
+        return bind_local::<P>(request);
+    }
+    let dma_dev = tx_device(request)?
         .hold_dma_device()
         .ok_or_else(|| refuse_dma(request))?;
     let mapping = mapping(request, &dma_dev, Direction::ToDevice)?;
     let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
     let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
-    let dev = into_tx_device(request, device(request)?)?;
+    let dev = tx_device(request)?;
     let bound = Draft::transmit::<P>(dev, memory, request)?
         .publish(request)
         .map_err(|error| refuse_owner(request, error))?;
@@ -122,10 +121,14 @@ where
 
 /// Binds a dma-buf to a device that does no DMA, to be sent from to readers on this machine. Nobody maps it: there is
 /// nothing to be waited for.
-fn bind_local<'a, P>(request: &'a TxBindRequest<'_>, dev: LocalDevice<'a>) -> Result<TxBound<'a>>
+fn bind_local<'a, P>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'a>>
 where
     P: DevmemProvider,
 {
+    let attr = request.attr(DmabufAttr::Ifindex);
+    let dev = device(request)?
+        .into_local_device()
+        .ok_or_else(|| request.refuse(EOPNOTSUPP, attr, fmt!("Device takes no local bindings")))?;
     let buf = Unmapped::new(dma_buf(request)?)
         .map_err(|error| refuse_map(request, Direction::ToDevice, error))?;
     let memory = LocalMemory::new(buf).map_err(|error| refuse_memory(request, error, 0))?;
@@ -174,10 +177,8 @@ fn rx_device<'a>(request: &'a BindRequest<'_>) -> Result<LockedNetDevice<'a>> {
     Ok(dev)
 }
 
-fn into_tx_device<'a>(
-    request: &'a BindRequest<'_>,
-    dev: LockedNetDevice<'a>,
-) -> Result<TxDevice<'a>> {
+fn tx_device<'a>(request: &'a BindRequest<'_>) -> Result<TxDevice<'a>> {
+    let dev = device(request)?;
     let attr = request.attr(DmabufAttr::Ifindex);
     let refuse = |why: fmt::Arguments<'_>| request.refuse(EOPNOTSUPP, attr, why);
 

@@ -58,29 +58,24 @@ impl<'a> LockedNetDevice<'a> {
         unsafe { bindings::real_num_rx_queues(self.0.as_ptr()) }
     }
 
-    /// Whether the device lets frags pass that the CPU cannot read, when they are sent.
+    /// Whether the device lets frags pass that the CPU cannot read, when they are sent, other than those of local
+    /// bindings.
     pub(crate) fn transmits_netmem(&self) -> bool {
         // SAFETY: By the type invariant the device is alive.
         let mode = unsafe { bindings::netmem_tx(self.0.as_ptr()) };
 
         mode != bindings::netmem_tx_mode_NETMEM_TX_NONE
+            && mode != bindings::netmem_tx_mode_NETMEM_TX_LOCAL
     }
 
-    /// Whether what is sent through this device is not for one that does DMA, but for who reads it on this
-    /// machine. Cannot change under the lock.
-    fn is_local(&self) -> bool {
+    /// The device by which frags are sent that are for who reads them on this machine: this one. None if it does
+    /// not pass them on.
+    pub(crate) fn into_local_device(self) -> Option<LocalDevice<'a>> {
         // SAFETY: By the type invariant the device is alive and locked.
-        unsafe { bindings::netdev_netmem_tx_is_local(self.0.as_ptr()) }
-    }
+        let takes = unsafe { bindings::net_devmem_takes_local(self.0.as_ptr()) };
 
-    /// The device by which frags are sent that are not to leave this machine: this one. It comes back if they
-    /// could by it.
-    pub(crate) fn into_local_device(self) -> Result<LocalDevice<'a>, Self> {
-        match self.is_local() {
-            // INVARIANT: It was just looked at.
-            true => Ok(LocalDevice(self)),
-            false => Err(self),
-        }
+        // INVARIANT: It was just looked at, and stays what it is.
+        takes.then_some(LocalDevice(self))
     }
 
     /// The device that does the DMA for frags that are sent through this one, which need not be
@@ -188,7 +183,7 @@ impl TxDevice<'_> {
 ///
 /// # Invariants
 ///
-/// It is [local](LockedNetDevice::is_local).
+/// It [takes such bindings](LockedNetDevice::into_local_device).
 pub(crate) struct LocalDevice<'a>(LockedNetDevice<'a>);
 
 impl LocalDevice<'_> {

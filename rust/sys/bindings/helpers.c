@@ -137,6 +137,11 @@ unsigned int rust_helper_netmem_tx(const struct net_device *dev)
 	return dev->netmem_tx;
 }
 
+bool rust_helper_net_devmem_takes_local(const struct net_device *dev)
+{
+	return net_devmem_takes_local(dev);
+}
+
 struct net *rust_helper_genl_info_net(const struct genl_info *info)
 {
 	return genl_info_net(info);

@@ -57,6 +57,7 @@ void rust_helper_netdev_put(struct net_device *dev, netdevice_tracker *tracker);
 struct net_device *rust_helper_rx_queue_hw_dev(struct net_device *dev,
 					       unsigned int rxq);
 unsigned int rust_helper_netmem_tx(const struct net_device *dev);
+bool rust_helper_net_devmem_takes_local(const struct net_device *dev);
 
 struct net *rust_helper_genl_info_net(const struct genl_info *info);
 void *rust_helper_genlmsg_data(const struct genlmsghdr *gnlh);

@@ -79,9 +79,11 @@ pub fn total(extents: &[Extent]) -> u64 {
 impl End {
     /// Binds memory for this end to send, and has a look which provider serves.
     pub fn bind_tx(&self, memory: &DmaBuf) -> Result<TxBinding, Error> {
-        let binding = self
-            .ns
-            .run(|| Ok(BindTx::new(self.ifindex).bind(memory)))??;
+        let mut request = BindTx::new(self.ifindex);
+        if self.is_local() {
+            request = request.local();
+        }
+        let binding = self.ns.run(|| Ok(request.bind(memory)))??;
         if provider::bindings()?.is_some() {
             let info = provider::binding(binding.id())?.expect("the new binding");
             assert_eq!(
