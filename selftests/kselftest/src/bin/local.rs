@@ -6,6 +6,7 @@ use std::io;
 use std::io::Read;
 use std::io::Write;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -308,7 +309,7 @@ fn any_exporter() -> Outcome {
         addr: 0x123,
         len: 3 * PAGE + 5,
     }])
-    .attach_error(-libc::EPERM)
+    .attach_error(libc::EPERM)
     .of_nothing()?;
     let bench = Sending::local_from(Joint::Netkit, odd.as_any()?)?;
     assert_eq!(odd.state()?.attached, 0);
@@ -612,6 +613,19 @@ fn bindings() -> Outcome {
     Ok(())
 }
 
+/// To send is to read.
+fn write_only() -> Outcome {
+    let pair = Pair::local(Joint::Lo)?;
+    let heap = Path::new("/dev/dma_heap/system");
+    let memory = DmaBuf::heap(heap, PAGE as usize, libc::O_WRONLY)?;
+    let request = BindTx::new(pair.tx.ifindex).local();
+    let answer = pair.tx.ns.run(|| Ok(request.bind(&memory)))?;
+    let err = answer.err().expect("a request that is refused");
+    assert_eq!(err.errno(), Some(libc::EINVAL), "{err}");
+    assert!(err.to_string().contains("dma-buf is write-only"), "{err}");
+    Ok(())
+}
+
 fn main() -> ExitCode {
     runner::run(tests![
         told_where_it_is,
@@ -631,5 +645,6 @@ fn main() -> ExitCode {
         flushed,
         what_a_reader_holds,
         bindings,
+        write_only,
     ])
 }
