@@ -54,7 +54,6 @@ use crate::sys::{
     },
     net_device::{
         DmaDevice,
-        LocalDevice,
         LockedNetDevice,
         TxDevice, //
     },

@@ -2,8 +2,9 @@
 
 //! Tokens: the names under which user space holds net_iovs.
 //!
-//! A token stands for one reference to a net_iov, handed out by `recvmsg()` and given up by
-//! `setsockopt(SO_DEVMEM_DONTNEED)` or with the socket. It is an index into the socket's [`Slots`].
+//! A token stands for one reference to a net_iov, or to what stands for those that the same machine has sent,
+//! handed out by `recvmsg()` and given up by `setsockopt(SO_DEVMEM_DONTNEED)` or with the socket. It is an index
+//! into the socket's [`Slots`].
 //! `recvmsg()` has to tell a token before it stands for anything, since telling it may fault. No
 //! reservation is needed for that: nobody else uses the slots that are free while the socket is locked.
 //!
@@ -80,7 +81,7 @@ impl Slots<'_> {
         most - tokens.len()
     }
 
-    /// Lets a token, if it is free, stand for `netmem`, that of a net_iov, with a reference.
+    /// Lets a token, if it is free, stand for `netmem`, that of a net_iov, or a loan, with a reference.
     ///
     /// Returns whether it is.
     #[inline]

@@ -28,6 +28,7 @@ const unsigned int RUST_CONST_HELPER_FMODE_READ = (unsigned int)FMODE_READ;
 const unsigned int RUST_CONST_HELPER_FMODE_WRITE = (unsigned int)FMODE_WRITE;
 const unsigned int RUST_CONST_HELPER_MAX_SKB_FRAGS = MAX_SKB_FRAGS;
 const unsigned int RUST_CONST_HELPER_MSG_CMSG_COMPAT = MSG_CMSG_COMPAT;
+const unsigned int RUST_CONST_HELPER_NET_DEVMEM_LOCAL_SHIFT = NET_DEVMEM_LOCAL_SHIFT;
 const unsigned int RUST_CONST_HELPER_NET_DEVMEM_TOKEN_BASE = NET_DEVMEM_TOKEN_BASE;
 const size_t RUST_CONST_HELPER_DMABUF_CMSG_LEN = CMSG_LEN(sizeof(struct dmabuf_cmsg));
 const size_t RUST_CONST_HELPER_DMABUF_CMSG_SPACE = CMSG_SPACE(sizeof(struct dmabuf_cmsg));
