@@ -25,6 +25,7 @@ use devmem::token::dontneed;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::fixture::Sending;
+use devmem_testlib::netkit::Netkit;
 use devmem_testlib::odd::Segment;
 use devmem_testlib::odd::Shape;
 use devmem_testlib::pair::End;
@@ -596,6 +597,12 @@ fn bindings() -> Outcome {
     refused(end, dummy, memory.as_fd(), libc::EOPNOTSUPP, no_local)?;
     let dma = BindTx::new(nic.tx.ifindex).local();
     refused(&nic.tx, dma, memory.as_fd(), libc::EOPNOTSUPP, no_local)?;
+
+    // One that leads to a NIC has both kinds.
+    let netkit = Netkit::new(&nic.rx, 1)?;
+    let ask = BindTx::new(netkit.ifindex).local();
+    let by_leased = nic.rx.ns.run(|| Ok(ask.bind(&memory)))??;
+    drop(by_leased);
 
     let binding = pair.tx.bind_tx(&memory)?;
     let status = pair
