@@ -45,6 +45,7 @@ pub mod runner;
 pub mod sockopt;
 pub mod state;
 pub mod storm;
+pub mod syscalls;
 pub mod taker;
 pub mod tls;
 pub mod trace;
