@@ -23,7 +23,6 @@ use kernel::{
 };
 
 use crate::sys::{
-    account::Account,
     area::LayoutError,
     devmem::{
         DevmemProvider,
@@ -46,6 +45,7 @@ use crate::sys::{
         TxBindRequest,
         QUEUE_TYPE_RX, //
     },
+    locked_memory::LockedMemory,
     memory::{
         MemoryError,
         RxMemory,
@@ -105,13 +105,13 @@ where
         .ok_or_else(|| refuse_dma(request))?;
     let buf = dma_buf(request)?;
     // Before it is pinned.
-    let account = Account::new(request, buf.size())?;
+    let locked = LockedMemory::new(request, buf.size())?;
     let mapping = mapping(request, buf, &dma_dev, Direction::ToDevice)?;
     let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
     let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
     let dev = tx_device(request)?;
-    let bound = Draft::transmit::<P>(dev, memory, account, request)?
+    let bound = Draft::transmit::<P>(dev, memory, locked, request)?
         .publish(request)
         .map_err(|error| refuse_owner(request, error))?;
     tell_where_memory_is(request, is_peer_to_peer);

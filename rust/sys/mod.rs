@@ -15,7 +15,6 @@
 #[cfg(not(CONFIG_64BIT))]
 compile_error!("64 bits are needed");
 
-pub(crate) mod account;
 pub(crate) mod area;
 mod bindings;
 pub(crate) mod claim;
@@ -27,6 +26,7 @@ pub(crate) mod genetlink;
 #[allow(dead_code, reason = "not every provider has memory that the CPU reads")]
 pub(crate) mod host_pages;
 pub(crate) mod iov_iter;
+pub(crate) mod locked_memory;
 pub(crate) mod memory;
 pub(crate) mod net_device;
 pub(crate) mod netmem;

@@ -7,7 +7,7 @@ use kernel::prelude::*;
 
 use crate::{
     sys::{
-        account::Account,
+        locked_memory::LockedMemory,
         devmem::Draft,
         dma_buf::Mapping,
         genetlink::{
@@ -36,7 +36,7 @@ fn queues(request: &BindRequest<'_>) {
 fn shared(
     dev: TxDevice<'_>,
     memory: impl PinInit<TxMemory<Mapping>, Error>,
-    account: Account,
+    account: LockedMemory,
     request: &RxBindRequest<'_>,
 ) {
     let _ = Draft::transmit::<DmabufProvider>(dev, memory, account, request); //~ E0308

@@ -6,7 +6,7 @@ use kernel::prelude::*;
 
 use crate::{
     sys::{
-        account::Account,
+        locked_memory::LockedMemory,
         devmem::{
             self,
             Draft, //
@@ -42,7 +42,7 @@ fn memory_of_another(
 fn send_from_what_is_received(
     dev: TxDevice<'_>,
     memory: impl PinInit<RxMemory<Mapping>, Error>,
-    account: Account,
+    account: LockedMemory,
     request: &TxBindRequest<'_>,
 ) {
     let _ = Draft::<'_, TxMemory<Mapping>>::transmit::<DmabufProvider>(dev, memory, account, request); //~ E0277

@@ -15,7 +15,6 @@ use kernel::{
 
 use super::{
     super::{
-        account::Account,
         bindings,
         claim::{
             Owner,
@@ -26,6 +25,7 @@ use super::{
             RxBindRequest,
             TxBindRequest, //
         },
+        locked_memory::LockedMemory,
         memory::{
             Memory,
             RxMemory,
@@ -99,7 +99,7 @@ impl<'a, S: Source> Draft<'a, TxMemory<S>> {
     pub(crate) fn transmit<P: DevmemProvider<Source = S>>(
         dev: TxDevice<'a>,
         memory: impl PinInit<TxMemory<S>, Error>,
-        account: Account,
+        locked: LockedMemory,
         request: &TxBindRequest<'_>,
     ) -> Result<Self> {
         if !P::HAS_FILL {
@@ -112,11 +112,11 @@ impl<'a, S: Source> Draft<'a, TxMemory<S>> {
 
         let mapped = draft.binding.0.memory.mapped();
         let is_for = |dma_dev| mapped.is_for(dma_dev);
-        if !draft.dev.dma_device().is_some_and(is_for) || !mapped.is_within(account.size()) {
+        if !draft.dev.dma_device().is_some_and(is_for) || !mapped.is_within(locked.size()) {
             return Err(EINVAL);
         }
         // SAFETY: The binding is initialised, and ours. Nothing is accounted for it yet.
-        unsafe { (*draft.binding.0.base().as_ptr()).pinned = account.into_raw() };
+        unsafe { (*draft.binding.0.base().as_ptr()).pinned = locked.into_raw() };
         Ok(draft)
     }
 }

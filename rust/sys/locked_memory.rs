@@ -22,12 +22,12 @@ use super::{
 /// # Invariants
 ///
 /// `pinned` is as the core has set it for `size` bytes, and nothing else will undo that.
-pub(crate) struct Account {
+pub(crate) struct LockedMemory {
     pinned: bindings::ubuf_info_msgzc_mmpin,
     size: u64,
 }
 
-impl Account {
+impl LockedMemory {
     /// Accounts memory that is going to be pinned. `ENOBUFS` if the user has too much then, as the extended ack says.
     pub(crate) fn new(request: &TxBindRequest<'_>, size: u64) -> Result<Self> {
         let mut pinned = bindings::ubuf_info_msgzc_mmpin::default();
@@ -51,7 +51,7 @@ impl Account {
     }
 }
 
-impl Drop for Account {
+impl Drop for LockedMemory {
     fn drop(&mut self) {
         // SAFETY: By the type invariant it is as the core has set it, and this is its one and only end.
         unsafe { bindings::mm_unaccount_pinned_pages(&mut self.pinned) }
