@@ -41,6 +41,7 @@ use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
+use devmem_testlib::storm;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::traffic::Reader;
@@ -553,13 +554,12 @@ fn reader_killed() -> Outcome {
 /// The memory of an owner who is killed is free soon, though another process keeps tokens of it. How long it takes is
 /// told.
 fn kill_to_release() -> Outcome {
-    const ROUNDS: usize = 11;
     const MEMORY: usize = 8192 * PAGE;
     const LEN: u64 = 100_000;
     dmabufs::skip_without()?;
     let mut took = Vec::new();
 
-    for _ in 0..ROUNDS {
+    for _ in 0..storm::scale("STORM_ROUNDS", 1) {
         let pair = Pair::new()?;
         let mut owner = Child::start(|talk| {
             let memory = DmaBuf::udmabuf(MEMORY)?;
