@@ -199,14 +199,29 @@ pub fn enter(namespace: impl AsFd) -> io::Result<()> {
     Ok(setns(namespace.as_fd(), CloneFlags::empty())?)
 }
 
-/// Moves into a user namespace of its own, and whatever else `others` say, in a child. Has no uid there
-/// before its parent [gives](give_ids) it some.
+/// Moves into a user namespace of its own, and whatever else `others` say, in a child. Has no uid there.
 pub fn unshare_user(others: CloneFlags) -> io::Result<()> {
     Ok(unshare(CloneFlags::CLONE_NEWUSER | others)?)
 }
 
-/// Gives the user namespace of a process its uids and gids: `inside outside count`, one a line.
-pub fn give_ids(pid: i32, map: &str) -> io::Result<()> {
+/// The same, and has uids there: those that its parent [lets it in](let_in) with.
+pub fn enter_user(talk: &mut Talk, others: CloneFlags) -> io::Result<()> {
+    unshare_user(others)?;
+    talk.tell("unshared")?;
+    talk.hear()?;
+    Ok(())
+}
+
+/// Gives a child that [enters](enter_user) a user namespace its uids and gids: `inside outside count`, one a line.
+pub fn let_in(child: &mut Child, map: &str) -> io::Result<()> {
+    child.talk().hear()?;
+    let pid = child.pid();
     fs::write(format!("/proc/{pid}/uid_map"), map)?;
-    fs::write(format!("/proc/{pid}/gid_map"), map)
+    fs::write(format!("/proc/{pid}/gid_map"), map)?;
+    child.talk().tell("go on")
+}
+
+/// The same, for a child that is to be root there, and is this user outside.
+pub fn let_root_in(child: &mut Child, outside: u32) -> io::Result<()> {
+    let_in(child, &format!("0 {outside} 1\n"))
 }

@@ -33,8 +33,8 @@ use devmem_testlib::Pair;
 use devmem_testlib::child::Child;
 use devmem_testlib::child::become_user;
 use devmem_testlib::child::enter;
-use devmem_testlib::child::give_ids;
-use devmem_testlib::child::unshare_user;
+use devmem_testlib::child::enter_user;
+use devmem_testlib::child::let_root_in;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::fixture::Sending;
 use devmem_testlib::netkit::Netkit;
@@ -438,8 +438,7 @@ fn by_the_root_of_a_container() -> Outcome {
 
     let mut root = Child::start(|talk| {
         become_user(NOBODY)?;
-        unshare_user(CloneFlags::CLONE_NEWNET)?;
-        talk.tell("unshared")?;
+        enter_user(talk, CloneFlags::CLONE_NEWNET)?;
         let ifindex = talk.hear_number()?;
         setresuid(0.into(), 0.into(), 0.into())?;
         let binding = BindRx::new(ifindex).queue(LEASED).bind(&memory)?;
@@ -449,8 +448,7 @@ fn by_the_root_of_a_container() -> Outcome {
         }
         Ok(())
     })?;
-    root.talk().hear()?;
-    give_ids(root.pid(), &format!("0 {NOBODY} 1\n"))?;
+    let_root_in(&mut root, NOBODY)?;
     let container = Netns::of_process(root.pid())?;
 
     let mut probe = netkit.lend(&container, || {

@@ -23,7 +23,8 @@ use devmem_testlib::child::NOBODY;
 use devmem_testlib::child::SOMEBODY;
 use devmem_testlib::child::become_user;
 use devmem_testlib::child::enter;
-use devmem_testlib::child::give_ids;
+use devmem_testlib::child::enter_user;
+use devmem_testlib::child::let_root_in;
 use devmem_testlib::child::unshare_user;
 use devmem_testlib::provider;
 use devmem_testlib::report::observe;
@@ -101,8 +102,7 @@ pub fn bind_rx_in_a_container() -> Outcome {
     let memory = DmaBuf::udmabuf(64 * PAGE)?;
     let mut child = Child::start(|talk| {
         become_user(NOBODY)?;
-        unshare_user(CloneFlags::CLONE_NEWNET)?;
-        talk.tell("unshared")?;
+        enter_user(talk, CloneFlags::CLONE_NEWNET)?;
         let ifindex = talk.hear_number()?;
         setresuid(0.into(), 0.into(), 0.into())?;
         let request = BindRx::new(ifindex).queue(1);
@@ -117,8 +117,7 @@ pub fn bind_rx_in_a_container() -> Outcome {
         talk.tell(answers.join(" "))?;
         talk.wait_for_the_end()
     })?;
-    child.talk().hear()?;
-    give_ids(child.pid(), &format!("0 {NOBODY} 1\n"))?;
+    let_root_in(&mut child, NOBODY)?;
     let pair = Pair::into_namespace(Netns::of_process(child.pid())?)?;
     child.talk().tell(pair.rx.ifindex)?;
     let said = child.talk().hear()?;

@@ -24,8 +24,8 @@ use devmem_testlib::child::SOMEBODY;
 use devmem_testlib::child::Talk;
 use devmem_testlib::child::become_user;
 use devmem_testlib::child::enter;
-use devmem_testlib::child::give_ids;
-use devmem_testlib::child::unshare_user;
+use devmem_testlib::child::enter_user;
+use devmem_testlib::child::let_root_in;
 use devmem_testlib::netkit::Netkit;
 use devmem_testlib::provider;
 use devmem_testlib::report::observe;
@@ -113,17 +113,8 @@ fn as_somebody() -> io::Result<()> {
 /// Becomes the root of a user namespace of its own, who outside is this user.
 fn as_root_inside(talk: &mut Talk, outside: u32) -> io::Result<()> {
     become_user(outside)?;
-    unshare_user(CloneFlags::empty())?;
-    talk.tell("unshared")?;
-    talk.hear()?;
+    enter_user(talk, CloneFlags::empty())?;
     Ok(setresuid(0.into(), 0.into(), 0.into())?)
-}
-
-/// Gives a child that [becomes root inside](as_root_inside) its uid.
-fn let_in(child: &mut Child, outside: u32) -> io::Result<()> {
-    child.talk().hear()?;
-    give_ids(child.pid(), &format!("0 {outside} 1\n"))?;
-    child.talk().tell("go on")
 }
 
 /// Nobody's memory is for the same user, also in a user namespace, and for no other: not for root either.
@@ -144,10 +135,10 @@ pub fn who_may_send() -> Outcome {
     check("root", stage.sender(|_| as_root())?, REFUSED)?;
 
     let mut inside = stage.sender(|talk| as_root_inside(talk, NOBODY))?;
-    let_in(&mut inside, NOBODY)?;
+    let_root_in(&mut inside, NOBODY)?;
     check("the same user in a user namespace", inside, &own)?;
     let mut inside = stage.sender(|talk| as_root_inside(talk, SOMEBODY))?;
-    let_in(&mut inside, SOMEBODY)?;
+    let_root_in(&mut inside, SOMEBODY)?;
     check("another user in a user namespace", inside, REFUSED)?;
     binder.end()?;
 
@@ -155,7 +146,7 @@ pub fn who_may_send() -> Outcome {
     let mut binder = stage.binder(as_root)?;
     let id = binder.talk().hear_number()?;
     let mut inside = stage.sender(|talk| as_root_inside(talk, NOBODY))?;
-    let_in(&mut inside, NOBODY)?;
+    let_root_in(&mut inside, NOBODY)?;
     let answer = stage.send_from(inside, id)?;
     observe(format_args!("root of a user namespace: {answer}"));
     assert_eq!(answer, REFUSED);
@@ -305,7 +296,7 @@ pub fn shared_bindings() -> Outcome {
         assert_eq!(answer, own, "{who}");
     }
     let mut inside = stage.sender(|talk| as_root_inside(talk, SOMEBODY))?;
-    let_in(&mut inside, SOMEBODY)?;
+    let_root_in(&mut inside, SOMEBODY)?;
     let answer = stage.send_from(inside, shared)?;
     observe(format_args!("another user in a user namespace: {answer}"));
     assert_eq!(answer, own);

@@ -22,7 +22,9 @@ use devmem_testlib::child::NOBODY;
 use devmem_testlib::child::SOMEBODY;
 use devmem_testlib::child::become_user;
 use devmem_testlib::child::enter;
-use devmem_testlib::child::give_ids;
+use devmem_testlib::child::enter_user;
+use devmem_testlib::child::let_in;
+use devmem_testlib::child::let_root_in;
 use devmem_testlib::child::unshare_user;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::machine;
@@ -212,9 +214,7 @@ pub fn bindings_by_user_namespaces() -> Outcome {
             if maker != 0 {
                 become_user(maker)?;
             }
-            unshare_user(CloneFlags::empty())?;
-            talk.tell("unshared")?;
-            talk.hear()?;
+            enter_user(talk, CloneFlags::empty())?;
             setresgid(uid.into(), uid.into(), uid.into())?;
             setresuid(uid.into(), uid.into(), uid.into())?;
             if let Some(limit) = limit {
@@ -224,9 +224,7 @@ pub fn bindings_by_user_namespaces() -> Outcome {
             talk.tell(bindings.len())?;
             talk.wait_for_the_end()
         })?;
-        child.talk().hear()?;
-        give_ids(child.pid(), map)?;
-        child.talk().tell("go on")?;
+        let_in(&mut child, map)?;
         Ok(child)
     };
 
@@ -309,15 +307,13 @@ pub fn memory_of_a_container() -> Outcome {
     let memory = DmaBuf::udmabuf(LOCKED + PAGE)?;
     let mut child = Child::start(|talk| {
         become_limited_user(NOBODY)?;
-        unshare_user(CloneFlags::CLONE_NEWNET)?;
-        talk.tell("unshared")?;
+        enter_user(talk, CloneFlags::CLONE_NEWNET)?;
         let ifindex = talk.hear_number()?;
         setresuid(0.into(), 0.into(), 0.into())?;
         talk.tell(bind_many(ifindex, &memory, TOO_MUCH)?.len())?;
         talk.wait_for_the_end()
     })?;
-    child.talk().hear()?;
-    give_ids(child.pid(), &format!("0 {NOBODY} 1\n"))?;
+    let_root_in(&mut child, NOBODY)?;
     let pair = Pair::into_namespace(Netns::of_process(child.pid())?)?;
     child.talk().tell(pair.rx.ifindex)?;
     let got = child.talk().hear_number()? as usize;
