@@ -5,7 +5,8 @@
 Leaves in a directory, for each guest and for the kernel's own tests ("upstream"), todo-GUEST:
 lines "provider/program[/test,...]", the longest first. `runs` has the names of their results,
 `alone` what needs no list: "host" and "bench"; "partial" is there if only some tests of a
-program are to run.
+program are to run. watched-debug has the programs for which kmemleak has to look for lost memory
+in the debug guest, where that takes long: those that this run does not have in the fast guest.
 
 Names are those under which tests fail, [guest:][provider/]program[/test]. One that leads to
 nothing is refused: whoever mistypes it would take what did not run for passed.
@@ -189,11 +190,18 @@ class Plan:
             raise Mistake(f"no test {name}; {program} has: {' '.join(known)}")
         return test
 
+    def watched(self, guest):
+        """Programs on the list of a guest that the fast guest does not run, or not all of them."""
+        return sorted({run.split("/")[1] for where, run in self.runs
+                       if where == guest and self.runs.get(("fast", run), {}) is not None})
+
     def lines(self, guest):
-        """The list of a guest."""
+        """The list of a guest. What is watched there comes first."""
         runs = [(run, tests) for (where, run), tests in self.runs.items() if where == guest]
         took = self.programs.took
-        runs.sort(key=lambda run: -took.get((guest, run[0]), UNKNOWN))
+        watched = self.watched(guest)
+        runs.sort(key=lambda run: (run[0].split("/")[1] not in watched,
+                                   -took.get((guest, run[0]), UNKNOWN)))
         return ["/".join([run, ",".join(tests)] if tests else [run]) for run, tests in runs]
 
     def results(self):
@@ -207,6 +215,7 @@ class Plan:
 
         for guest in (*GUESTS, "upstream"):
             put(f"todo-{guest}", self.lines(guest))
+        put("watched-debug", self.watched("debug"))
         put("runs", self.results())
         put("alone", self.alone)
         if any(tests is not None for tests in self.runs.values()):

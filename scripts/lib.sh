@@ -348,8 +348,7 @@ kernel_source()
 # The configuration of the guest's kernel.
 kernel_config()
 {
-	cat "$ROOT/selftests/guest/kernel.config"
-	[ "$GUEST" = fast ] || cat "$ROOT/selftests/guest/$GUEST.config"
+	cat "$ROOT/selftests/guest/kernel.config" "$ROOT/selftests/guest/$GUEST.config"
 }
 
 kernel_obj()

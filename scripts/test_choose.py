@@ -65,6 +65,20 @@ class Choice(unittest.TestCase):
         # Those whose duration is not known, and then the longest.
         self.assertEqual(plan.lines("fast")[-2:], both)
 
+    def test_who_looks_for_lost_memory(self):
+        plan = choose.Plan(programs(), TEST)
+        plan.everything()
+        self.assertEqual(plan.watched("debug"), ["slow"])
+        self.assertEqual(plan.lines("debug")[0], "devmem_provider/slow")
+        everything = ["flags", "module", "slow"]
+        plan = choose.Plan(programs(), ["debug"])
+        plan.everything()
+        self.assertEqual(plan.watched("debug"), everything)
+        self.assertEqual(self.plan("debug:flags").watched("debug"), ["flags"])
+        self.assertEqual(self.plan("flags").watched("debug"), [])
+        # Some tests of it are not all.
+        self.assertEqual(self.plan("fast:flags/peek debug:flags").watched("debug"), ["flags"])
+
     def test_program(self):
         fast = ["devmem_provider/flags", "builtin/flags"]
         self.assertEqual(self.lines("flags"), {"fast": fast, "debug": fast[:1]})

@@ -7,10 +7,18 @@
 # was left behind is asked in the end.
 # Where $SHARED is set, a directory, other guests have the same list: who makes the directory
 # of a run's number there runs it.
-# Usage: run-tests.sh SECONDS PROVIDER/PROGRAM[/TEST,...]... (SECONDS: limit for each run)
+# With -w kmemleak, where it is on, is turned off after these programs, which come first: of the others
+# it is another guest that looks for lost memory.
+# Usage: run-tests.sh [-w "PROGRAM..."] SECONDS PROVIDER/PROGRAM[/TEST,...]... (SECONDS: limit for each run)
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
+kmemleak=/sys/kernel/debug/kmemleak
+all=1 watched=""
+[ "$1" != -w ] || {
+	all="" watched=$2
+	shift 2
+}
 limit=$1
 shift
 # Programs load what they need, and say what is missing.
@@ -43,9 +51,8 @@ tell_watched()
 # fails the run. The first scan only finds what may be lost.
 scan_memory()
 {
-	local kmemleak=/sys/kernel/debug/kmemleak
-
-	[ -e "$kmemleak" ] || return 0
+	# Whatever it is told, one that is off refuses. This is as it is anyway.
+	{ echo stack=on >"$kmemleak"; } 2>/dev/null || return 0
 	echo "# looking for lost memory"
 	# kmemleak leaves alone what is younger than 5 s.
 	sleep 6
@@ -53,6 +60,16 @@ scan_memory()
 	echo scan >"$kmemleak"
 	cp "$kmemleak" "$WORK/kmemleak"
 	sed 's/^/    /' "$WORK/kmemleak"
+}
+
+# before PROGRAM: it, and all that come later, need kmemleak or not.
+before()
+{
+	if [ -z "$all" ] && [[ " $watched " != *" $1 "* ]]; then
+		scan_memory
+		echo off >"$kmemleak"
+		all=1
+	fi
 }
 
 # Nobody is bound: no NIC may have anything mapped.
@@ -80,8 +97,9 @@ i=0
 for run; do
 	i=$((i + 1))
 	take "$i" || continue
-	start=$EPOCHSECONDS
 	IFS=/ read -r provider program names <<<"$run"
+	before "$program"
+	start=$EPOCHSECONDS
 	IFS=, read -r -a names <<<"$names"
 	printf '# %d/%d %s\n' "$i" $# "$run"
 	mkdir -p "$WORK/ktap/$provider"
