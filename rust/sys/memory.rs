@@ -261,7 +261,8 @@ impl Free {
 }
 
 /// A queue that shares buffers with others: its account has the same index. Written with the lock of the free list
-/// held.
+/// held, and read for each buffer that comes back: the queues' neighbours are not to share a cache line with them.
+#[repr(align(64))]
 struct Sharer {
     /// Which queue of its device. Once it is known, it stays so: what page pools took they give back to the same
     /// account, however late.

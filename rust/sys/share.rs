@@ -5,7 +5,7 @@
 //! NICs fill rings when a queue starts, and page pools keep what comes back. So a queue that is first would
 //! have all of a small binding, and keep it. Each has a fair share instead:
 //!
-//! - It is kept for a queue that is yet to fill its ring, or that got none when it asked. It is not for one whose
+//! - It is kept for a queue that is yet to begin to fill its ring, or that got none when it asked. It is not for one whose
 //!   page pools are gone: that may have left the binding. Drivers make all page pools before they fill rings.
 //! - Half of it is always kept. What is left of it others may have meanwhile, and give back as soon as they can:
 //!   their page pools keep nothing beyond their own share.

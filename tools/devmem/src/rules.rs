@@ -196,6 +196,8 @@ const _: () = assert!(
 impl Request {
     /// Numbers before the list of places, which begins right after `count`.
     const HEAD: usize = mem::offset_of!(Request, count) / size_of::<u32>() + 1;
+    /// All of them.
+    const WORDS: usize = size_of::<Self>() / size_of::<u32>();
 
     fn new(cmd: u32, spec: Spec) -> Self {
         Self {
@@ -277,45 +279,41 @@ impl Rules {
 
     /// How many rules there is room for, and the places of those that there are.
     fn places(&self) -> io::Result<(u32, Vec<u32>)> {
-        let mut tries = 0;
-        loop {
-            let (_, count) = self.counted()?;
-            // No less than what the kernel reads and writes of it in any case.
-            let size = (Request::HEAD + count).max(size_of::<Request>() / size_of::<u32>());
-            let mut words = vec![0; size];
-            words[0] = ETHTOOL_GRXCLSRLALL;
-            // `count` was a number of 32 bits.
-            words[Request::HEAD - 1] = u32::try_from(count).map_err(io::Error::other)?;
-            tries += 1;
-            match self.ethtool_words(&mut words) {
-                Ok(()) => {}
-                // More than there were when they were counted.
-                Err(err) if err.raw_os_error() == Some(libc::EMSGSIZE) && tries < TRIES => continue,
-                Err(err) => return Err(err),
-            }
-            let data = mem::offset_of!(Request, data) / size_of::<u32>();
-            let [low, high] = [words[data], words[data + 1]].map(u64::from);
-            let room = if cfg!(target_endian = "little") {
-                low | high << 32
-            } else {
-                low << 32 | high
-            };
-            let room = u32::try_from(room & !RX_CLS_LOC_SPECIAL).unwrap_or(u32::MAX);
-            // Some may have gone meanwhile.
-            let found = (words[Request::HEAD - 1] as usize).min(count);
-            return Ok((room, words[Request::HEAD..][..found].to_vec()));
-        }
+        settled(|| Ok(self.counted()?.1), |count| self.listed(count))
+    }
+
+    /// The same, of the first `count`.
+    fn listed(&self, count: usize) -> io::Result<(u32, Vec<u32>)> {
+        // No less than what the kernel reads and writes of it in any case.
+        let size = (Request::HEAD + count).max(Request::WORDS);
+        let mut words = vec![0; size];
+        words[0] = ETHTOOL_GRXCLSRLALL;
+        // `count` was a number of 32 bits.
+        words[Request::HEAD - 1] = u32::try_from(count).map_err(io::Error::other)?;
+        self.ethtool_words(&mut words)?;
+        let data = mem::offset_of!(Request, data) / size_of::<u32>();
+        let [low, high] = [words[data], words[data + 1]].map(u64::from);
+        let room = if cfg!(target_endian = "little") {
+            low | high << 32
+        } else {
+            low << 32 | high
+        };
+        let room = u32::try_from(room & !RX_CLS_LOC_SPECIAL).unwrap_or(u32::MAX);
+        let found = (words[Request::HEAD - 1] as usize).min(count);
+        Ok((room, words[Request::HEAD..][..found].to_vec()))
     }
 
     fn ethtool(&self, request: &mut Request) -> io::Result<()> {
-        // SAFETY: It is all that these commands read and write, but for that of a list.
+        assert_ne!(request.cmd, ETHTOOL_GRXCLSRLALL);
+        // SAFETY: It is all that the commands read and write, but for that of a list, which this is not.
         unsafe { self.ioctl((&raw mut *request).cast()) }
     }
 
     /// Like [`ethtool`](Self::ethtool), for a request that a list follows.
     fn ethtool_words(&self, words: &mut [u32]) -> io::Result<()> {
-        debug_assert!(words.len() >= Request::HEAD + words[Request::HEAD - 1] as usize);
-        // SAFETY: As long as a request, and as the list that it asks for, by who makes it.
+        let listed = Request::HEAD + words[Request::HEAD - 1] as usize;
+        assert!(words.len() >= listed.max(Request::WORDS));
+        // SAFETY: It is as long as a request, and as the list that it asks for.
         unsafe { self.ioctl(words.as_mut_ptr().cast()) }
     }
 
@@ -332,6 +330,28 @@ impl Rules {
             _ => Ok(()),
         }
     }
+}
+
+/// A list that did not change while it was made, `counted` before and after it. One that did has something else at its
+/// end, or not all: drivers stop at the count, differ in how they tell that there is more, and some take it for an
+/// error that there is less.
+fn settled<T>(
+    counted: impl Fn() -> io::Result<usize>,
+    listed: impl Fn(usize) -> io::Result<(T, Vec<u32>)>,
+) -> io::Result<(T, Vec<u32>)> {
+    let mut last = io::Error::from_raw_os_error(libc::EAGAIN);
+    for _ in 0..TRIES {
+        let count = counted()?;
+        match listed(count) {
+            Ok(list) if list.1.len() == count && counted()? == count => return Ok(list),
+            Ok(_) => {}
+            Err(err) if matches!(err.raw_os_error(), Some(libc::EMSGSIZE | libc::EINVAL)) => {
+                last = err;
+            }
+            Err(err) => return Err(err),
+        }
+    }
+    Err(last)
 }
 
 /// A request for the device of this name.
@@ -353,6 +373,9 @@ pub(crate) fn is_missing(err: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::cell::RefCell;
+
     use super::*;
 
     fn flows(to: &str) -> Vec<String> {
@@ -405,6 +428,67 @@ mod tests {
                 assert_ne!(other.to_string(), spec.to_string());
             }
         }
+    }
+
+    /// A driver that lists from the first place on, and changes when it is asked for the nth time.
+    struct Driver<'a> {
+        rules: RefCell<Vec<u32>>,
+        asked: Cell<usize>,
+        changes: &'a dyn Fn(usize, &mut Vec<u32>),
+    }
+
+    impl Driver<'_> {
+        fn ask<T>(&self, answer: impl Fn(&[u32]) -> T) -> T {
+            let mut rules = self.rules.borrow_mut();
+            let asked = self.asked.replace(self.asked.get() + 1);
+            (self.changes)(asked, &mut rules);
+            answer(&rules)
+        }
+
+        fn places(&self) -> io::Result<Vec<u32>> {
+            let counted = || Ok(self.ask(<[u32]>::len));
+            let listed = |count: usize| {
+                self.ask(|rules| match rules.get(..count) {
+                    Some(first) => Ok(((), first.to_vec())),
+                    None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+                })
+            };
+            settled(counted, listed).map(|((), places)| places)
+        }
+    }
+
+    fn places(changes: &dyn Fn(usize, &mut Vec<u32>)) -> io::Result<Vec<u32>> {
+        let rules = RefCell::new(vec![1023]);
+        let asked = Cell::new(0);
+        Driver {
+            rules,
+            asked,
+            changes,
+        }
+        .places()
+    }
+
+    #[test]
+    fn a_rule_that_somebody_makes_or_removes_meanwhile_hides_none() {
+        assert_eq!(places(&|_, _| ()).unwrap(), [1023]);
+        for when in 1..=2 {
+            let made = |asked: usize, rules: &mut Vec<u32>| {
+                if asked == when {
+                    rules.insert(0, 1022);
+                }
+            };
+            assert_eq!(places(&made).unwrap(), [1022, 1023], "{when}");
+            let removed = |asked: usize, rules: &mut Vec<u32>| {
+                if asked == when {
+                    rules.clear();
+                }
+            };
+            assert_eq!(places(&removed).unwrap(), [0; 0], "{when}");
+        }
+        // Who never comes to an end has to say so.
+        let always = |_, rules: &mut Vec<u32>| rules.push(7);
+        let err = places(&always).unwrap_err();
+        assert_eq!(err.raw_os_error(), Some(libc::EAGAIN));
     }
 
     #[test]

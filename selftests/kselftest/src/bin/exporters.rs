@@ -33,6 +33,8 @@ use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
 use nix::errno::Errno;
+use nix::sys::resource::Resource;
+use nix::sys::resource::setrlimit;
 
 const PAGE: u64 = 4096;
 /// A DMA address behind which there is nothing.
@@ -277,6 +279,49 @@ fn takes_too_long() -> Outcome {
     Ok(())
 }
 
+/// A bind that fails leaves nothing that counts as locked by who asked for it.
+fn failures_leave_nothing_locked() -> Outcome {
+    /// What the memory takes, with the two pages more that sends without copying have. It does not fit in twice.
+    const LOCKED: u64 = (256 + 2) * PAGE;
+    let pair = Pair::new()?;
+    let shapes = [
+        shape().attach_error(libc::EINVAL),
+        shape().map_error(libc::EINVAL),
+        shape().pin_error(libc::EOPNOTSUPP),
+    ];
+    let failing: Vec<_> = shapes
+        .iter()
+        .map(Shape::of_nothing)
+        .collect::<io::Result<_>>()?;
+    let good = shape().of_nothing()?;
+    let mut child = Child::start(|talk| {
+        child::enter(&pair.tx.ns)?;
+        setrlimit(Resource::RLIMIT_MEMLOCK, LOCKED, LOCKED)?;
+        child::become_user(child::NOBODY)?;
+        let bind = |dmabuf| Way::Tx.bind_here(&pair, dmabuf);
+        for dmabuf in &failing {
+            talk.tell(answer(&bind(dmabuf)))?;
+        }
+        let bound = bind(&good);
+        talk.tell(answer(&bound))?;
+        talk.tell(answer(&bind(&good)))?;
+        talk.wait_for_the_end()
+    })?;
+    let [attached, mapped, pinned] = [(); 3].map(|()| child.talk().hear());
+    for said in [attached?, mapped?, pinned?] {
+        report::observe(&said);
+        assert!(
+            said.starts_with("EOPNOTSUPP") || said.starts_with("EINVAL"),
+            "{said}"
+        );
+    }
+    assert_eq!(child.talk().hear()?, BOUND);
+    let said = child.talk().hear()?;
+    assert!(said.starts_with("ENOBUFS"), "{said}");
+    child.end()?;
+    Ok(())
+}
+
 /// Who registers a family of generic netlink waits for requests that are being served, and all who come after him for
 /// him.
 fn families_come_and_go_meanwhile() -> Outcome {
@@ -444,6 +489,7 @@ fn main() -> ExitCode {
         pinned_while_bound,
         waits_for_the_kernel,
         takes_too_long,
+        failures_leave_nothing_locked,
         families_come_and_go_meanwhile,
         the_device_is_free_meanwhile,
         the_queue_goes_meanwhile,

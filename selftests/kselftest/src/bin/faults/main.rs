@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         calls::calls_of_send,
         teardown::delete_device,
         teardown::unbound_without_memory,
+        teardown::closed_with_many_bindings,
         ops::writable_ops,
         softirq::traffic,
         softirq::leaks,

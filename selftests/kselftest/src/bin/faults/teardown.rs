@@ -76,3 +76,28 @@ pub fn unbound_without_memory() -> Outcome {
     drop(attach()?);
     Ok(())
 }
+
+/// Who closes a socket waits once for those who may be sending from its bindings, however many these are.
+pub fn closed_with_many_bindings() -> Outcome {
+    const MANY: usize = 8;
+    const NEVER: u32 = u32::MAX;
+    let rig = Rig::new()?;
+    let tx = &rig.pair.tx;
+    let waits = |bindings: usize| -> io::Result<u32> {
+        let (netdev, ids) = tx.ns.run(|| {
+            let mut netdev = Netdev::open()?;
+            let attrs = devmem::BindTx::new(tx.ifindex).attrs(&rig.tx_memory);
+            let bind = |_| netdev.bind_tx(&attrs);
+            let ids = (0..bindings).map(bind).collect::<Result<Vec<_>, _>>()?;
+            Ok((netdev, ids))
+        })?;
+        let calls = Call::fails("synchronize_net", NEVER, 0)?;
+        drop(netdev);
+        let (waits, _) = calls.result()?;
+        ids.into_iter().for_each(provider::all_buffers_back);
+        Ok(waits)
+    };
+    assert_eq!(waits(1)?, 1);
+    assert_eq!(waits(MANY)?, 1);
+    Ok(())
+}
