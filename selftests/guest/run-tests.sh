@@ -7,18 +7,23 @@
 # was left behind is asked in the end.
 # Where $SHARED is set, a directory, other guests have the same list: who makes the directory
 # of a run's number there runs it.
-# With -w kmemleak, where it is on, is turned off after these programs, which come first: of the others
-# it is another guest that looks for lost memory.
+# With -w kmemleak is turned off after these programs, which come first: of the others it is another guest
+# that looks for lost memory.
 # Usage: run-tests.sh [-w "PROGRAM..."] SECONDS PROVIDER/PROGRAM[/TEST,...]... (SECONDS: limit for each run)
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 kmemleak=/sys/kernel/debug/kmemleak
-all=1 watched=""
-[ "$1" != -w ] || {
-	all="" watched=$2
+# Whether it was booted to be on: one that has given up is a failure. And after which programs it is to be off.
+leaks="" only=""
+if [ -e "$kmemleak" ] && { ! grep -qx CONFIG_DEBUG_KMEMLEAK_DEFAULT_OFF=y "$KERNEL_CONFIG" ||
+	grep -qw kmemleak=on /proc/cmdline; }; then
+	leaks=1
+fi
+if [ "$1" = -w ]; then
+	only=" $2 "
 	shift 2
-}
+fi
 limit=$1
 shift
 # Programs load what they need, and say what is missing.
@@ -51,8 +56,7 @@ tell_watched()
 # fails the run. The first scan only finds what may be lost.
 scan_memory()
 {
-	# Whatever it is told, one that is off refuses. This is as it is anyway.
-	{ echo stack=on >"$kmemleak"; } 2>/dev/null || return 0
+	[ -n "$leaks" ] || return 0
 	echo "# looking for lost memory"
 	# kmemleak leaves alone what is younger than 5 s.
 	sleep 6
@@ -62,14 +66,13 @@ scan_memory()
 	sed 's/^/    /' "$WORK/kmemleak"
 }
 
-# before PROGRAM: it, and all that come later, need kmemleak or not.
-before()
+# end_watch PROGRAM: if that is the first one of which another guest looks for lost memory.
+end_watch()
 {
-	if [ -z "$all" ] && [[ " $watched " != *" $1 "* ]]; then
-		scan_memory
-		echo off >"$kmemleak"
-		all=1
-	fi
+	[ -n "$leaks" ] && [ -n "$only" ] && [[ "$only" != *" $1 "* ]] || return 0
+	scan_memory
+	echo off >"$kmemleak"
+	leaks=""
 }
 
 # Nobody is bound: no NIC may have anything mapped.
@@ -98,7 +101,7 @@ for run; do
 	i=$((i + 1))
 	take "$i" || continue
 	IFS=/ read -r provider program names <<<"$run"
-	before "$program"
+	end_watch "$program"
 	start=$EPOCHSECONDS
 	IFS=, read -r -a names <<<"$names"
 	printf '# %d/%d %s\n' "$i" $# "$run"

@@ -430,42 +430,20 @@ mod tests {
         }
     }
 
-    /// A driver that lists from the first place on, and changes when it is asked for the nth time.
-    struct Driver<'a> {
-        rules: RefCell<Vec<u32>>,
-        asked: Cell<usize>,
-        changes: &'a dyn Fn(usize, &mut Vec<u32>),
-    }
-
-    impl Driver<'_> {
-        fn ask<T>(&self, answer: impl Fn(&[u32]) -> T) -> T {
-            let mut rules = self.rules.borrow_mut();
-            let asked = self.asked.replace(self.asked.get() + 1);
-            (self.changes)(asked, &mut rules);
-            answer(&rules)
-        }
-
-        fn places(&self) -> io::Result<Vec<u32>> {
-            let counted = || Ok(self.ask(<[u32]>::len));
-            let listed = |count: usize| {
-                self.ask(|rules| match rules.get(..count) {
-                    Some(first) => Ok(((), first.to_vec())),
-                    None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
-                })
-            };
-            settled(counted, listed).map(|((), places)| places)
-        }
-    }
-
+    /// The places by a driver that lists from the first one on, and whose rules change when it is asked for the nth time.
     fn places(changes: &dyn Fn(usize, &mut Vec<u32>)) -> io::Result<Vec<u32>> {
-        let rules = RefCell::new(vec![1023]);
         let asked = Cell::new(0);
-        Driver {
-            rules,
-            asked,
-            changes,
-        }
-        .places()
+        let rules = RefCell::new(vec![1023]);
+        let ask = || {
+            let mut rules = rules.borrow_mut();
+            changes(asked.replace(asked.get() + 1), &mut rules);
+            rules.clone()
+        };
+        let listed = |count: usize| match ask().get(..count) {
+            Some(first) => Ok(((), first.to_vec())),
+            None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        };
+        settled(|| Ok(ask().len()), listed).map(|((), places)| places)
     }
 
     #[test]
