@@ -152,7 +152,8 @@ where
     /// Those that nobody had yet come last, in such an order that page pools, which use the last of a
     /// batch first, hand them out in ascending order.
     ///
-    /// Returns whether this is the first time that there was none, since there were enough.
+    /// Returns whether this is the first time that there was none, since there were enough; or whether there are
+    /// enough again, since the queue needs fewer.
     #[must_use = "somebody may want to know"]
     pub(crate) fn take(
         &mut self,
@@ -181,7 +182,10 @@ where
         self.taken += count as u64;
         batch.len = count;
 
-        self.shares.took(queue, count);
+        if let (Some(queue), true) = (queue, count != 0) {
+            self.shares.took(queue, count);
+            return self.recovered(now);
+        }
         room == 0 && self.exhaust(queue, now)
     }
 
@@ -220,7 +224,12 @@ where
         }
 
         self.shares.gave_back(queue, self.returned - before);
+        self.recovered(now)
+    }
 
+    /// Whether there are enough again, after there was none. Looked at whenever more are free or fewer needed.
+    #[inline]
+    fn recovered(&mut self, now: impl FnOnce() -> u64) -> bool {
         match self.exhausted_since {
             Some(since) if self.is_available() => {
                 self.exhausted_since = None;
@@ -244,8 +253,12 @@ where
     }
 
     /// A page pool of a queue is gone, which may be the one that asked in vain last.
-    pub(crate) fn stops(&mut self, queue: usize, waited: bool) {
+    ///
+    /// Returns whether there are enough again, after there was none.
+    #[must_use = "somebody may want to know"]
+    pub(crate) fn stops(&mut self, queue: usize, waited: bool, now: impl FnOnce() -> u64) -> bool {
         self.shares.stops(queue, waited);
+        self.recovered(now)
     }
 
     /// Whether the page pools of a queue are to keep nothing of what comes back.

@@ -349,19 +349,23 @@ impl RxBuffers {
     ///
     /// # Safety
     ///
-    /// `pool` has to be valid.
+    /// `pool` has to be valid, and to hold the binding still.
     pub(super) unsafe fn pool_goes(&self, pool: NonNull<bindings::page_pool>) {
         // SAFETY: By the requirements of this function.
         let Some(account) = (unsafe { self.account(pool) }) else {
             return;
         };
 
-        self.with_free(Some(account), |free, _| {
+        let changed = self.with_free(Some(account), |free, _| {
             let known = free.pools.get_mut(account);
             // The queue may have another one that waits by now.
             let waited = known.and_then(|known| known.take_if(|known| known.is(pool)));
-            free.list.stops(account, waited.is_some());
+            free.list.stops(account, waited.is_some(), now)
         });
+
+        if changed {
+            self.supply_changed();
+        }
     }
 
     /// Does something with the free list for the queue with `account`, under the lock.
@@ -424,10 +428,10 @@ impl RxBuffers {
     }
 
     /// Has those told who want to know that there is no buffer left, or that there are some again. Only who has a
-    /// [`Refill`] or a [`Returned`] calls it.
+    /// [`Refill`] or a [`Returned`] calls it, and [`Self::pool_goes`].
     #[cold]
     fn supply_changed(&self) {
-        // SAFETY: There are such things only for page pools, which are made for bindings that were published, and
+        // SAFETY: All of that is done only for page pools, which are made for bindings that were published, and
         // hold them.
         unsafe { bindings::net_devmem_supply_changed(self.area.binding()) }
     }

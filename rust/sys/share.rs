@@ -162,11 +162,8 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
 
     /// A queue took so many.
     #[inline]
-    pub(crate) fn took(&mut self, queue: Option<usize>, count: usize) {
-        if queue.is_none() || count == 0 {
-            return;
-        }
-        self.change(queue, |account| {
+    pub(crate) fn took(&mut self, queue: usize, count: usize) {
+        self.change(Some(queue), |account| {
             account.taken += count;
             account.is_filled = true;
             account.is_starving = false;

@@ -344,7 +344,7 @@ fn shares_as_long_as_an_index_goes() {
                 let _ = list.put(back, Some(queue), || 0);
                 list.starts(Some(queue));
                 assert_eq!(list.gives_back(queue), size < queues);
-                list.stops(queue, false);
+                let _ = list.stops(queue, false, || 0);
             }
             assert_eq!(list.in_use(), 0);
             assert!(size == 0 || !list.has_waiting() || list.wake().is_some());

@@ -59,6 +59,11 @@ impl Binding {
         self.list.put(back, Some(queue), || 0)
     }
 
+    /// A page pool of a queue is gone. Returns whether somebody is to be told that there are enough again.
+    fn stops(&mut self, queue: usize, waited: bool) -> bool {
+        self.list.stops(queue, waited, || 0)
+    }
+
     fn woken(&mut self) -> Vec<usize> {
         std::iter::from_fn(|| self.list.wake()).collect()
     }
@@ -151,10 +156,10 @@ fn nothing_is_kept_for_a_queue_without_page_pools() {
     // It is started anew: that the old page pool goes does not matter.
     binding.list.starts(Some(1));
     let _ = binding.give(1, 128);
-    binding.list.stops(1, false);
+    let _ = binding.stops(1, false);
     assert_eq!(binding.fill(0, 256), 128);
 
-    binding.list.stops(1, false);
+    let _ = binding.stops(1, false);
     assert_eq!(binding.fill(0, 256), 256);
 
     // If it comes back all the same, it gets what the other one gives back.
@@ -187,7 +192,7 @@ fn nobody_waits_for_who_is_gone() {
             // That has not asked so far.
             binding.list.starts(Some(2));
         }
-        binding.list.stops(2, true);
+        let _ = binding.stops(2, true);
         assert_eq!(binding.fill(0, 1), 1);
         assert_eq!(binding.fill(1, 1), 1);
     }
@@ -206,7 +211,7 @@ fn a_restart_that_fails_leaves_who_waits() {
     assert_eq!(binding.ask(1, 1).0, 0);
 
     binding.list.starts(Some(1));
-    binding.list.stops(1, false);
+    let _ = binding.stops(1, false);
     assert!(binding.list.gives_back(1));
     let _ = binding.give(0, 16);
     assert_eq!(binding.woken(), [1]);
@@ -350,6 +355,43 @@ fn told_when_there_are_enough_that_nobody_needs() {
     assert!(binding.give(0, 1));
 }
 
+/// Who was refused leaves, and nobody gives anything back after that.
+#[test]
+fn told_when_who_needs_some_is_gone() {
+    let mut binding = Binding::new(256, 2);
+    binding.list.starts(Some(0));
+    binding.list.starts(Some(1));
+    binding.fill(0, 16);
+    binding.fill(1, 16);
+    binding.fill(0, 256);
+    binding.fill(1, 64);
+    assert_eq!(binding.ask(1, 1).0, 0);
+
+    assert!(!binding.give(0, 64), "it needs them");
+    assert!(!binding.give(1, 64), "and these when it is started again");
+    assert!(binding.list.supply(|| 0).is_exhausted);
+    assert!(binding.stops(1, true));
+    assert!(!binding.list.supply(|| 0).is_exhausted);
+    assert!(!binding.stops(0, false), "told already");
+}
+
+/// It wanted its share, and is content with less.
+#[test]
+fn told_when_who_starved_got_something() {
+    let mut binding = Binding::new(256, 2);
+    binding.fill(0, 16);
+    binding.fill(1, 16);
+    binding.fill(0, 256);
+    binding.fill(1, 64);
+    assert_eq!(binding.ask(1, 1).0, 0);
+
+    // Half of its share is what it lacks.
+    assert!(!binding.give(0, 64 + 63));
+    assert!(binding.list.supply(|| 0).is_exhausted);
+    assert_eq!(binding.ask(1, 1), (1, true));
+    assert!(!binding.list.supply(|| 0).is_exhausted);
+}
+
 /// What is known of a queue by what it did.
 #[derive(Clone, Copy, Default)]
 struct Known {
@@ -373,18 +415,16 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
     let mut known = vec![Known::default(); queues];
     let share = (buffers / queues).max(1);
     let least = share.div_ceil(2);
+    let kept = |known: &Known| match known.is_filled && !known.is_starving {
+        _ if known.is_gone => 0,
+        true => least,
+        false => share,
+    };
 
     for &step in steps {
         let taken: Vec<usize> = binding.held.iter().map(Vec::len).collect();
         let free = buffers - taken.iter().sum::<usize>();
-        let needs = |of: usize| {
-            let kept = match known[of].is_filled && !known[of].is_starving {
-                _ if known[of].is_gone => 0,
-                true => least,
-                false => share,
-            };
-            kept.saturating_sub(taken[of])
-        };
+        let needs = |of: usize| kept(&known[of]).saturating_sub(taken[of]);
         match step {
             Step::Take(queue, most) => {
                 let (got, _) = binding.ask(queue, most);
@@ -417,7 +457,7 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
                 known[queue].is_gone = false;
             }
             Step::Stops(queue, waited) => {
-                binding.list.stops(queue, waited);
+                binding.stops(queue, waited);
                 let known = &mut known[queue];
                 known.pools = known.pools.saturating_sub(1);
                 known.is_gone = known.pools == 0;
@@ -432,6 +472,14 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
         }
         let held: usize = binding.held.iter().map(Vec::len).sum();
         assert_eq!(binding.list.in_use(), held);
+        let needed: usize = (0..queues)
+            .map(|of| kept(&known[of]).saturating_sub(binding.held[of].len()))
+            .sum();
+        let spare = (buffers - held).saturating_sub(needed);
+        assert!(
+            !binding.list.supply(|| 0).is_exhausted || spare < buffers.div_ceil(4),
+            "nobody was told that there are enough again: {steps:?}"
+        );
         for woken in binding.woken() {
             assert!(known[woken].is_starving && held < buffers, "{steps:?}");
         }
