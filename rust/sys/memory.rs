@@ -87,6 +87,10 @@ use super::{
     spinlock_bh::{
         new_spinlock_bh,
         SpinLockBh, //
+    },
+    waiters::{
+        self,
+        Waiters, //
     }, //
 };
 
@@ -234,31 +238,7 @@ impl<S: Source> Mapped<S> {
 }
 
 /// What is free of a binding, and who waits for it.
-struct Free {
-    list: FreeList<KVVec<u32>, KVec<Account>>,
-    /// Of each queue that has an account the page pool that asked in vain last, if it is still there.
-    pools: KVec<Option<Waiting>>,
-}
-
-impl Free {
-    /// It is this page pool that is told of what the queue with `account` waits for.
-    #[cold]
-    fn set_waiting(&mut self, account: usize, pool: Waiting) {
-        if let Some(known) = self.pools.get_mut(account) {
-            *known = Some(pool);
-        }
-    }
-
-    /// Has those look who asked in vain, and would get something now.
-    #[cold]
-    fn wake(&mut self) {
-        while let Some(queue) = self.list.wake() {
-            if let Some(Some(pool)) = self.pools.get(queue) {
-                pool.poll();
-            }
-        }
-    }
-}
+type Free = waiters::Free<KVVec<u32>, KVec<Account>, KVec<Waiters<Waiting>>>;
 
 /// A queue that shares buffers with others: its account has the same index. Written with the lock of the free list
 /// held, and read for each buffer that comes back: the queues' neighbours are not to share a cache line with them.
@@ -331,7 +311,7 @@ impl RxBuffers {
             // are there.
             unsafe { pool.set_wants_back(&sharer.gives_back) };
         }
-        self.with_free(account, |free, account| free.list.starts(account));
+        self.with_free(account, |free, account| free.starts(account));
     }
 
     /// The account of a queue. The first time it gets one that nobody has.
@@ -357,10 +337,7 @@ impl RxBuffers {
         };
 
         let changed = self.with_free(Some(account), |free, _| {
-            let known = free.pools.get_mut(account);
-            // The queue may have another one that waits by now.
-            let waited = known.and_then(|known| known.take_if(|known| known.is(pool)));
-            free.list.stops(account, waited.is_some(), now)
+            free.stops(account, |known| known.is(pool), now)
         });
 
         if changed {
@@ -379,7 +356,7 @@ impl RxBuffers {
         let result = change(&mut free, account);
 
         if let Some(account) = account {
-            let gives_back = free.list.gives_back(account);
+            let gives_back = free.list().gives_back(account);
             if let Some(sharer) = self.sharers.get(account) {
                 // It seldom changes, and is often looked at elsewhere.
                 if sharer.gives_back.load(Relaxed) != gives_back {
@@ -387,7 +364,7 @@ impl RxBuffers {
                 }
             }
         }
-        if free.list.has_waiting() {
+        if free.has_waiting() {
             free.wake();
         }
         result
@@ -411,20 +388,17 @@ impl RxBuffers {
         batch: &mut Batch,
         most: usize,
     ) -> bool {
-        self.with_free(account, |free, account| {
-            let changed = free.list.take(batch, most, account, now);
+        // SAFETY: By the requirements of this function. It asks.
+        let pool = unsafe { Waiting::new(pool) };
 
-            if let (Some(account), true) = (account, batch.is_empty()) {
-                // SAFETY: By the requirements of this function. It has asked.
-                free.set_waiting(account, unsafe { Waiting::new(pool) });
-            }
-            changed
+        self.with_free(account, |free, account| {
+            free.take(batch, most, account, pool, now)
         })
     }
 
     #[inline]
     fn put(&self, iovs: impl Iovs, account: Option<usize>) -> bool {
-        self.with_free(account, |free, account| free.list.put(iovs, account, now))
+        self.with_free(account, |free, account| free.put(iovs, account, now))
     }
 
     /// Has those told who want to know that there is no buffer left, or that there are some again. Only who has a
@@ -475,25 +449,25 @@ impl<S: Source> RxMemory<S> {
             return Err(MemoryError::Changed);
         }
         let sharing = if queues < 2 { 0 } else { queues };
-        let mut pools = KVec::with_capacity(sharing, GFP_KERNEL_ACCOUNT)?;
+        let mut waiters = KVec::with_capacity(sharing, GFP_KERNEL_ACCOUNT)?;
         let mut sharers = KVec::with_capacity(sharing, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..sharing {
             let sharer = Sharer {
                 queue: Atomic::new(Sharer::NOBODY),
                 gives_back: Atomic::new(false),
             };
-            pools.push_within_capacity(None).map_err(|_| AllocError)?;
+            waiters
+                .push_within_capacity(Waiters::new())
+                .map_err(|_| AllocError)?;
             sharers
                 .push_within_capacity(sharer)
                 .map_err(|_| AllocError)?;
         }
-        let free = Free {
-            list: FreeList::full(
-                KVVec::from_elem(0, niovs, may_fail())?,
-                KVec::from_elem(Account::default(), sharing, GFP_KERNEL_ACCOUNT)?,
-            ),
-            pools,
-        };
+        let list = FreeList::full(
+            KVVec::from_elem(0, niovs, may_fail())?,
+            KVec::from_elem(Account::default(), sharing, GFP_KERNEL_ACCOUNT)?,
+        );
+        let free = Free::new(list, waiters);
 
         let buffers = pin_init!(RxBuffers {
             free <- new_spinlock_bh!(free, "devmem_free_list"),
@@ -563,7 +537,8 @@ impl<S: Source> Memory for RxMemory<S> {
     }
 
     fn stats(&self) -> Stats {
-        let free = &self.buffers.free.lock().list;
+        let free = self.buffers.free.lock();
+        let free = free.list();
 
         Stats {
             buffers: free.capacity(),

@@ -5,9 +5,9 @@
 //! A file wraps one concept of the kernel, under the name that it has there, and offers what a
 //! device memory provider needs of it. Safe code cannot misuse what is in here, whatever it does: that
 //! is what `selftests/misuse/` tries. So the plain logic that this rests on is in here, too: how memory is cut up
-//! ([`area`], [`extent`]), which of it is free ([`free_list`]), whose it may be ([`share`]), what a [`token`] stands for, which part of
-//! a packet a reader wants ([`window`]). It has no unsafe code, and compiles without a kernel, for its
-//! tests.
+//! ([`area`], [`extent`]), which of it is free ([`free_list`]), whose it may be ([`share`]) and who waits for it
+//! ([`waiters`]), what a [`token`] stands for, which part of a packet a reader wants ([`window`]). It has no unsafe
+//! code, and compiles without a kernel, for its tests.
 //!
 //! Imports nothing from outside this directory but the `kernel` crate.
 
@@ -38,4 +38,5 @@ pub(crate) mod sock;
 pub(crate) mod source;
 pub(crate) mod spinlock_bh;
 pub(crate) mod token;
+mod waiters;
 pub(crate) mod window;

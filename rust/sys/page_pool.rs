@@ -18,7 +18,8 @@ use super::{
         Batch,
         BATCH, //
     },
-    netmem::NetIovArea, //
+    netmem::NetIovArea,
+    waiters::Asker, //
 };
 
 /// A page pool that is being created for a queue with a memory provider.
@@ -101,10 +102,11 @@ impl Waiting {
     pub(super) fn is(&self, pool: NonNull<bindings::page_pool>) -> bool {
         self.0 == pool
     }
+}
 
-    /// Has the driver poll the queue of the page pool, which is when most drivers fill rings: one that is empty gets
-    /// no packet to be polled for. Not in hard interrupts.
-    pub(super) fn poll(&self) {
+impl Asker for Waiting {
+    /// Not in hard interrupts.
+    fn poll(&self) {
         // SAFETY: By the type invariant. It has asked, so its NAPI was added, if it has one. That goes on only after it
         // was taken from the page pool, which waits for this.
         unsafe { bindings::net_mp_schedule_napi(self.0.as_ptr()) }

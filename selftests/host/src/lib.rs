@@ -37,4 +37,6 @@ mod slot_array;
 #[cfg(test)]
 mod token_tests;
 #[cfg(test)]
+mod waiters_tests;
+#[cfg(test)]
 mod window_tests;

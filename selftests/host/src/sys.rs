@@ -12,6 +12,8 @@ pub(crate) mod free_list;
 pub(crate) mod share;
 #[path = "../../../rust/sys/token.rs"]
 pub(crate) mod token;
+#[path = "../../../rust/sys/waiters.rs"]
+pub(crate) mod waiters;
 #[path = "../../../rust/sys/window.rs"]
 pub(crate) mod window;
 

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Who waits for net_iovs of a binding that several queues share.
+//!
+//! A queue whose ring is empty gets no packet to be polled for. So it is remembered which of its page pools asked
+//! in vain, and once there is something for the queue, it is polled.
+
+#![deny(unsafe_code)]
+
+use core::ops::DerefMut;
+
+use super::{
+    free_list::{
+        Batch,
+        FreeIov,
+        FreeList, //
+    },
+    share::Account, //
+};
+
+/// A page pool that asks.
+pub(crate) trait Asker {
+    /// Has its queue polled, which is when drivers fill rings.
+    fn poll(&self);
+}
+
+/// The page pool of a queue that asked in vain last, if it is still there.
+pub(crate) struct Waiters<P>(Option<P>);
+
+impl<P> Waiters<P> {
+    /// Nobody.
+    pub(crate) const fn new() -> Self {
+        Self(None)
+    }
+}
+
+impl<P: Asker> Waiters<P> {
+    #[cold]
+    fn add(&mut self, pool: P) {
+        self.0 = Some(pool);
+    }
+
+    /// Whether it was among them.
+    fn remove(&mut self, is_it: impl Fn(&P) -> bool) -> bool {
+        self.0.take_if(|known| is_it(known)).is_some()
+    }
+
+    fn poll(&self) {
+        if let Some(pool) = &self.0 {
+            pool.poll();
+        }
+    }
+}
+
+/// What is free of a binding, and who waits for it: of each queue that has an account its page pools.
+pub(crate) struct Free<S, A, W> {
+    list: FreeList<S, A>,
+    waiters: W,
+}
+
+impl<S, A, W, P> Free<S, A, W>
+where
+    S: DerefMut<Target = [u32]>,
+    A: DerefMut<Target = [Account]>,
+    W: DerefMut<Target = [Waiters<P>]>,
+    P: Asker,
+{
+    /// What `list` has, with `waiters` of nobody for each account.
+    pub(crate) fn new(list: FreeList<S, A>, waiters: W) -> Self {
+        Self { list, waiters }
+    }
+
+    /// What is free, and who is to have how much of it.
+    pub(crate) fn list(&self) -> &FreeList<S, A> {
+        &self.list
+    }
+
+    /// Moves net_iovs to `batch`, as [`FreeList::take`] does, for `pool`. If it gets none, it waits.
+    ///
+    /// Returns whether somebody may want to know of it.
+    #[inline]
+    #[must_use = "somebody may want to know"]
+    pub(crate) fn take(
+        &mut self,
+        batch: &mut Batch,
+        most: usize,
+        queue: Option<usize>,
+        pool: P,
+        now: impl FnOnce() -> u64,
+    ) -> bool {
+        let changed = self.list.take(batch, most, queue, now);
+
+        if let (Some(queue), true) = (queue, batch.is_empty()) {
+            if let Some(waiters) = self.waiters.get_mut(queue) {
+                waiters.add(pool);
+            }
+        }
+        changed
+    }
+
+    /// Takes net_iovs back, as [`FreeList::put`] does.
+    #[inline]
+    #[must_use = "somebody may want to know"]
+    pub(crate) fn put(
+        &mut self,
+        ids: impl IntoIterator<Item = FreeIov>,
+        queue: Option<usize>,
+        now: impl FnOnce() -> u64,
+    ) -> bool {
+        self.list.put(ids, queue, now)
+    }
+
+    /// A page pool was made for a queue, which is about to be started.
+    pub(crate) fn starts(&mut self, queue: Option<usize>) {
+        self.list.starts(queue);
+    }
+
+    /// A page pool of a queue is gone. `is_it` tells it from others.
+    ///
+    /// Returns whether there are enough again, after there was none.
+    #[must_use = "somebody may want to know"]
+    pub(crate) fn stops(
+        &mut self,
+        queue: usize,
+        is_it: impl Fn(&P) -> bool,
+        now: impl FnOnce() -> u64,
+    ) -> bool {
+        let waiters = self.waiters.get_mut(queue);
+        // The queue may have another one that waits by now.
+        let waited = waiters.is_some_and(|waiters| waiters.remove(is_it));
+
+        self.list.stops(queue, waited, now)
+    }
+
+    /// Whether somebody waits who was not told that there are some.
+    #[inline]
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.list.has_waiting()
+    }
+
+    /// Has those look who asked in vain, and would get something now.
+    #[cold]
+    pub(crate) fn wake(&mut self) {
+        while let Some(queue) = self.list.wake() {
+            if let Some(waiters) = self.waiters.get(queue) {
+                waiters.poll();
+            }
+        }
+    }
+}
