@@ -280,6 +280,15 @@ where
         self.shares.wake(free)
     }
 
+    /// A queue was to be woken, but there is nobody to poll it.
+    ///
+    /// Returns whether there are enough again, after there was none.
+    #[must_use = "somebody may want to know"]
+    pub(crate) fn gives_up(&mut self, queue: usize, now: impl FnOnce() -> u64) -> bool {
+        self.shares.gives_up(queue);
+        self.recovered(now)
+    }
+
     /// What was handed out so far, and when there was nothing left.
     pub(crate) fn supply(&self, now: impl FnOnce() -> u64) -> Supply {
         let lasting = |since| now().saturating_sub(since);

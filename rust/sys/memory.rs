@@ -298,8 +298,8 @@ impl RxBuffers {
     ///
     /// # Safety
     ///
-    /// [`Self::pool_goes`] has to be called before it is freed, and these buffers have to be there until its
-    /// `->destroy()`.
+    /// The pool has to hold the binding, and [`Self::pool_goes`] has to be called before it is freed. These buffers
+    /// have to be there until its `->destroy()`.
     pub(super) unsafe fn pool_comes(&self, pool: &mut NewPagePool) {
         if self.sharers.is_empty() {
             return;
@@ -311,7 +311,10 @@ impl RxBuffers {
             // are there.
             unsafe { pool.set_wants_back(&sharer.gives_back) };
         }
-        self.with_free(account, |free, account| free.starts(account));
+        self.with_free(account, |free, account| {
+            free.starts(account);
+            false
+        });
     }
 
     /// The account of a queue. The first time it gets one that nobody has.
@@ -336,38 +339,47 @@ impl RxBuffers {
             return;
         };
 
-        let changed = self.with_free(Some(account), |free, _| {
+        self.with_free(Some(account), |free, _| {
             free.stops(account, |known| known.is(pool), now)
         });
+    }
 
+    /// Does something with the free list for the queue with `account`, under the lock. `change` returns whether
+    /// somebody may want to know.
+    ///
+    /// Only on behalf of a page pool that is made of these buffers, by which it holds the binding.
+    #[inline]
+    fn with_free(
+        &self,
+        account: Option<usize>,
+        change: impl FnOnce(&mut Free, Option<usize>) -> bool,
+    ) {
+        let mut free = self.free.lock();
+        let mut changed = change(&mut free, account);
+
+        if let Some(account) = account {
+            self.tell_pools(account, free.list().gives_back(account));
+        }
+        if free.has_waiting() {
+            changed |= free.wake(now, |account, gives_back| {
+                self.tell_pools(account, gives_back)
+            });
+        }
+        drop(free);
         if changed {
             self.supply_changed();
         }
     }
 
-    /// Does something with the free list for the queue with `account`, under the lock.
+    /// Has the page pools of the queue with `account` keep what comes back, or not. The free list is locked.
     #[inline]
-    fn with_free<R>(
-        &self,
-        account: Option<usize>,
-        change: impl FnOnce(&mut Free, Option<usize>) -> R,
-    ) -> R {
-        let mut free = self.free.lock();
-        let result = change(&mut free, account);
-
-        if let Some(account) = account {
-            let gives_back = free.list().gives_back(account);
-            if let Some(sharer) = self.sharers.get(account) {
-                // It seldom changes, and is often looked at elsewhere.
-                if sharer.gives_back.load(Relaxed) != gives_back {
-                    sharer.gives_back.store(gives_back, Relaxed);
-                }
+    fn tell_pools(&self, account: usize, gives_back: bool) {
+        if let Some(sharer) = self.sharers.get(account) {
+            // It seldom changes, and is often looked at elsewhere.
+            if sharer.gives_back.load(Relaxed) != gives_back {
+                sharer.gives_back.store(gives_back, Relaxed);
             }
         }
-        if free.has_waiting() {
-            free.wake();
-        }
-        result
     }
 
     /// log2 of the size of a buffer, in bytes.
@@ -387,26 +399,25 @@ impl RxBuffers {
         account: Option<usize>,
         batch: &mut Batch,
         most: usize,
-    ) -> bool {
+    ) {
         // SAFETY: By the requirements of this function. It asks.
         let pool = unsafe { Waiting::new(pool) };
 
         self.with_free(account, |free, account| {
             free.take(batch, most, account, pool, now)
-        })
+        });
     }
 
     #[inline]
-    fn put(&self, iovs: impl Iovs, account: Option<usize>) -> bool {
-        self.with_free(account, |free, account| free.put(iovs, account, now))
+    fn put(&self, iovs: impl Iovs, account: Option<usize>) {
+        self.with_free(account, |free, account| free.put(iovs, account, now));
     }
 
-    /// Has those told who want to know that there is no buffer left, or that there are some again. Only who has a
-    /// [`Refill`] or a [`Returned`] calls it, and [`Self::pool_goes`].
+    /// Has those told who want to know that there is no buffer left, or that there are some again. As
+    /// [`Self::with_free`] only on behalf of a page pool.
     #[cold]
     fn supply_changed(&self) {
-        // SAFETY: All of that is done only for page pools, which are made for bindings that were published, and
-        // hold them.
+        // SAFETY: Page pools are made for bindings that were published, and this one holds its binding.
         unsafe { bindings::net_devmem_supply_changed(self.area.binding()) }
     }
 }
@@ -569,11 +580,7 @@ impl Refill<'_> {
     #[inline]
     pub(crate) fn take_free(self, most: usize) {
         // SAFETY: By the type invariants: `pool_goes` is called before it is freed.
-        let changed = unsafe { self.buffers.take(self.pool, self.account, self.batch, most) };
-
-        if changed {
-            self.buffers.supply_changed();
-        }
+        unsafe { self.buffers.take(self.pool, self.account, self.batch, most) };
     }
 }
 
@@ -627,11 +634,7 @@ impl<'a, I: Iovs> Returned<'a, I> {
     /// Puts them on the free list.
     #[inline]
     pub(crate) fn put(self) {
-        let changed = self.buffers.put(self.iovs, self.account);
-
-        if changed {
-            self.buffers.supply_changed();
-        }
+        self.buffers.put(self.iovs, self.account);
     }
 }
 

@@ -106,7 +106,7 @@ impl Waiting {
 
 impl Asker for Waiting {
     /// Not in hard interrupts.
-    fn poll(&self) {
+    fn poll(&self) -> bool {
         // SAFETY: By the type invariant. It has asked, so its NAPI was added, if it has one. That goes on only after it
         // was taken from the page pool, which waits for this.
         unsafe { bindings::net_mp_schedule_napi(self.0.as_ptr()) }

@@ -25,7 +25,7 @@ pub(crate) struct Account {
     taken: usize,
     /// Its page pools, old ones, too.
     pools: usize,
-    /// It has had something since it was started.
+    /// It has had something since it was started; or nobody polls it, so that it does not ask for something.
     is_filled: bool,
     /// It had less than its share, asked, and got none; or it got none, and there is not one each.
     is_starving: bool,
@@ -220,6 +220,14 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
                 .accounts
                 .get(queue)
                 .is_some_and(|account| account.is_starving || account.taken > self.share)
+    }
+
+    /// A queue was woken, but there is nobody to poll it. Only what always is is kept for it until it asks again.
+    pub(crate) fn gives_up(&mut self, queue: usize) {
+        self.change(Some(queue), |account| {
+            account.is_filled = true;
+            account.is_starving = false;
+        });
     }
 
     /// How many net_iovs are kept for those who need them.

@@ -20,8 +20,8 @@ use super::{
 
 /// A page pool that asks.
 pub(crate) trait Asker {
-    /// Has its queue polled, which is when drivers fill rings.
-    fn poll(&self);
+    /// Has its queue polled, which is when drivers fill rings. Returns whether there is somebody to do that.
+    fn poll(&self) -> bool;
 }
 
 /// The page pool of a queue that asked in vain last, if it is still there.
@@ -45,10 +45,10 @@ impl<P: Asker> Waiters<P> {
         self.0.take_if(|known| is_it(known)).is_some()
     }
 
-    fn poll(&self) {
-        if let Some(pool) = &self.0 {
-            pool.poll();
-        }
+    /// Has the queue polled. If nobody does that, nobody waits any more.
+    fn poll(&mut self) -> bool {
+        self.0.take_if(|known| !known.poll());
+        self.0.is_some()
     }
 }
 
@@ -138,13 +138,26 @@ where
         self.list.has_waiting()
     }
 
-    /// Has those look who asked in vain, and would get something now.
+    /// Has those look who asked in vain, and would get something now. A queue that nobody polls is given up:
+    /// `given_up` is told of it, and whether its page pools are to keep nothing of what comes back.
+    ///
+    /// Returns whether there are enough again, after there was none, as nothing is kept for such a queue.
     #[cold]
-    pub(crate) fn wake(&mut self) {
+    #[must_use = "somebody may want to know"]
+    pub(crate) fn wake(
+        &mut self,
+        now: impl Fn() -> u64,
+        mut given_up: impl FnMut(usize, bool),
+    ) -> bool {
+        let mut changed = false;
+
         while let Some(queue) = self.list.wake() {
-            if let Some(waiters) = self.waiters.get(queue) {
-                waiters.poll();
+            let waiters = self.waiters.get_mut(queue);
+            if !waiters.is_some_and(Waiters::poll) {
+                changed |= self.list.gives_up(queue, &now);
+                given_up(queue, self.list.gives_back(queue));
             }
         }
+        changed
     }
 }

@@ -344,6 +344,7 @@ fn shares_as_long_as_an_index_goes() {
                 let _ = list.put(back, Some(queue), || 0);
                 list.starts(Some(queue));
                 assert_eq!(list.gives_back(queue), size < queues);
+                let _ = list.gives_up(queue, || 0);
                 let _ = list.stops(queue, false, || 0);
             }
             assert_eq!(list.in_use(), 0);

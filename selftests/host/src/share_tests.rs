@@ -198,6 +198,22 @@ fn nobody_waits_for_who_is_gone() {
     }
 }
 
+/// Who is woken, but not polled, does not ask.
+#[test]
+fn nobody_waits_for_who_is_given_up() {
+    let mut binding = Binding::new(2, 3);
+    assert_eq!(binding.fill(0, 1), 1);
+    assert_eq!(binding.fill(1, 1), 1);
+    assert_eq!(binding.ask(2, 1).0, 0);
+    let _ = binding.give(0, 1);
+    assert_eq!(binding.woken(), [2]);
+    assert_eq!(binding.ask(0, 1).0, 0);
+
+    let _ = binding.list.gives_up(2, || 0);
+    assert_eq!(binding.woken(), [0]);
+    assert_eq!(binding.fill(0, 1), 1);
+}
+
 /// Its queue goes on with the page pool that waits.
 #[test]
 fn a_restart_that_fails_leaves_who_waits() {
@@ -407,6 +423,7 @@ enum Step {
     Give(usize, usize),
     Starts(usize),
     Stops(usize, bool),
+    GivesUp(usize),
 }
 
 /// What has to be so, whatever was before.
@@ -463,6 +480,11 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
                 known.is_gone = known.pools == 0;
                 known.is_starving &= known.pools > 0 && !waited;
             }
+            Step::GivesUp(queue) => {
+                let _ = binding.list.gives_up(queue, || 0);
+                known[queue].is_filled = true;
+                known[queue].is_starving = false;
+            }
         }
 
         for (queue, known) in known.iter().enumerate() {
@@ -511,6 +533,7 @@ fn step(queues: usize) -> impl Strategy<Value = Step> {
         4 => (0..queues, 0..100usize).prop_map(|(queue, count)| Step::Give(queue, count)),
         1 => (0..queues).prop_map(Step::Starts),
         1 => (0..queues, any::<bool>()).prop_map(|(queue, waited)| Step::Stops(queue, waited)),
+        1 => (0..queues).prop_map(Step::GivesUp),
     ]
 }
 

@@ -15,13 +15,17 @@ struct Pool(Rc<State>);
 
 #[derive(Default)]
 struct State {
+    has_no_napi: Cell<bool>,
     /// How often it was polled.
     polls: Cell<usize>,
 }
 
 impl Asker for Pool {
-    fn poll(&self) {
-        self.0.polls.set(self.0.polls.get() + 1);
+    fn poll(&self) -> bool {
+        let has_napi = !self.0.has_no_napi.get();
+
+        self.0.polls.set(self.0.polls.get() + usize::from(has_napi));
+        has_napi
     }
 }
 
@@ -36,9 +40,11 @@ impl Pool {
     }
 }
 
+type Known = Free<Vec<u32>, Vec<Account>, Vec<Waiters<Pool>>>;
+
 /// A binding of two queues, and what these have of it.
 struct Binding {
-    free: Free<Vec<u32>, Vec<Account>, Vec<Waiters<Pool>>>,
+    free: Known,
     held: [Vec<u32>; 2],
     /// What the page pools of each are told.
     gives_back: [bool; 2],
@@ -65,31 +71,35 @@ impl Binding {
         (this, first, second)
     }
 
-    /// As `RxBuffers::with_free()`.
-    fn with_free<R>(
-        &mut self,
-        queue: usize,
-        change: impl FnOnce(&mut Free<Vec<u32>, Vec<Account>, Vec<Waiters<Pool>>>) -> R,
-    ) -> R {
-        let result = change(&mut self.free);
+    /// As `RxBuffers::with_free()`. Returns whether somebody is to be told.
+    fn with_free(&mut self, queue: usize, change: impl FnOnce(&mut Known) -> bool) -> bool {
+        let mut changed = change(&mut self.free);
 
         self.gives_back[queue] = self.free.list().gives_back(queue);
         if self.free.has_waiting() {
-            self.free.wake();
+            let told = &mut self.gives_back;
+            changed |= (self.free).wake(|| 0, |queue, gives_back| told[queue] = gives_back);
         }
-        result
+        changed
+    }
+
+    fn is_exhausted(&self) -> bool {
+        self.free.list().supply(|| 0).is_exhausted
     }
 
     /// A page pool that is made for a queue.
     fn starts(&mut self, queue: usize) -> Pool {
-        self.with_free(queue, |free| free.starts(Some(queue)));
+        self.with_free(queue, |free| {
+            free.starts(Some(queue));
+            false
+        });
         Pool(Rc::default())
     }
 
     /// How many a page pool gets that asks for up to `most`.
     fn ask(&mut self, queue: usize, pool: &Pool, most: usize) -> usize {
         let mut batch = Batch::new();
-        let _ = self.with_free(queue, |free| {
+        self.with_free(queue, |free| {
             free.take(&mut batch, most, Some(queue), pool.clone(), || 0)
         });
         let got = batch.take_raw();
@@ -106,18 +116,18 @@ impl Binding {
         }
     }
 
-    fn give(&mut self, queue: usize, count: usize) {
+    fn give(&mut self, queue: usize, count: usize) -> bool {
         let back: Vec<_> = self.held[queue]
             .drain(..count)
             .map(wrapper::came_back)
             .collect();
-        let _ = self.with_free(queue, |free| free.put(back, Some(queue), || 0));
+        self.with_free(queue, |free| free.put(back, Some(queue), || 0))
     }
 
-    fn stops(&mut self, queue: usize, pool: &Pool) {
-        let _ = self.with_free(queue, |free| {
+    fn stops(&mut self, queue: usize, pool: &Pool) -> bool {
+        self.with_free(queue, |free| {
             free.stops(queue, |known| known.is(pool), || 0)
-        });
+        })
     }
 }
 
@@ -161,4 +171,52 @@ fn a_restart_that_fails_leaves_who_waits() {
     binding.give(0, 16);
     assert_eq!(second.polls(), 1);
     assert_eq!(new.polls(), 0);
+}
+
+/// Some drivers tell a page pool its NAPI later than they fill the ring.
+#[test]
+fn nothing_is_kept_for_who_is_not_polled() {
+    let (mut binding, first, second) = Binding::dry();
+
+    second.0.has_no_napi.set(true);
+    assert!(!binding.give(0, 1));
+    assert_eq!(binding.gives_back, [true, false]);
+    assert_eq!(binding.ask(0, &first, 1), 1);
+    assert!(binding.give(0, 64), "nobody needs them");
+    assert!(!binding.is_exhausted());
+    binding.fill(0, &first, 256);
+    assert_eq!(binding.held[0].len(), 192);
+
+    // It asks by itself, and is as any other.
+    second.0.has_no_napi.set(false);
+    assert_eq!(binding.ask(1, &second, 1), 0);
+    assert_eq!(binding.gives_back, [true, true]);
+    binding.give(0, 1);
+    assert_eq!(second.polls(), 1);
+    assert_eq!(binding.ask(0, &first, 1), 0);
+    assert_eq!(binding.ask(1, &second, 1), 1);
+}
+
+/// That nobody polls a queue shows when there is something for it, which is what others wait for.
+#[test]
+fn there_are_enough_once_nobody_needs_them() {
+    let (mut binding, _, second) = Binding::dry();
+
+    second.0.has_no_napi.set(true);
+    assert!(binding.is_exhausted());
+    assert!(binding.give(0, 64));
+    assert!(!binding.is_exhausted());
+}
+
+/// It is yet to fill its ring, but does not ask any more.
+#[test]
+fn nothing_is_kept_for_who_was_started_and_is_not_polled() {
+    let (mut binding, first, second) = Binding::dry();
+
+    let new = binding.starts(1);
+    new.0.has_no_napi.set(true);
+    assert_eq!(binding.ask(1, &new, 1), 0);
+    binding.stops(1, &second);
+    binding.give(0, 1);
+    assert_eq!(binding.ask(0, &first, 1), 1);
 }
