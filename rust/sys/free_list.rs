@@ -252,12 +252,17 @@ where
         self.shares.starts(queue);
     }
 
-    /// A page pool of a queue is gone, which may be the one that asked in vain last.
+    /// A page pool of a queue is gone. Another one may wait, which asked in vain when it asked last.
     ///
     /// Returns whether there are enough again, after there was none.
     #[must_use = "somebody may want to know"]
-    pub(crate) fn stops(&mut self, queue: usize, waited: bool, now: impl FnOnce() -> u64) -> bool {
-        self.shares.stops(queue, waited);
+    pub(crate) fn stops(
+        &mut self,
+        queue: usize,
+        others_wait: bool,
+        now: impl FnOnce() -> u64,
+    ) -> bool {
+        self.shares.stops(queue, others_wait);
         self.recovered(now)
     }
 

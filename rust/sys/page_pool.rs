@@ -84,6 +84,7 @@ pub(super) unsafe fn wants_back(pool: NonNull<bindings::page_pool>) -> *const bo
 /// # Invariants
 ///
 /// The pointer is to a page pool that is not freed before this is gone.
+#[derive(PartialEq)]
 pub(super) struct Waiting(NonNull<bindings::page_pool>);
 
 // SAFETY: All that is done with it may be done by any thread.

@@ -194,7 +194,7 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
     }
 
     /// A page pool was made for a queue, which is about to be started, and has to be filled then. If it cannot be, it
-    /// goes on with the one that it has, which may wait.
+    /// goes on with the one that it has, which may wait, see [`stops`](Self::stops).
     pub(crate) fn starts(&mut self, queue: Option<usize>) {
         self.change(queue, |account| {
             account.pools += 1;
@@ -203,13 +203,19 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
         });
     }
 
-    /// A page pool of a queue is gone. If it was the one that asked in vain last, nobody waits any more. If it was the
-    /// last one, the queue may have left the binding.
-    pub(crate) fn stops(&mut self, queue: usize, waited: bool) {
+    /// A page pool of a queue is gone. Another one may wait, which asked in vain when it asked last, whatever the one
+    /// that is gone had meanwhile: it is what the queue goes on with. If it was the last one, the queue may have left
+    /// the binding.
+    pub(crate) fn stops(&mut self, queue: usize, others_wait: bool) {
+        let (share, is_crowded) = (self.share, self.is_crowded);
+
         self.change(Some(queue), |account| {
+            let starves = account.taken < share || is_crowded;
+
             account.pools = account.pools.saturating_sub(1);
             account.is_gone = account.pools == 0;
-            account.is_starving &= !waited && !account.is_gone;
+            account.is_woken &= account.is_starving;
+            account.is_starving = others_wait && starves && !account.is_gone;
         });
     }
 

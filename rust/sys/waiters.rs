@@ -18,37 +18,55 @@ use super::{
     share::Account, //
 };
 
-/// A page pool that asks.
-pub(crate) trait Asker {
+/// A page pool that asks. Two are equal if they are the same page pool.
+pub(crate) trait Asker: PartialEq {
     /// Has its queue polled, which is when drivers fill rings. Returns whether there is somebody to do that.
     fn poll(&self) -> bool;
 }
 
-/// The page pool of a queue that asked in vain last, if it is still there.
-pub(crate) struct Waiters<P>(Option<P>);
+/// The page pools of a queue that asked in vain when they asked last, and are still there: the latest one first.
+///
+/// There are no more than two that may ask again: that which the queue goes by, and while it is started anew that
+/// which it is to go by then. Any others are there until all comes back that they gave out, and nobody polls them.
+pub(crate) struct Waiters<P>([Option<P>; 2]);
 
 impl<P> Waiters<P> {
     /// Nobody.
     pub(crate) const fn new() -> Self {
-        Self(None)
+        Self([None, None])
     }
 }
 
 impl<P: Asker> Waiters<P> {
     #[cold]
     fn add(&mut self, pool: P) {
-        self.0 = Some(pool);
+        if self.0.iter().flatten().any(|known| *known == pool) {
+            return;
+        }
+        if self.0.iter().all(Option::is_some) {
+            // Those that nobody polls make room.
+            self.poll();
+        }
+
+        let [latest, before] = &mut self.0;
+        if latest.is_some() {
+            *before = latest.take();
+        }
+        *latest = Some(pool);
     }
 
-    /// Whether it was among them.
+    /// Returns whether others wait.
+    #[inline]
     fn remove(&mut self, is_it: impl Fn(&P) -> bool) -> bool {
-        self.0.take_if(|known| is_it(known)).is_some()
+        for known in &mut self.0 {
+            known.take_if(|known| is_it(known));
+        }
+        self.0.iter().any(Option::is_some)
     }
 
-    /// Has the queue polled. If nobody does that, nobody waits any more.
+    /// Has all of them polled. Those whom nobody polls wait no more. Returns whether there is one left.
     fn poll(&mut self) -> bool {
-        self.0.take_if(|known| !known.poll());
-        self.0.is_some()
+        self.remove(|known| !known.poll())
     }
 }
 
@@ -90,9 +108,11 @@ where
     ) -> bool {
         let changed = self.list.take(batch, most, queue, now);
 
-        if let (Some(queue), true) = (queue, batch.is_empty()) {
-            if let Some(waiters) = self.waiters.get_mut(queue) {
+        if let Some(waiters) = queue.and_then(|queue| self.waiters.get_mut(queue)) {
+            if batch.is_empty() {
                 waiters.add(pool);
+            } else {
+                waiters.remove(|known| *known == pool);
             }
         }
         changed
@@ -126,10 +146,10 @@ where
         now: impl FnOnce() -> u64,
     ) -> bool {
         let waiters = self.waiters.get_mut(queue);
-        // The queue may have another one that waits by now.
-        let waited = waiters.is_some_and(|waiters| waiters.remove(is_it));
+        // It may be the one that the queue is to go by, which goes on with the other one then.
+        let others_wait = waiters.is_some_and(|waiters| waiters.remove(is_it));
 
-        self.list.stops(queue, waited, now)
+        self.list.stops(queue, others_wait, now)
     }
 
     /// Whether somebody waits who was not told that there are some.

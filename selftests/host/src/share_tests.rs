@@ -60,8 +60,8 @@ impl Binding {
     }
 
     /// A page pool of a queue is gone. Returns whether somebody is to be told that there are enough again.
-    fn stops(&mut self, queue: usize, waited: bool) -> bool {
-        self.list.stops(queue, waited, || 0)
+    fn stops(&mut self, queue: usize, others_wait: bool) -> bool {
+        self.list.stops(queue, others_wait, || 0)
     }
 
     fn woken(&mut self) -> Vec<usize> {
@@ -192,7 +192,7 @@ fn nobody_waits_for_who_is_gone() {
             // That has not asked so far.
             binding.list.starts(Some(2));
         }
-        let _ = binding.stops(2, true);
+        let _ = binding.stops(2, false);
         assert_eq!(binding.fill(0, 1), 1);
         assert_eq!(binding.fill(1, 1), 1);
     }
@@ -227,11 +227,19 @@ fn a_restart_that_fails_leaves_who_waits() {
     assert_eq!(binding.ask(1, 1).0, 0);
 
     binding.list.starts(Some(1));
-    let _ = binding.stops(1, false);
+    let _ = binding.stops(1, true);
     assert!(binding.list.gives_back(1));
     let _ = binding.give(0, 16);
     assert_eq!(binding.woken(), [1]);
     assert_eq!(binding.ask(1, 64).0, 16);
+
+    // It was woken, but asks only now.
+    assert_eq!(binding.ask(1, 1).0, 0);
+    let _ = binding.give(0, 16);
+    assert_eq!(binding.woken(), [1]);
+    binding.list.starts(Some(1));
+    let _ = binding.stops(1, true);
+    assert_eq!(binding.woken(), []);
 }
 
 #[test]
@@ -386,7 +394,7 @@ fn told_when_who_needs_some_is_gone() {
     assert!(!binding.give(0, 64), "it needs them");
     assert!(!binding.give(1, 64), "and these when it is started again");
     assert!(binding.list.supply(|| 0).is_exhausted);
-    assert!(binding.stops(1, true));
+    assert!(binding.stops(1, false));
     assert!(!binding.list.supply(|| 0).is_exhausted);
     assert!(!binding.stops(0, false), "told already");
 }
@@ -473,12 +481,13 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
                 known[queue].is_filled = false;
                 known[queue].is_gone = false;
             }
-            Step::Stops(queue, waited) => {
-                binding.stops(queue, waited);
+            Step::Stops(queue, others_wait) => {
+                binding.stops(queue, others_wait);
                 let known = &mut known[queue];
                 known.pools = known.pools.saturating_sub(1);
                 known.is_gone = known.pools == 0;
-                known.is_starving &= known.pools > 0 && !waited;
+                let starves = taken[queue] < share || buffers < queues;
+                known.is_starving = known.pools > 0 && others_wait && starves;
             }
             Step::GivesUp(queue) => {
                 let _ = binding.list.gives_up(queue, || 0);
@@ -532,7 +541,7 @@ fn step(queues: usize) -> impl Strategy<Value = Step> {
         4 => (0..queues, 1..=BATCH).prop_map(|(queue, most)| Step::Take(queue, most)),
         4 => (0..queues, 0..100usize).prop_map(|(queue, count)| Step::Give(queue, count)),
         1 => (0..queues).prop_map(Step::Starts),
-        1 => (0..queues, any::<bool>()).prop_map(|(queue, waited)| Step::Stops(queue, waited)),
+        1 => (0..queues, any::<bool>()).prop_map(|(queue, others_wait)| Step::Stops(queue, others_wait)),
         1 => (0..queues).prop_map(Step::GivesUp),
     ]
 }

@@ -29,11 +29,13 @@ impl Asker for Pool {
     }
 }
 
-impl Pool {
-    fn is(&self, other: &Self) -> bool {
+impl PartialEq for Pool {
+    fn eq(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.0, &other.0)
     }
+}
 
+impl Pool {
     /// How often it was polled since this was asked last.
     fn polls(&self) -> usize {
         self.0.polls.take()
@@ -125,9 +127,7 @@ impl Binding {
     }
 
     fn stops(&mut self, queue: usize, pool: &Pool) -> bool {
-        self.with_free(queue, |free| {
-            free.stops(queue, |known| known.is(pool), || 0)
-        })
+        self.with_free(queue, |free| free.stops(queue, |known| known == pool, || 0))
     }
 }
 
@@ -161,16 +161,106 @@ fn who_is_gone_is_not_polled() {
     assert_eq!(second.polls(), 0);
 }
 
-/// Its queue goes on with the page pool that waits.
+/// Its queue goes on with the page pool that waits, whatever the new one did.
 #[test]
 fn a_restart_that_fails_leaves_who_waits() {
+    for asks in [0, 1, 2] {
+        let (mut binding, _, second) = Binding::dry();
+
+        let new = binding.starts(1);
+        for _ in 0..asks {
+            assert_eq!(binding.ask(1, &new, 1), 0);
+        }
+        binding.stops(1, &new);
+        assert_eq!(binding.gives_back, [true, true]);
+        binding.give(0, 16);
+        assert_eq!(second.polls(), 1);
+        assert_eq!(new.polls(), 0);
+        assert_eq!(binding.ask(1, &second, 16), 16);
+        assert_eq!(binding.gives_back, [true, false]);
+    }
+}
+
+#[test]
+fn a_restart_that_fails_leaves_who_waits_though_there_were_some() {
+    let (mut binding, first, second) = Binding::dry();
+
+    let new = binding.starts(1);
+    binding.give(0, 1);
+    assert_eq!(second.polls(), 1);
+    assert_eq!(binding.ask(1, &new, 1), 1);
+    assert_eq!(binding.ask(1, &second, 1), 0);
+    binding.give(0, 1);
+    assert_eq!(binding.ask(1, &new, 1), 1);
+    second.polls();
+
+    // It gives back what it got, and is destroyed.
+    binding.give(1, 2);
+    assert_eq!(second.polls(), 0);
+    binding.stops(1, &new);
+    assert_eq!(second.polls(), 1, "there are some for it");
+    assert_eq!(binding.ask(0, &first, 1), 0);
+    assert_eq!(binding.ask(1, &second, 2), 2);
+}
+
+/// What a page pool got it does not wait for any more.
+#[test]
+fn who_got_something_does_not_wait() {
+    let (mut binding, _, second) = Binding::dry();
+
+    binding.give(0, 1);
+    second.polls();
+    assert_eq!(binding.ask(1, &second, 1), 1);
+    let new = binding.starts(1);
+    binding.stops(1, &new);
+    assert_eq!(binding.gives_back, [true, false]);
+    binding.give(0, 1);
+    assert_eq!(second.polls(), 0);
+}
+
+#[test]
+fn both_page_pools_of_a_queue_are_polled() {
     let (mut binding, _, second) = Binding::dry();
 
     let new = binding.starts(1);
-    binding.stops(1, &new);
-    binding.give(0, 16);
-    assert_eq!(second.polls(), 1);
-    assert_eq!(new.polls(), 0);
+    assert_eq!(binding.ask(1, &new, 1), 0);
+    binding.give(0, 1);
+    assert_eq!((second.polls(), new.polls()), (1, 1));
+
+    // The queue is started with the new one.
+    binding.stops(1, &second);
+    assert_eq!(binding.ask(1, &new, 2), 1);
+    assert_eq!(binding.ask(1, &new, 1), 0);
+    binding.give(0, 1);
+    assert_eq!((second.polls(), new.polls()), (0, 1));
+}
+
+/// A page pool that nobody uses any more is there as long as somebody has what it gave out.
+#[test]
+fn who_is_left_over_makes_room() {
+    for is_latest in [false, true] {
+        let (mut binding, _, left_over) = Binding::dry();
+
+        if is_latest {
+            binding.give(0, 1);
+            assert_eq!(binding.ask(1, &left_over, 1), 1);
+        }
+        let running = binding.starts(1);
+        assert_eq!(binding.ask(1, &running, 1), 0);
+        assert_eq!(binding.ask(1, &left_over, 1), 0);
+        left_over.0.has_no_napi.set(true);
+
+        let new = binding.starts(1);
+        assert_eq!(binding.ask(1, &new, 1), 0);
+        binding.stops(1, &new);
+        running.polls();
+        binding.give(0, 1);
+        assert_eq!(running.polls(), 1);
+        binding.stops(1, &left_over);
+        binding.give(0, 1);
+        assert_eq!(running.polls(), 0, "it was woken before");
+        assert_eq!(binding.ask(1, &running, 1), 1);
+    }
 }
 
 /// Some drivers tell a page pool its NAPI later than they fill the ring.
