@@ -565,6 +565,7 @@ impl<S: Source> Memory for RxMemory<S> {
 /// # Invariants
 ///
 /// `pool` is in its `->alloc_netmems()`, its provider is the binding of `buffers`, and `account` its account.
+/// [`RxBuffers::pool_goes`] is called before it is freed.
 #[must_use = "a page pool that gets nothing drops packets"]
 pub(crate) struct Refill<'a> {
     buffers: &'a RxBuffers,

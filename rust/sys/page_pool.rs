@@ -79,11 +79,11 @@ pub(super) unsafe fn wants_back(pool: NonNull<bindings::page_pool>) -> *const bo
     unsafe { bindings::page_pool_wants_back(pool.as_ptr()) }
 }
 
-/// A page pool that asked in vain, and may be told of buffers.
+/// A page pool that asks for buffers, and may be told of some if it gets none.
 ///
 /// # Invariants
 ///
-/// The pointer is to a page pool that is not freed before this is gone.
+/// The pointer is to a page pool that is not freed before this is gone. If it has a NAPI, that was added.
 #[derive(PartialEq)]
 pub(super) struct Waiting(NonNull<bindings::page_pool>);
 
@@ -93,7 +93,8 @@ unsafe impl Send for Waiting {}
 impl Waiting {
     /// # Safety
     ///
-    /// `pool` has to be valid, and to be so until the result is dropped. It has asked for buffers.
+    /// `pool` has to be valid, and to be so until the result is dropped. It has asked for buffers: drivers add a NAPI
+    /// before they take some from a page pool that has it.
     pub(super) unsafe fn new(pool: NonNull<bindings::page_pool>) -> Self {
         // INVARIANT: By the requirements of this function.
         Self(pool)
@@ -108,8 +109,10 @@ impl Waiting {
 impl Asker for Waiting {
     /// Not in hard interrupts.
     fn poll(&self) -> bool {
-        // SAFETY: By the type invariant. It has asked, so its NAPI was added, if it has one. That goes on only after it
-        // was taken from the page pool, which waits for this.
+        // SAFETY: By the type invariant the page pool is there, and its NAPI was added, if it has one. It is freed only
+        // after `page_pool_disable_direct_recycling()` took it from the pool, or after `page_pool_destroy()`, whoever
+        // took it: some drivers do by themselves. The former waits for this, and in the latter `page_pool_release()`
+        // does, both by the lock that is held here.
         unsafe { bindings::net_mp_schedule_napi(self.0.as_ptr()) }
     }
 }
