@@ -56,10 +56,7 @@ use crate::sys::{
         LockedNetDevice,
         TxDevice, //
     },
-    source::{
-        Direction,
-        Source, //
-    }, //
+    source::Source, //
 };
 
 /// Binds a dma-buf to receive queues, for provider `P`.
@@ -78,7 +75,8 @@ where
         let queues = Queues::of(request, &dev)?;
         (dma_device(request, &dev, &queues)?, queues.iter().count())
     };
-    let mapping = mapping(request, dma_buf(request)?, &dma_dev, Direction::FromDevice)?;
+    let mapping = Mapping::for_receive(dma_buf(request)?, &dma_dev)
+        .map_err(|error| refuse_mapping(request, error))?;
     let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
     let memory = RxMemory::new(mapping, niov_shift, sharing)
         .map_err(|error| refuse_memory(request, error, niov_shift))?;
@@ -104,14 +102,14 @@ where
         .hold_dma_device()
         .ok_or_else(|| refuse_dma(request))?;
     let buf = dma_buf(request)?;
-    // Before it is pinned.
     let locked = LockedMemory::new(request, buf.size())?;
-    let mapping = mapping(request, buf, &dma_dev, Direction::ToDevice)?;
+    let mapping = Mapping::for_transmit(buf, &dma_dev, locked)
+        .map_err(|error| refuse_mapping(request, error))?;
     let is_peer_to_peer = mapping.is_peer_to_peer() != Some(false);
     let memory = TxMemory::new(mapping).map_err(|error| refuse_memory(request, error, 0))?;
 
     let dev = tx_device(request)?;
-    let bound = Draft::transmit::<P>(dev, memory, locked, request)?
+    let bound = Draft::transmit::<P>(dev, memory, request)?
         .publish(request)
         .map_err(|error| refuse_owner(request, error))?;
     tell_where_memory_is(request, is_peer_to_peer);
@@ -261,24 +259,18 @@ fn dma_buf(request: &BindRequest<'_>) -> Result<DmaBuf> {
     })
 }
 
-fn mapping(
-    request: &BindRequest<'_>,
-    buf: DmaBuf,
-    dma_dev: &Device<Bound>,
-    direction: Direction,
-) -> Result<Mapping> {
+fn refuse_mapping(request: &BindRequest<'_>, error: MapError) -> Error {
     let attr = request.attr(DmabufAttr::Fd);
     let refuse = |error, why: fmt::Arguments<'_>| request.refuse(error, attr, why);
 
-    Mapping::new(buf, dma_dev, direction).map_err(|error| match error {
-        MapError::Direction => match direction {
-            Direction::FromDevice => refuse(EINVAL, fmt!("dma-buf is read-only")),
-            Direction::ToDevice => refuse(EINVAL, fmt!("dma-buf is write-only")),
-        },
+    match error {
+        MapError::ReadOnly => refuse(EINVAL, fmt!("dma-buf is read-only")),
+        MapError::WriteOnly => refuse(EINVAL, fmt!("dma-buf is write-only")),
+        MapError::Unaccounted => refuse(EINVAL, fmt!("dma-buf is larger than what is accounted")),
         MapError::Attach(error) => refuse(error, fmt!("Failed to bind dmabuf to device")),
         MapError::Map(error) => refuse(error, fmt!("Failed to map dmabuf attachment")),
         MapError::TooLong => refuse(ETIMEDOUT, fmt!("Exporter of the dma-buf takes too long")),
-    })
+    }
 }
 
 fn refuse_owner(request: &BindRequest<'_>, error: PublishError) -> Error {

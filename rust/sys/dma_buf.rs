@@ -38,6 +38,7 @@ use super::{
     area::Segment,
     bindings,
     claim::Claim,
+    locked_memory::LockedMemory,
     net_device::device_ptr,
     source::{
         Direction,
@@ -369,8 +370,12 @@ fn interrupted(error: Error) -> Error {
 
 /// Why a dma-buf could not be mapped.
 pub(crate) enum MapError {
-    /// The file descriptors of the dma-buf do not allow what the device would do.
-    Direction,
+    /// The file descriptors of the dma-buf do not allow that the device writes to it.
+    ReadOnly,
+    /// They do not allow that the device reads it.
+    WriteOnly,
+    /// Less is accounted than it has.
+    Unaccounted,
     /// The exporter does not let the device attach.
     Attach(Error),
     /// The exporter does not leave the memory where it is, or does not map it for the device; or a signal came
@@ -392,9 +397,11 @@ pub(crate) struct Mapping {
     attachment: Attachment,
     // Dropped after what is attached to it.
     dev: ARef<Device>,
+    /// To whom it is accounted, if it is, and not left to a binding. Dropped last: it is pinned until then.
+    locked: Option<LockedMemory>,
 }
 
-// SAFETY: A mapping may be undone by any thread.
+// SAFETY: A mapping may be undone by any thread, and what is accounted given back.
 unsafe impl Send for Mapping {}
 
 // SAFETY: `&Mapping` gives read access to the scatterlist, which nobody changes while the mapping is there, and to the
@@ -402,6 +409,26 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
+    /// Maps `buf` for `dev` to write to it.
+    pub(crate) fn for_receive(buf: DmaBuf, dev: &Device<Bound>) -> Result<Self, MapError> {
+        Self::new(buf, dev, Direction::FromDevice)
+    }
+
+    /// Maps `buf` for `dev` to read it. It is accounted from before it is pinned until it is not any more.
+    pub(crate) fn for_transmit(
+        buf: DmaBuf,
+        dev: &Device<Bound>,
+        locked: LockedMemory,
+    ) -> Result<Self, MapError> {
+        if buf.size() > locked.size() {
+            return Err(MapError::Unaccounted);
+        }
+        let mut mapping = Self::new(buf, dev, Direction::ToDevice)?;
+
+        mapping.locked = Some(locked);
+        Ok(mapping)
+    }
+
     /// Maps `buf` for `dev` to do DMA in one direction: peer-to-peer if the exporter can, and pinned, so that it
     /// does not move.
     ///
@@ -409,13 +436,12 @@ impl Mapping {
     ///
     /// Keeps `dev` alive. Can sleep, as long as it takes the exporter to move the memory to where it is to be:
     /// no lock should be held that others wait for.
-    pub(crate) fn new(
-        buf: DmaBuf,
-        dev: &Device<Bound>,
-        direction: Direction,
-    ) -> Result<Self, MapError> {
+    fn new(buf: DmaBuf, dev: &Device<Bound>, direction: Direction) -> Result<Self, MapError> {
         if !buf.allows(direction) {
-            return Err(MapError::Direction);
+            return Err(match direction {
+                Direction::FromDevice => MapError::ReadOnly,
+                Direction::ToDevice => MapError::WriteOnly,
+            });
         }
         let claim = KBox::pin_init(Claim::new(), GFP_KERNEL_ACCOUNT).map_err(MapError::Attach)?;
         let attach =
@@ -434,6 +460,7 @@ impl Mapping {
             direction,
             attachment,
             dev: dev.into(),
+            locked: None,
         };
 
         // It may be the mapping that has the memory moved.
@@ -455,7 +482,7 @@ impl Mapping {
 }
 
 // SAFETY: By the type invariants the dma-buf is mapped for the device in that direction, and exporters
-// may not change the table while it is.
+// may not change the table while it is. What is accounted is so by the type invariants of `LockedMemory`.
 unsafe impl Source for Mapping {
     type Backing = ();
 
@@ -487,6 +514,10 @@ unsafe impl Source for Mapping {
 
     fn claim(&self) -> Option<&Claim> {
         Some(&self.attachment.claim)
+    }
+
+    fn take_account(&mut self) -> Option<bindings::ubuf_info_msgzc_mmpin> {
+        self.locked.take().map(LockedMemory::into_raw)
     }
 
     /// Exporters that know nothing of peers do not say that it does not.

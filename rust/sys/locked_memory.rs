@@ -45,7 +45,7 @@ impl LockedMemory {
         self.size
     }
 
-    /// Leaves it to a binding, whose core undoes it when the memory is unmapped.
+    /// Leaves it to a binding, whose core undoes it when the memory is unmapped. Lost, it is never undone.
     pub(super) fn into_raw(self) -> bindings::ubuf_info_msgzc_mmpin {
         ManuallyDrop::new(self).pinned
     }

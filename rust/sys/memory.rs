@@ -203,9 +203,9 @@ impl<S: Source> Mapped<S> {
         self.with(|source| source.is_for(dev)).unwrap_or(false)
     }
 
-    /// Whether the memory, if it is still mapped, has so many bytes at the most.
-    pub(super) fn is_within(&self, bytes: u64) -> bool {
-        self.with(S::size).is_some_and(|size| size <= bytes)
+    /// What the memory is accounted as, see [`Source::take_account`].
+    pub(super) fn take_account(&self) -> Option<bindings::ubuf_info_msgzc_mmpin> {
+        Option::as_mut(&mut self.source.lock())?.take_account()
     }
 
     /// Whether the device reaches the memory where that is, if it is still mapped, and somebody knows.

@@ -55,6 +55,7 @@ impl Direction {
 ///   whenever they are asked for, mapped or not.
 /// - Nowhere is there a reference to what is in the memory, if a device writes to it.
 /// - When this is dropped nobody calls its [`claim`](Self::claim) any more.
+/// - What [`take_account`](Self::take_account) returns is as the core has set it, and nothing else will undo that.
 pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
     /// What is to stay when the memory is not mapped any more, until nobody has a net_iov of it.
     type Backing: Send + Sync;
@@ -78,6 +79,12 @@ pub(crate) unsafe trait Source: Sized + Send + Sync + Unpin + 'static {
     /// What there is to be done when somebody takes the memory back, who then waits until this is dropped. None if
     /// nobody does.
     fn claim(&self) -> Option<&Claim> {
+        None
+    }
+
+    /// What it was accounted as before it was pinned, all of it, to be sent from: the binding's from now on, whose core
+    /// undoes it when the memory is unmapped. None if nothing is accounted, or that was taken: then no binding is made.
+    fn take_account(&mut self) -> Option<bindings::ubuf_info_msgzc_mmpin> {
         None
     }
 

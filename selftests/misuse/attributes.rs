@@ -7,7 +7,6 @@ use kernel::prelude::*;
 
 use crate::{
     sys::{
-        locked_memory::LockedMemory,
         devmem::Draft,
         dma_buf::Mapping,
         genetlink::{
@@ -36,8 +35,7 @@ fn queues(request: &BindRequest<'_>) {
 fn shared(
     dev: TxDevice<'_>,
     memory: impl PinInit<TxMemory<Mapping>, Error>,
-    account: LockedMemory,
     request: &RxBindRequest<'_>,
 ) {
-    let _ = Draft::transmit::<DmabufProvider>(dev, memory, account, request); //~ E0308
+    let _ = Draft::transmit::<DmabufProvider>(dev, memory, request); //~ E0308
 }

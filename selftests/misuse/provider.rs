@@ -6,7 +6,6 @@ use kernel::prelude::*;
 
 use crate::{
     sys::{
-        locked_memory::LockedMemory,
         devmem::{
             self,
             Draft, //
@@ -42,10 +41,9 @@ fn memory_of_another(
 fn send_from_what_is_received(
     dev: TxDevice<'_>,
     memory: impl PinInit<RxMemory<Mapping>, Error>,
-    account: LockedMemory,
     request: &TxBindRequest<'_>,
 ) {
-    let _ = Draft::<'_, TxMemory<Mapping>>::transmit::<DmabufProvider>(dev, memory, account, request); //~ E0277
+    let _ = Draft::<'_, TxMemory<Mapping>>::transmit::<DmabufProvider>(dev, memory, request); //~ E0277
 }
 
 fn read_what_the_cpu_cannot(skb: &mut RxSkBuff<'_>, msg: &mut Message<'_>) {

@@ -25,7 +25,6 @@ use super::{
             RxBindRequest,
             TxBindRequest, //
         },
-        locked_memory::LockedMemory,
         memory::{
             Memory,
             RxMemory,
@@ -94,12 +93,11 @@ impl<'a, S: Source> Draft<'a, RxMemory<S>> {
 impl<'a, S: Source> Draft<'a, TxMemory<S>> {
     /// Makes a binding of `P` for frags that `dev` transmits, which `request` asks for. It is the current
     /// task's: the core sees to who may send from it, and to how many a user has (`ENOSPC`). `EINVAL` if
-    /// the DMA of `dev` is not done by the device that the memory is mapped for, or if less was accounted,
+    /// the DMA of `dev` is not done by the device that the memory is mapped for, or if that is not accounted,
     /// `EOPNOTSUPP` if `P` has no [`fill`](DevmemProvider::fill).
     pub(crate) fn transmit<P: DevmemProvider<Source = S>>(
         dev: TxDevice<'a>,
         memory: impl PinInit<TxMemory<S>, Error>,
-        locked: LockedMemory,
         request: &TxBindRequest<'_>,
     ) -> Result<Self> {
         if !P::HAS_FILL {
@@ -112,11 +110,12 @@ impl<'a, S: Source> Draft<'a, TxMemory<S>> {
 
         let mapped = draft.binding.0.memory.mapped();
         let is_for = |dma_dev| mapped.is_for(dma_dev);
-        if !draft.dev.dma_device().is_some_and(is_for) || !mapped.is_within(locked.size()) {
+        if !draft.dev.dma_device().is_some_and(is_for) {
             return Err(EINVAL);
         }
+        let account = mapped.take_account().ok_or(EINVAL)?;
         // SAFETY: The binding is initialised, and ours. Nothing is accounted for it yet.
-        unsafe { (*draft.binding.0.base().as_ptr()).pinned = locked.into_raw() };
+        unsafe { (*draft.binding.0.base().as_ptr()).pinned = account };
         Ok(draft)
     }
 }
