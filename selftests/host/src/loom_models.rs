@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Models of what the core does in C (`net/core/devmem_core.c`): not its code, but its order of
-//! things. RCU is a lock that readers share, and a reference count an atomic number.
+//! things. RCU is a lock that readers share, and a reference count an atomic number. What the module does in them is
+//! its own code where that is plain logic.
 //!
 //! Each is gone through with one of its steps left out, too, and has to fail then.
 
@@ -18,7 +19,15 @@ use loom::{
     thread,
 };
 
-use crate::loom_tests::explore;
+use crate::{
+    loom_tests::explore,
+    sys::{
+        free_list::{Batch, FreeList},
+        share::Account,
+        waiters::{Asker, Free, Waiters},
+        wrapper,
+    },
+};
 
 /// What went wrong in any interleaving. Told at the end: loom does not survive panics of threads.
 #[derive(Clone, Default)]
@@ -287,28 +296,85 @@ fn a_binding_is_freed_once_and_last() {
     assert!(faults(LeftOut::ReferenceToModule).contains(&"the module is gone"));
 }
 
-/// A page pool whose queue has one buffer, which comes back while it asks its provider for one.
+/// A page pool whose queue has one buffer, which comes back while it asks its provider for one. Another queue has all
+/// others. What the provider does is the module's own code.
 struct Pool {
     /// `page_pool.mp_wants_back`.
     wants_back: AtomicBool,
     producer: Mutex<()>,
-    /// How many buffers are in the ring. Written with the lock by who fills it, and by who empties it without.
+    /// The buffer, if it is in the ring. Written with the lock by who fills it, and by who empties it without.
     ring: AtomicUsize,
-    free: Mutex<Free>,
+    free: Mutex<Provider>,
+    /// Its NAPI.
+    napi: Napi,
 }
 
-/// The provider's.
-#[derive(Default)]
-struct Free {
-    buffers: usize,
-    is_waiting: bool,
-    /// How often NAPI was scheduled.
-    polls: usize,
+type Provider = Free<Vec<u32>, Vec<Account>, Vec<Waiters<Napi>>>;
+
+/// How often one was scheduled. Nothing that loom has to know of.
+#[derive(Clone, Default)]
+struct Napi(std::sync::Arc<std::sync::atomic::AtomicUsize>);
+
+impl PartialEq for Napi {
+    fn eq(&self, other: &Self) -> bool {
+        std::sync::Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Asker for Napi {
+    fn poll(&self) -> bool {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        true
+    }
 }
 
 impl Pool {
+    const EMPTY: usize = usize::MAX;
+
+    /// What the queue has is all of its share, or half of it. Returns which buffer that is, too.
+    fn new(has_its_share: bool) -> (Self, u32) {
+        let buffers = if has_its_share { 2 } else { 4 };
+        let list = FreeList::full(vec![0; buffers], vec![Account::default(); 2]);
+        let this = Self {
+            wants_back: AtomicBool::new(false),
+            producer: Mutex::new(()),
+            ring: AtomicUsize::new(Self::EMPTY),
+            free: Mutex::new(Free::new(list, vec![Waiters::new(), Waiters::new()])),
+            napi: Napi::default(),
+        };
+        let buffer = this.alloc_netmems(0).unwrap();
+
+        while this.free.lock().unwrap().list().in_use() < buffers {
+            this.alloc_netmems(1).unwrap();
+        }
+        (this, buffer)
+    }
+
+    /// `RxBuffers::with_free()`.
+    fn with_free(&self, queue: usize, change: impl FnOnce(&mut Provider)) {
+        let mut free = self.free.lock().unwrap();
+
+        change(&mut free);
+        if queue == 0 {
+            self.wants_back.store(free.list().gives_back(0), Relaxed);
+        }
+        if free.has_waiting() {
+            let _ = free.wake(|| 0, |_, _| ());
+        }
+    }
+
+    /// The provider's `alloc_netmems()`.
+    fn alloc_netmems(&self, queue: usize) -> Option<u32> {
+        let mut batch = Batch::new();
+
+        self.with_free(queue, |free| {
+            let _ = free.take(&mut batch, 1, Some(queue), self.napi.clone(), || 0);
+        });
+        batch.take_raw().first().copied()
+    }
+
     /// `page_pool_recycle_in_ring()`, and the provider's `release_netmem()`.
-    fn put(&self, left_out: LeftOut) {
+    fn put(&self, buffer: u32, left_out: LeftOut) {
         let before = self.wants_back.load(Relaxed);
         let producer = self.producer.lock().unwrap();
         let wants_back = match left_out {
@@ -316,68 +382,55 @@ impl Pool {
             _ => self.wants_back.load(Relaxed),
         };
         if !wants_back {
-            self.ring.store(1, Release);
+            self.ring.store(buffer as usize, Release);
         }
         drop(producer);
 
         if wants_back {
-            let mut free = self.free.lock().unwrap();
-            free.buffers += 1;
-            free.polls += usize::from(std::mem::take(&mut free.is_waiting));
+            self.with_free(0, |free| {
+                let _ = free.put([wrapper::came_back(buffer)], Some(0), || 0);
+            });
         }
     }
 
     /// `page_pool_refill_alloc_cache()`.
     fn take_from_ring(&self) -> bool {
-        let is_there = self.ring.load(Acquire) != 0;
+        let is_there = self.ring.load(Acquire) != Self::EMPTY;
         if is_there {
-            self.ring.store(0, Relaxed);
+            self.ring.store(Self::EMPTY, Relaxed);
         }
         is_there
     }
 
-    /// `page_pool_alloc_netmems()`, and the provider's `alloc_netmems()`.
+    /// `page_pool_alloc_netmems()`, and `page_pool_alloc_from_provider()`.
     fn take(&self, left_out: LeftOut) -> bool {
-        if self.take_from_ring() {
+        if self.take_from_ring() || self.alloc_netmems(0).is_some() {
             return true;
         }
-        {
-            let mut free = self.free.lock().unwrap();
-            if free.buffers != 0 {
-                free.buffers -= 1;
-                return true;
-            }
-            free.is_waiting = true;
-            self.wants_back.store(true, Relaxed);
-        }
-        left_out != LeftOut::SecondLook && {
+        self.wants_back.load(Relaxed) && left_out != LeftOut::SecondLook && {
             drop(self.producer.lock().unwrap());
             self.take_from_ring()
         }
     }
 }
 
-fn pool(left_out: LeftOut, faults: &Faults) {
-    let pool = Arc::new(Pool {
-        wants_back: AtomicBool::new(false),
-        producer: Mutex::new(()),
-        ring: AtomicUsize::new(0),
-        free: Mutex::new(Free::default()),
-    });
+fn pool(left_out: LeftOut, has_its_share: bool, faults: &Faults) {
+    let (pool, buffer) = Pool::new(has_its_share);
+    let pool = Arc::new(pool);
     let reader = {
         let pool = pool.clone();
-        thread::spawn(move || pool.put(left_out))
+        thread::spawn(move || pool.put(buffer, left_out))
     };
     let got = pool.take(left_out);
 
     reader.join().unwrap();
-    let polls = pool.free.lock().unwrap().polls;
+    let polls = pool.napi.0.load(std::sync::atomic::Ordering::Relaxed);
     faults.unless(got || polls == 1, "left behind in the ring");
 }
 
 #[test]
 fn who_asked_in_vain_is_told_or_looks_again() {
-    let faults = |left_out| faults(move |faults| pool(left_out, faults));
+    let faults = |left_out| faults(move |faults| pool(left_out, false, faults));
 
     assert_eq!(faults(LeftOut::Nothing), [""; 0]);
     assert_eq!(
@@ -385,4 +438,12 @@ fn who_asked_in_vain_is_told_or_looks_again() {
         ["left behind in the ring"]
     );
     assert_eq!(faults(LeftOut::SecondLook), ["left behind in the ring"]);
+}
+
+/// It is for its own readers to give something back, of which nobody tells it: see `rx-empty` of the driver guide.
+#[test]
+fn who_has_its_share_is_not_told() {
+    let found = faults(|faults| pool(LeftOut::Nothing, true, faults));
+
+    assert_eq!(found, ["left behind in the ring"]);
 }
