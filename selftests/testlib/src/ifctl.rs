@@ -5,6 +5,7 @@
 //! The programs `ip` and `ethtool` do the same, but starting one takes the emulated guest a third of a
 //! second, and the tests need some hundreds.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::io::ErrorKind;
@@ -13,6 +14,7 @@ use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
+use std::str::FromStr;
 
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 const SIOCSARP: libc::Ioctl = 0x8955;
@@ -37,6 +39,8 @@ const ETHTOOL_SRXCLSRLINS: u32 = 0x32;
 const ETHTOOL_GSSET_INFO: u32 = 0x37;
 const ETHTOOL_GRXFHINDIR: u32 = 0x38;
 const ETHTOOL_SRXFHINDIR: u32 = 0x39;
+const ETHTOOL_GRSSH: u32 = 0x46;
+const ETHTOOL_SRSSH: u32 = 0x47;
 const ETH_SS_STATS: u32 = 1;
 const ETH_GSTRING_LEN: usize = 32;
 const RX_CLS_LOC_ANY: u32 = u32::MAX;
@@ -82,6 +86,70 @@ impl RxFlow {
             padding: 0,
             rule_count: 0,
         }
+    }
+}
+
+/// How a device spreads flows by itself: `struct ethtool_rxfh`, which has six words, its table, and its key.
+#[derive(Clone, Debug)]
+pub(crate) struct Rss(Vec<u32>);
+
+impl Rss {
+    const HEAD: usize = 6;
+    /// The index into the table has so many bits, of that end of the hash.
+    const INDEX_BITS: u32 = 7;
+
+    /// Bits of the key, by which the last bits of a TCP packet's hash are those of its destination port, in reverse:
+    /// over IPv4, and over IPv6 from an address that has zeros before its last seven bits. The hash of all else is 0.
+    const KEY_BITS: [usize; 2] = [120, 312];
+
+    fn entries(&self) -> usize {
+        self.0[2] as usize
+    }
+
+    fn key(&mut self) -> &mut [u32] {
+        let at = Self::HEAD + self.entries();
+        &mut self.0[at..]
+    }
+
+    fn entry_of(port: u16) -> usize {
+        let bits = port % (1 << Self::INDEX_BITS);
+        (bits.reverse_bits() >> (u16::BITS - Self::INDEX_BITS)).into()
+    }
+
+    /// Has a queue receive a port, and 127 others, and the first one all that nobody has steered. That is for NICs which
+    /// have no rules for ports.
+    pub(crate) fn steer(&mut self, port: u16, queue: u32) {
+        let mut key = [0; 40];
+        for bit in Self::KEY_BITS {
+            key[bit / 8] |= 0x80 >> (bit % 8);
+        }
+        let key: Vec<u32> = key
+            .chunks_exact(4)
+            .map(|bytes| u32::from_ne_bytes(bytes.try_into().expect("four bytes")))
+            .collect();
+        if *self.key() != key {
+            self.key().copy_from_slice(&key);
+            let end = Self::HEAD + self.entries();
+            self.0[Self::HEAD..end].fill(0);
+        }
+        self.0[Self::HEAD + Self::entry_of(port)] = queue;
+    }
+}
+
+/// Its words, for another process.
+impl fmt::Display for Rss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<_> = self.0.iter().map(u32::to_string).collect();
+        f.write_str(&words.join(" "))
+    }
+}
+
+impl FromStr for Rss {
+    type Err = io::Error;
+
+    fn from_str(text: &str) -> io::Result<Self> {
+        let words: Result<Vec<_>, _> = text.split(' ').map(str::parse).collect();
+        Ok(Self(words.map_err(io::Error::other)?))
     }
 }
 
@@ -337,6 +405,31 @@ impl Interface {
         Ok(rule.location)
     }
 
+    /// How flows are spread that nothing else steers.
+    pub(crate) fn rss(&self) -> io::Result<Rss> {
+        let mut head = [ETHTOOL_GRSSH, 0, 0, 0, 0, 0];
+        self.ethtool(&mut head)?;
+        let (entries, key) = (head[2], head[3]);
+        if (entries, key) != (1 << Rss::INDEX_BITS, 40) {
+            return Err(io::Error::other(format!(
+                "an RSS table of {entries}, and a key of {key} bytes"
+            )));
+        }
+        let mut words = vec![0; Rss::HEAD + entries as usize + key as usize / 4];
+        words[..4].copy_from_slice(&[ETHTOOL_GRSSH, 0, entries, key]);
+        self.ethtool_words(&mut words)?;
+        Ok(Rss(words))
+    }
+
+    /// Has them spread like that.
+    pub(crate) fn set_rss(&self, rss: &Rss) -> io::Result<()> {
+        let mut words = rss.0.clone();
+        words[0] = ETHTOOL_SRSSH;
+        // The function stays what it is.
+        words[4] = 0;
+        self.ethtool_words(&mut words)
+    }
+
     /// Removes the rule at a location.
     pub(crate) fn unsteer(&self, location: u32) -> io::Result<()> {
         self.ethtool(&mut RxFlow::new(ETHTOOL_SRXCLSRLDEL, location))
@@ -383,3 +476,51 @@ fn ioctl<T>(socket: &UdpSocket, number: libc::Ioctl, request: &mut T) -> io::Res
 // As C lays out struct ethtool_rxnfc.
 const _: () = assert!(size_of::<RxFlow>() == 192);
 const _: () = assert!(mem::offset_of!(RxFlow, ring) == 168);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Toeplitz's hash, as NICs have it.
+    fn hash(key: &[u32], input: &[u8]) -> u32 {
+        let key: Vec<u8> = key.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let bit = |bytes: &[u8], at: usize| bytes[at / 8] >> (7 - at % 8) & 1 == 1;
+        (0..input.len() * 8)
+            .filter(|&at| bit(input, at))
+            .map(|at| (at..at + 32).fold(0, |window, at| window << 1 | u32::from(bit(&key, at))))
+            .fold(0, |hash, window| hash ^ window)
+    }
+
+    #[test]
+    fn ports_reach_their_queues_by_the_key() {
+        let mut rss = Rss(vec![3; Rss::HEAD + 128 + 10]);
+        rss.0[2] = 128;
+        rss.steer(5001, 1);
+        rss.steer(5002, 2);
+        let mut queue = |addresses: &[u8], port: u16| {
+            let mut input = addresses.to_vec();
+            input.extend(40000_u16.to_be_bytes());
+            input.extend(port.to_be_bytes());
+            let at = hash(rss.key(), &input) % 128;
+            rss.0[Rss::HEAD + at as usize]
+        };
+        let v4 = [192, 0, 2, 2, 192, 0, 2, 1];
+        let v6 = |host: &str| host.parse::<Ipv6Addr>().expect("an address").octets();
+        let v6 = [v6("2001:db8:1::2"), v6("2001:db8:1::1")].concat();
+        for addresses in [&v4[..], &v6] {
+            assert_eq!(queue(addresses, 5001), 1);
+            assert_eq!(queue(addresses, 5002), 2);
+            assert_eq!(queue(addresses, 5003), 0);
+            assert_eq!(queue(addresses, 5001 + 128), 1);
+        }
+        assert_eq!(hash(rss.key(), &v4), 0);
+    }
+
+    #[test]
+    fn another_process_learns_of_it() {
+        let rss = Rss((0..Rss::HEAD as u32 + 138).collect());
+        let learnt: Rss = rss.to_string().parse().expect("what was told");
+        assert_eq!(learnt.0, rss.0);
+        assert!("1 2 x".parse::<Rss>().is_err());
+    }
+}

@@ -54,6 +54,7 @@ use crate::hardware::Way;
 pub use crate::ifctl::Feature;
 use crate::ifctl::Flow;
 use crate::ifctl::Interface;
+use crate::ifctl::Rss;
 use crate::keeper;
 use crate::provider;
 use crate::report;
@@ -120,15 +121,24 @@ fn bus(file: &str, text: &str) -> io::Result<()> {
         .map_err(|err| io::Error::new(err.kind(), format!("{text:?} to {file}: {err}")))
 }
 
+/// What was done to a NIC that was given, but to its rings.
+#[derive(Debug, Default)]
+struct Changes {
+    /// Where rules were made.
+    rules: BTreeSet<u32>,
+    /// What flows were spread by before.
+    rss: Option<Rss>,
+}
+
 /// What an end is.
 #[derive(Debug)]
 enum Device {
     /// One that was made, by its number on the bus.
     Simulated(u32),
-    /// A NIC that was given. It is put back as it was: its rings, and without these rules.
+    /// A NIC that was given. It is put back as it was: its rings, and without these changes.
     Given {
         before: Rings,
-        rules: Mutex<BTreeSet<u32>>,
+        changes: Mutex<Changes>,
     },
     /// The other end of such a NIC, which is as it is.
     Other,
@@ -206,7 +216,7 @@ impl End {
         let before = ns.run(|| Ok(Ethtool::open()?.rings(ifindex)?))?;
         let device = Device::Given {
             before,
-            rules: Mutex::default(),
+            changes: Mutex::default(),
         };
         Ok(Self {
             ns,
@@ -434,43 +444,71 @@ impl End {
         bus("del_device", &id.to_string())
     }
 
-    /// Notes a rule that was made, to be removed in the end.
-    fn note_rule(&self, location: u32) -> io::Result<()> {
-        match &self.device {
-            Device::Given { rules, .. } => {
-                let mut rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
-                rules.insert(location);
-                keeper::note(location.to_string())
+    /// Has a queue receive a port by the rule at a location, or at any. A NIC that was given may have no such rules,
+    /// but a key that flows are spread by.
+    fn steer_at(&self, location: Option<u32>, flow: Flow, port: u16, queue: u32) -> io::Result<()> {
+        self.interface(|interface| {
+            let rule = match location {
+                Some(location) => interface.steer_at(location, flow, port, queue),
+                None => interface.steer(flow, port, queue),
+            };
+            match (&self.device, rule) {
+                (Device::Given { .. }, Err(err))
+                    if err.raw_os_error() == Some(libc::EOPNOTSUPP) =>
+                {
+                    let mut rss = interface.rss()?;
+                    self.note(format!("rss {rss}"))?;
+                    rss.steer(port, queue);
+                    interface.set_rss(&rss)
+                }
+                (Device::Given { .. }, Ok(location)) => self.note(format!("rule {location}")),
+                (_, rule) => rule.map(drop),
             }
-            _ => Ok(()),
-        }
+        })
     }
 
-    /// Learns of a rule that another process has noted, or that it has removed them all.
+    /// Notes what is done to a NIC that was given, here and with who puts it back if this program does not.
+    fn note(&self, change: String) -> io::Result<()> {
+        self.learn(&change)?;
+        keeper::note(change)
+    }
+
+    /// Learns of a rule, of what flows were spread by until now, or that all was put back.
     fn learn(&self, change: &str) -> io::Result<()> {
-        if let Device::Given { rules, .. } = &self.device {
-            let mut rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
-            match change {
-                RESTORED => rules.clear(),
-                rule => drop(rules.insert(rule.parse().map_err(io::Error::other)?)),
+        if let Device::Given { changes, .. } = &self.device {
+            let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
+            match change.split_once(' ') {
+                Some(("rule", rule)) => {
+                    changes
+                        .rules
+                        .insert(rule.parse().map_err(io::Error::other)?);
+                }
+                // Later ones are of the test's own making.
+                Some(("rss", _)) if changes.rss.is_some() => (),
+                Some(("rss", rss)) => changes.rss = Some(rss.parse()?),
+                None if change == RESTORED => *changes = Changes::default(),
+                _ => return Err(ErrorKind::InvalidData.into()),
             }
         }
         Ok(())
     }
 
     /// Puts a NIC that was given back as it was. What fails is no reason to leave the rest.
-    fn restore(&self, before: Rings, rules: &Mutex<BTreeSet<u32>>) -> io::Result<()> {
-        let rules = rules.lock().unwrap_or_else(PoisonError::into_inner);
+    fn restore(&self, before: Rings, changes: &Mutex<Changes>) -> io::Result<()> {
         let steering = self.interface(|interface| {
-            rules
+            let changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
+            let rss = changes.rss.as_ref();
+            changes
+                .rules
                 .iter()
                 .map(|&location| interface.unsteer(location))
                 .fold(Ok(()), io::Result::and)
+                .and(rss.map_or(Ok(()), |rss| interface.set_rss(rss)))
                 .and(interface.receive_by_default())
         });
         steering
             .and(self.set_rings(before))
-            .and_then(|()| keeper::note(RESTORED.to_owned()))
+            .and_then(|()| self.note(RESTORED.to_owned()))
     }
 }
 
@@ -495,7 +533,7 @@ impl Drop for End {
     fn drop(&mut self) {
         let done = match &self.device {
             Device::Simulated(_) => self.delete(),
-            Device::Given { before, rules } => self.restore(*before, rules),
+            Device::Given { before, changes } => self.restore(*before, changes),
             Device::Other => Ok(()),
         };
         if let Err(err) = done {
@@ -603,12 +641,10 @@ impl Pair {
 
     /// Has flows to this TCP port received by this queue.
     pub fn steer(&self, port: u16, queue: u32) -> io::Result<()> {
-        self.rx.interface(|interface| {
-            for flow in [Flow::Tcp4, Flow::Tcp6] {
-                self.rx.note_rule(interface.steer(flow, port, queue)?)?;
-            }
-            Ok(())
-        })
+        for flow in [Flow::Tcp4, Flow::Tcp6] {
+            self.rx.steer_at(None, flow, port, queue)?;
+        }
+        Ok(())
     }
 
     /// Has another queue receive the port that [`steer`](Self::steer) was first called for.
@@ -618,13 +654,10 @@ impl Pair {
 
     /// Has a queue receive a port by the rules of this number, which replaces those there.
     pub fn steer_nth(&self, number: u32, port: u16, queue: u32) -> io::Result<()> {
-        self.rx.interface(|interface| {
-            for (location, flow) in (2 * number..).zip([Flow::Tcp4, Flow::Tcp6]) {
-                self.rx
-                    .note_rule(interface.steer_at(location, flow, port, queue)?)?;
-            }
-            Ok(())
-        })
+        for (location, flow) in (2 * number..).zip([Flow::Tcp4, Flow::Tcp6]) {
+            self.rx.steer_at(Some(location), flow, port, queue)?;
+        }
+        Ok(())
     }
 
     /// The request to bind queues of the receiving end.
