@@ -42,17 +42,17 @@ VNG_VERSION=1.42
 QEMU_MIN=8.1
 LIBURING_VERSION=2.15-1
 
-# The guest, that is its kernel: fast, or one that looks for bugs. Each but the fast one
-# has a configuration of its own in selftests/guest/, on top of kernel.config. For "own" it is what
-# the user has built in KDIR, as it is.
+# The guest, that is its kernel: fast, one that looks for bugs, or one with a NIC on PCI. Each has a
+# configuration of its own in selftests/guest/, on top of kernel.config. For "own" it is what the user has
+# built in KDIR, as it is.
 GUEST=${GUEST:-fast}
 export GUEST
 case $GUEST in
-fast | debug | kcsan) ;;
+fast | debug | kcsan | pci) ;;
 *)
 	# KDIR has it.
 	if [ "$GUEST" != own ] || [ -z "${KDIR:-}" ]; then
-		echo "there is no guest $GUEST: GUEST is fast, debug or kcsan" >&2
+		echo "there is no guest $GUEST: GUEST is fast, debug, kcsan or pci" >&2
 		exit 1
 	fi
 	;;

@@ -121,9 +121,9 @@ begin_giving()
 	ip link set lo up
 }
 
-# give_pair: a NIC in the first namespace, joined to one in the namespace `remote`, and the variables by which
-# tests are told of them: drivers/net/README.rst of the kernel's selftests.
-give_pair()
+# give_ends PAIR: a NIC in the first namespace, joined to one in the namespace `remote` by the command PAIR, and the
+# variables by which tests are told of them: drivers/net/README.rst of the kernel's selftests.
+give_ends()
 {
 	export NETIF=ethlocal LOCAL_V4=192.0.2.1 LOCAL_V6=2001:db8:1::1
 	export REMOTE_TYPE=netns REMOTE_ARGS=remote REMOTE_V4=192.0.2.2 REMOTE_V6=2001:db8:1::2
@@ -131,7 +131,7 @@ give_pair()
 
 	ip netns add remote
 	ip -n remote link set lo up
-	new_pair local "$NETIF" remote ethremote
+	"$1" local "$NETIF" remote ethremote
 
 	ip addr add "$LOCAL_V4/24" dev "$NETIF"
 	ip addr add "$LOCAL_V6/64" dev "$NETIF" nodad
@@ -139,4 +139,45 @@ give_pair()
 	ip -n remote addr add "$REMOTE_V6/64" dev ethremote nodad
 	ip link set "$NETIF" up
 	ip -n remote link set ethremote up
+}
+
+# give_pair: the same, with a netdevsim pair.
+give_pair()
+{
+	give_ends new_pair
+}
+
+# igb_pair NETNS1 NAME1 NETNS2 NAME2: the two NICs on PCI, which QEMU has joined, with as many queues as they have.
+igb_pair()
+{
+	local nic nics=()
+
+	is_loaded igb || insmod "$NETDEVSIM_DIR/igb.ko"
+	for nic in /sys/bus/pci/drivers/igb/*:*/net/*; do
+		ip link set dev "${nic##*/}" down
+		ethtool -L "${nic##*/}" combined 8
+		nics+=("${nic##*/}")
+	done
+	[ ${#nics[@]} = 2 ] || die "there are not two NICs of igb: ${nics[*]}"
+	ip link set dev "${nics[0]}" name "$2" netns "$1"
+	ip link set dev "${nics[1]}" name "$4" netns "$3"
+}
+
+# wait_for_link: it takes a NIC seconds to have it, after whatever resets it.
+wait_for_link()
+{
+	local _
+
+	for _ in {1..100}; do
+		! ping -q -c 1 -w 1 "$REMOTE_V4" >/dev/null || return 0
+		sleep 0.2
+	done
+	die "$NETIF does not reach $REMOTE_V4"
+}
+
+# give_igb: the same, with igb on PCI.
+give_igb()
+{
+	give_ends igb_pair
+	wait_for_link
 }
