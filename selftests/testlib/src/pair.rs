@@ -22,6 +22,7 @@ use std::path::Path;
 use std::process;
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
@@ -70,6 +71,9 @@ pub const QUEUES: u32 = 8;
 const QUEUES_NEEDED: u32 = 3;
 /// What is noted when a NIC was put back.
 const RESTORED: &str = "restored";
+/// How a NIC that was given is called in what is noted, and its other end.
+const GIVEN: &str = "given";
+const OTHER: &str = "other";
 /// Nothing in a test takes a socket longer than this.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -85,11 +89,20 @@ pub(crate) fn delete_all() {
     }
 }
 
-/// Has a NIC that was given put back as it is now, whatever ends this program.
+/// Has a NIC that was given, and its other end, put back as they are now, whatever ends this program.
 pub(crate) fn keep() -> io::Result<()> {
     match hardware::given()? {
-        Some(nic) => keeper::start(|| End::given(nic), End::learn),
+        Some(nic) => keeper::start(|| Ok([End::given(nic)?, End::other(nic)?]), learn),
         None => Ok(()),
+    }
+}
+
+/// Learns of what another process has noted of a NIC and its other end.
+fn learn([given, other]: &[End; 2], change: &str) -> io::Result<()> {
+    match change.split_once(' ') {
+        Some((GIVEN, change)) => given.learn(change),
+        Some((OTHER, change)) => other.learn(change),
+        _ => Err(ErrorKind::InvalidData.into()),
     }
 }
 
@@ -121,7 +134,7 @@ fn bus(file: &str, text: &str) -> io::Result<()> {
         .map_err(|err| io::Error::new(err.kind(), format!("{text:?} to {file}: {err}")))
 }
 
-/// What was done to a NIC that was given, but to its rings.
+/// What was done to a NIC that was not made for the test, but to its rings.
 #[derive(Debug, Default)]
 struct Changes {
     /// Where rules were made.
@@ -130,18 +143,45 @@ struct Changes {
     rss: Option<Rss>,
 }
 
+/// What such a NIC was like, and what has changed since.
+#[derive(Debug)]
+struct Before {
+    rings: Rings,
+    changes: Mutex<Changes>,
+}
+
+impl Before {
+    fn of(ns: &Netns, ifindex: u32) -> io::Result<Self> {
+        Ok(Self {
+            rings: ns.run(|| Ok(Ethtool::open()?.rings(ifindex)?))?,
+            changes: Mutex::default(),
+        })
+    }
+
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What an end is.
 #[derive(Debug)]
 enum Device {
     /// One that was made, by its number on the bus.
     Simulated(u32),
     /// A NIC that was given. It is put back as it was: its rings, and without these changes.
-    Given {
-        before: Rings,
-        changes: Mutex<Changes>,
-    },
-    /// The other end of such a NIC, which is as it is.
-    Other,
+    Given(Before),
+    /// The other end of such a NIC. If it is of this machine it is put back, too.
+    Other(Option<Before>),
+}
+
+impl Device {
+    fn before(&self) -> Option<&Before> {
+        match self {
+            Self::Simulated(_) => None,
+            Self::Given(before) => Some(before),
+            Self::Other(before) => before.as_ref(),
+        }
+    }
 }
 
 /// What a NIC that was given cannot do.
@@ -213,16 +253,11 @@ impl End {
         let ifindex = ns
             .ifindex(&ifname)
             .map_err(|err| io::Error::new(err.kind(), format!("NETIF is {ifname}: {err}")))?;
-        let before = ns.run(|| Ok(Ethtool::open()?.rings(ifindex)?))?;
-        let device = Device::Given {
-            before,
-            changes: Mutex::default(),
-        };
         Ok(Self {
+            device: Device::Given(Before::of(&ns, ifindex)?),
             ns,
             ifindex,
             ifname,
-            device,
         })
     }
 
@@ -237,11 +272,16 @@ impl End {
             // It has nothing here but its name, by which nobody is to call it.
             Way::Ssh(_) => (Netns::current()?, "lo".to_owned()),
         };
+        let ifindex = ns.ifindex(&ifname)?;
+        let before = match &nic.way {
+            Way::Netns(_) => Some(Before::of(&ns, ifindex)?),
+            Way::Ssh(_) => None,
+        };
         Ok(Self {
-            ifindex: ns.ifindex(&ifname)?,
+            ifindex,
             ns,
             ifname,
-            device: Device::Other,
+            device: Device::Other(before),
         })
     }
 
@@ -452,31 +492,34 @@ impl End {
                 Some(location) => interface.steer_at(location, flow, port, queue),
                 None => interface.steer(flow, port, queue),
             };
-            match (&self.device, rule) {
-                (Device::Given { .. }, Err(err))
-                    if err.raw_os_error() == Some(libc::EOPNOTSUPP) =>
-                {
+            match (self.device.before(), rule) {
+                (Some(_), Err(err)) if err.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                     let mut rss = interface.rss()?;
-                    self.note(format!("rss {rss}"))?;
+                    self.note(&format!("rss {rss}"))?;
                     rss.steer(port, queue);
                     interface.set_rss(&rss)
                 }
-                (Device::Given { .. }, Ok(location)) => self.note(format!("rule {location}")),
+                (Some(_), Ok(location)) => self.note(&format!("rule {location}")),
                 (_, rule) => rule.map(drop),
             }
         })
     }
 
-    /// Notes what is done to a NIC that was given, here and with who puts it back if this program does not.
-    fn note(&self, change: String) -> io::Result<()> {
-        self.learn(&change)?;
-        keeper::note(change)
+    /// Notes what is done to a NIC that was not made for the test, here and with who puts it back if this program does
+    /// not.
+    fn note(&self, change: &str) -> io::Result<()> {
+        self.learn(change)?;
+        match self.device {
+            Device::Simulated(_) => Ok(()),
+            Device::Given(_) => keeper::note(format!("{GIVEN} {change}")),
+            Device::Other(_) => keeper::note(format!("{OTHER} {change}")),
+        }
     }
 
     /// Learns of a rule, of what flows were spread by until now, or that all was put back.
     fn learn(&self, change: &str) -> io::Result<()> {
-        if let Device::Given { changes, .. } = &self.device {
-            let mut changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = self.device.before() {
+            let mut changes = before.changes();
             match change.split_once(' ') {
                 Some(("rule", rule)) => {
                     changes
@@ -493,11 +536,28 @@ impl End {
         Ok(())
     }
 
-    /// Puts a NIC that was given back as it was. What fails is no reason to leave the rest.
-    fn restore(&self, before: Rings, changes: &Mutex<Changes>) -> io::Result<()> {
-        let steering = self.interface(|interface| {
-            let changes = changes.lock().unwrap_or_else(PoisonError::into_inner);
-            let rss = changes.rss.as_ref();
+    /// Has a NIC that was not made for the test do what device memory asks of it.
+    fn split_headers(&self) -> io::Result<()> {
+        self.device
+            .before()
+            .map_or(Ok(()), |before| self.set_rings(before.rings.for_devmem()))
+    }
+
+    /// Puts a NIC back as it was. What fails is no reason to leave the rest.
+    fn restore(&self, before: &Before) -> io::Result<()> {
+        self.restore_steering(before)
+            .and(self.set_rings(before.rings))
+            .and_then(|()| self.note(RESTORED))
+    }
+
+    fn restore_steering(&self, before: &Before) -> io::Result<()> {
+        let changes = before.changes();
+        let rss = changes.rss.as_ref();
+        // What nobody has touched may be beyond the device at the other end.
+        if matches!(self.device, Device::Other(_)) && changes.rules.is_empty() && rss.is_none() {
+            return Ok(());
+        }
+        self.interface(|interface| {
             changes
                 .rules
                 .iter()
@@ -505,10 +565,7 @@ impl End {
                 .fold(Ok(()), io::Result::and)
                 .and(rss.map_or(Ok(()), |rss| interface.set_rss(rss)))
                 .and(interface.receive_by_default())
-        });
-        steering
-            .and(self.set_rings(before))
-            .and_then(|()| self.note(RESTORED.to_owned()))
+        })
     }
 }
 
@@ -533,8 +590,8 @@ impl Drop for End {
     fn drop(&mut self) {
         let done = match &self.device {
             Device::Simulated(_) => self.delete(),
-            Device::Given { before, changes } => self.restore(*before, changes),
-            Device::Other => Ok(()),
+            Device::Given(before) | Device::Other(Some(before)) => self.restore(before),
+            Device::Other(None) => Ok(()),
         };
         if let Err(err) = done {
             report::diag(format_args!("putting {} away: {err}", self.ifname));
@@ -567,10 +624,15 @@ impl Pair {
             Some(nic) if matches!(nic.way, Way::Ssh(_)) => Err(reason_to_skip(
                 "sending takes an other end in a namespace, and REMOTE_TYPE is ssh",
             )),
-            Some(nic) => Ok(Self {
-                rx: End::other(nic)?,
-                tx: End::given(nic)?,
-            }),
+            Some(nic) => {
+                let pair = Self {
+                    rx: End::other(nic)?,
+                    tx: End::given(nic)?,
+                };
+                // What it cannot do it need not: most tests read what arrives in host memory.
+                let _ = pair.rx.split_headers();
+                Ok(pair)
+            }
         }
     }
 
@@ -586,9 +648,7 @@ impl Pair {
                 nic.ifname
             )));
         }
-        if let Device::Given { before, .. } = &pair.rx.device {
-            pair.rx.set_rings(before.for_devmem())?;
-        }
+        pair.rx.split_headers()?;
         pair.rx
             .interface(|interface| interface.receive_by_queue(0))?;
         Ok(pair)
@@ -702,7 +762,7 @@ impl Pair {
     fn address(&self, ip: Ip, port: u16) -> io::Result<SocketAddr> {
         let address = match (&self.rx.device, hardware::given()?) {
             (Device::Given { .. }, Some(nic)) => nic.local(ip)?,
-            (Device::Other, Some(nic)) => nic.remote(ip)?,
+            (Device::Other(_), Some(nic)) => nic.remote(ip)?,
             _ => return Ok(address(ip, port)),
         };
         Ok(SocketAddr::new(address, port))
