@@ -22,6 +22,15 @@ int devmem_test_ops(const struct devmem_test_ops *spec);
 int devmem_test_come_and_go(void);
 int devmem_test_init_fails(void);
 
+#ifdef CONFIG_PCI
+int devmem_test_pci(const struct devmem_test_pci *spec);
+#else
+static inline int devmem_test_pci(const struct devmem_test_pci *spec)
+{
+	return -EOPNOTSUPP;
+}
+#endif
+
 struct page_pool *devmem_test_create_pool(struct net_device *dev, u32 queue,
 					  u32 size);
 

@@ -102,6 +102,7 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 	struct devmem_test_state state;
 	struct devmem_test_bench bench;
 	struct devmem_test_ops ops;
+	struct devmem_test_pci pci;
 	s32 fd;
 	long ret;
 
@@ -137,6 +138,10 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 		return devmem_test_ops(&ops);
 	case DEVMEM_TEST_IOC_FAMILY:
 		return devmem_test_come_and_go();
+	case DEVMEM_TEST_IOC_PCI:
+		if (copy_from_user(&pci, (void __user *)arg, sizeof(pci)))
+			return -EFAULT;
+		return devmem_test_pci(&pci);
 	case DEVMEM_TEST_IOC_FAULT:
 	case DEVMEM_TEST_IOC_WATCH:
 		mutex_lock(&test->lock);

@@ -191,4 +191,19 @@ struct devmem_test_state {
  */
 #define DEVMEM_TEST_IOC_FAMILY	_IO('D', 0x4a)
 
+struct devmem_test_pci {
+	__u32 ifindex;
+	__u32 what;
+};
+
+/* The NIC is suspended, as if the machine was, */
+#define DEVMEM_TEST_PCI_SUSPEND	0
+/* it is resumed, */
+#define DEVMEM_TEST_PCI_RESUME	1
+/* or its driver is told of an error, the NIC is reset, and the driver recovers. */
+#define DEVMEM_TEST_PCI_RECOVER	2
+
+/* Has that happen to a NIC on PCI. -EOPNOTSUPP if it is none, or its driver cannot. */
+#define DEVMEM_TEST_IOC_PCI	_IOW('D', 0x4b, struct devmem_test_pci)
+
 #endif /* DEVMEM_TEST_UAPI_H */
