@@ -60,6 +60,8 @@ state()
 	ethtool -g "$NETIF" | grep -i split || true
 	ethtool -n "$NETIF"
 	ethtool -x "$NETIF"
+	cat "/sys/class/net/$NETIF/mtu"
+	ip netns exec remote cat /sys/class/net/ethremote/mtu
 }
 
 before=$(state)

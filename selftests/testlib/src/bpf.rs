@@ -23,6 +23,7 @@ const PROG_TYPE_SK_MSG: u32 = 16;
 const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_PERF_EVENT_ARRAY: u32 = 4;
 const MAP_TYPE_SOCKMAP: u32 = 15;
+const MAP_TYPE_XSKMAP: u32 = 17;
 const ATTACH_SK_SKB_STREAM_PARSER: u32 = 4;
 const ATTACH_SK_SKB_STREAM_VERDICT: u32 = 5;
 const ATTACH_SK_MSG_VERDICT: u32 = 7;
@@ -113,6 +114,7 @@ const PERF_EVENT_OUTPUT: i32 = 25;
 const SKB_LOAD_BYTES: i32 = 26;
 const SKB_STORE_BYTES: i32 = 9;
 const CSUM_LEVEL: i32 = 135;
+const REDIRECT_MAP: i32 = 51;
 /// What a program for ingress says: nothing, others may.
 const TCX_NEXT: i32 = -1;
 
@@ -156,6 +158,33 @@ pub(crate) fn link(
             flags,
         },
     )
+}
+
+/// Loads an XDP program that passes what the first queue receives to an AF_XDP socket, and all else to the stack.
+pub(crate) fn redirecting(prog_type: u32, socket: &impl AsFd) -> io::Result<OwnedFd> {
+    /// Where `struct xdp_md` has the queue.
+    const QUEUE: i16 = 16;
+    const XDP_PASS: i32 = 2;
+    let map = bpf_fd(
+        MAP_CREATE,
+        &MapCreate {
+            map_type: MAP_TYPE_XSKMAP,
+            key_size: 4,
+            value_size: 4,
+            max_entries: 1,
+            flags: 0,
+        },
+    )?;
+    let value = socket.as_fd().as_raw_fd() as u32;
+    entry(MAP_UPDATE_ELEM, &map, (&raw const value) as u64)?;
+    let mut program = vec![insn(LOAD_WORD, 2, 1, QUEUE, 0)];
+    program.extend(load_number(1, OF_MAP, map.as_raw_fd() as u64));
+    program.extend([
+        insn(MOV, 3, 0, 0, XDP_PASS),
+        insn(CALL, 0, 0, 0, REDIRECT_MAP),
+        insn(EXIT, 0, 0, 0, 0),
+    ]);
+    load(prog_type, 0, &program)
 }
 
 /// Has a device receive all 40 bytes of TCP options as payload, until the result is dropped.

@@ -119,6 +119,11 @@ pub fn given() -> io::Result<Option<&'static Nic>> {
     }
 }
 
+/// Whether the other end is a device of this machine, which can be set up as the NIC is.
+pub(crate) fn has_both_ends() -> bool {
+    matches!(given(), Ok(Some(nic)) if matches!(nic.way, Way::Netns(_)))
+}
+
 /// What the list says of a test: a word, or nothing. `None` if it is not in the list.
 fn listed(program: &str, test: &str) -> Option<&'static str> {
     TESTS

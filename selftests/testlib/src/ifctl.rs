@@ -22,8 +22,11 @@ const ATF_COM: i32 = 2;
 const ATF_PERM: i32 = 4;
 
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GRINGPARAM: u32 = 0x10;
+const ETHTOOL_SRINGPARAM: u32 = 0x11;
 const ETHTOOL_STXCSUM: u32 = 0x17;
 const ETHTOOL_SSG: u32 = 0x19;
+const ETHTOOL_TEST: u32 = 0x1a;
 const ETHTOOL_GSTATS: u32 = 0x1d;
 const ETHTOOL_STSO: u32 = 0x1f;
 const ETHTOOL_SGSO: u32 = 0x24;
@@ -240,6 +243,11 @@ impl Interface {
         Ok(self.flags()? & libc::IFF_UP as libc::c_short != 0)
     }
 
+    /// Whether the device is up and has a link.
+    pub(crate) fn has_link(&self) -> io::Result<bool> {
+        Ok(self.flags()? & libc::IFF_RUNNING as libc::c_short != 0)
+    }
+
     pub(crate) fn set_up(&self, up: bool) -> io::Result<()> {
         let mut request = self.ifreq();
         let flags = self.flags()?;
@@ -320,15 +328,56 @@ impl Interface {
         self.ethtool(&mut [ETHTOOL_SGSO, on.into()])
     }
 
+    /// How many queues there are that receive and transmit.
+    pub(crate) fn channels(&self) -> io::Result<u32> {
+        Ok(self.channel_parameters()?[8])
+    }
+
     /// Sets the number of queues, which receive and transmit.
     pub(crate) fn set_channels(&self, count: u32) -> io::Result<()> {
-        // struct ethtool_channels: the command, four limits, and four counts, the last of which is this.
+        let mut channels = self.channel_parameters()?;
+        (channels[0], channels[8]) = (ETHTOOL_SCHANNELS, count);
+        self.ethtool(&mut channels)
+    }
+
+    /// `struct ethtool_channels`: the command, four limits, and four counts, the last of which is of those that do both.
+    fn channel_parameters(&self) -> io::Result<[u32; 9]> {
         let mut channels = [0; 9];
         channels[0] = ETHTOOL_GCHANNELS;
         self.ethtool(&mut channels)?;
-        channels[0] = ETHTOOL_SCHANNELS;
-        channels[8] = count;
-        self.ethtool(&mut channels)
+        Ok(channels)
+    }
+
+    /// How many descriptors the receive and transmit rings have.
+    pub(crate) fn ring_sizes(&self) -> io::Result<(u32, u32)> {
+        let rings = self.ring_parameters()?;
+        Ok((rings[5], rings[8]))
+    }
+
+    /// Has them have so many.
+    pub(crate) fn set_ring_sizes(&self, rx: u32, tx: u32) -> io::Result<()> {
+        let mut rings = self.ring_parameters()?;
+        (rings[0], rings[5], rings[8]) = (ETHTOOL_SRINGPARAM, rx, tx);
+        self.ethtool(&mut rings)
+    }
+
+    /// `struct ethtool_ringparam`: the command, four limits, and four sizes.
+    fn ring_parameters(&self) -> io::Result<[u32; 9]> {
+        let mut rings = [0; 9];
+        rings[0] = ETHTOOL_GRINGPARAM;
+        self.ethtool(&mut rings)?;
+        Ok(rings)
+    }
+
+    /// Has the device test itself, for which it leaves the network. Tells whether it is well.
+    pub(crate) fn test_itself(&self) -> io::Result<bool> {
+        const OFFLINE: u32 = 1;
+        const FAILED: u32 = 2;
+        // struct ethtool_test, and room for more results than any driver has.
+        let mut test = [0; 4 + 2 * 64];
+        (test[0], test[1]) = (ETHTOOL_TEST, OFFLINE);
+        self.ethtool(&mut test)?;
+        Ok(test[1] & FAILED == 0)
     }
 
     /// Switches a feature.

@@ -34,6 +34,7 @@ pub mod needs;
 pub mod netkit;
 mod netlink;
 pub mod nfqueue;
+pub mod nic;
 pub mod odd;
 pub mod ops;
 pub mod pair;
@@ -54,6 +55,7 @@ pub mod traffic;
 pub mod tx;
 pub mod wait;
 pub mod xdp;
+pub mod xsk;
 pub mod xtables;
 
 pub use pair::Pair;

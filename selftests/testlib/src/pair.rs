@@ -74,6 +74,8 @@ const RESTORED: &str = "restored";
 /// How a NIC that was given is called in what is noted, and its other end.
 const GIVEN: &str = "given";
 const OTHER: &str = "other";
+/// How long a NIC may take to have its link again.
+const LINK: Duration = Duration::from_secs(20);
 /// Nothing in a test takes a socket longer than this.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -147,15 +149,44 @@ struct Changes {
 #[derive(Debug)]
 struct Before {
     rings: Rings,
+    mtu: u32,
+    /// How long its rings were, and how many there were. `None` where a device tells nothing of that.
+    ring_sizes: Option<(u32, u32)>,
+    channels: Option<u32>,
     changes: Mutex<Changes>,
 }
 
 impl Before {
-    fn of(ns: &Netns, ifindex: u32) -> io::Result<Self> {
-        Ok(Self {
-            rings: ns.run(|| Ok(Ethtool::open()?.rings(ifindex)?))?,
-            changes: Mutex::default(),
+    fn of(ns: &Netns, ifindex: u32, ifname: &str) -> io::Result<Self> {
+        ns.run(|| {
+            let interface = Interface::new(ifname)?;
+            Ok(Self {
+                rings: Ethtool::open()?.rings(ifindex)?,
+                mtu: interface.mtu()?,
+                ring_sizes: interface.ring_sizes().ok(),
+                channels: interface.channels().ok(),
+                changes: Mutex::default(),
+            })
         })
+    }
+
+    /// Makes the device as long and as wide as it was, where it is not. What fails is no reason to leave the rest.
+    fn reshape(&self, interface: &Interface) -> io::Result<()> {
+        let mtu = match interface.mtu() {
+            Ok(mtu) if mtu != self.mtu => interface.set_mtu(self.mtu),
+            mtu => mtu.map(drop),
+        };
+        let ring_sizes = match self.ring_sizes {
+            Some((rx, tx)) if interface.ring_sizes()? != (rx, tx) => {
+                interface.set_ring_sizes(rx, tx)
+            }
+            _ => Ok(()),
+        };
+        let channels = match self.channels {
+            Some(count) if interface.channels()? != count => interface.set_channels(count),
+            _ => Ok(()),
+        };
+        mtu.and(ring_sizes).and(channels)
     }
 
     fn changes(&self) -> MutexGuard<'_, Changes> {
@@ -254,7 +285,7 @@ impl End {
             .ifindex(&ifname)
             .map_err(|err| io::Error::new(err.kind(), format!("NETIF is {ifname}: {err}")))?;
         Ok(Self {
-            device: Device::Given(Before::of(&ns, ifindex)?),
+            device: Device::Given(Before::of(&ns, ifindex, &ifname)?),
             ns,
             ifindex,
             ifname,
@@ -274,7 +305,7 @@ impl End {
         };
         let ifindex = ns.ifindex(&ifname)?;
         let before = match &nic.way {
-            Way::Netns(_) => Some(Before::of(&ns, ifindex)?),
+            Way::Netns(_) => Some(Before::of(&ns, ifindex, &ifname)?),
             Way::Ssh(_) => None,
         };
         Ok(Self {
@@ -320,11 +351,20 @@ impl End {
         self.interface(|interface| interface.set_up(up))
     }
 
-    /// Sets the MTU. That of a NIC which was given is not changed.
+    /// Waits until there is a link, which a NIC loses when it is reset.
+    pub fn wait_for_link(&self) -> io::Result<()> {
+        wait::until(&format!("the link of {}", self.ifname), LINK, || {
+            self.interface(|interface| interface.has_link())
+        })
+        .map(drop)
+    }
+
+    /// Sets the MTU. That of a NIC which was given is not changed if its other end is another machine.
     pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
         self.interface(|interface| match self.device {
             Device::Simulated(_) => interface.set_mtu(mtu),
             _ if interface.mtu()? == mtu => Ok(()),
+            _ if hardware::has_both_ends() => interface.set_mtu(mtu),
             _ => Err(reason_to_skip(format!(
                 "{} has another MTU than {mtu}",
                 self.ifname
@@ -545,8 +585,13 @@ impl End {
 
     /// Puts a NIC back as it was. What fails is no reason to leave the rest.
     fn restore(&self, before: &Before) -> io::Result<()> {
-        self.restore_steering(before)
-            .and(self.set_rings(before.rings))
+        // Its driver may have made it anew.
+        let now = self.ns.ifindex(&self.ifname)?;
+        let rings = || Ok(Ethtool::open()?.set_rings(now, before.rings)?);
+        // With the number of queues the driver changes what flows are spread by.
+        self.interface(|interface| before.reshape(interface))
+            .and(self.restore_steering(before))
+            .and(self.ns.run(rings))
             .and_then(|()| self.note(RESTORED))
     }
 
@@ -631,6 +676,7 @@ impl Pair {
                 };
                 // What it cannot do it need not: most tests read what arrives in host memory.
                 let _ = pair.rx.split_headers();
+                pair.wait_for_link()?;
                 Ok(pair)
             }
         }
@@ -651,7 +697,16 @@ impl Pair {
         pair.rx.split_headers()?;
         pair.rx
             .interface(|interface| interface.receive_by_queue(0))?;
+        pair.wait_for_link()?;
         Ok(pair)
+    }
+
+    /// Waits until a NIC that was given, and its other end, can be used: they may have been reset.
+    pub fn wait_for_link(&self) -> io::Result<()> {
+        [&self.rx, &self.tx]
+            .iter()
+            .filter(|end| end.device.before().is_some())
+            .try_for_each(|end| end.wait_for_link())
     }
 
     /// Makes a pair whose receiving end is in this namespace.
@@ -696,7 +751,8 @@ impl Pair {
     /// Sets the MTU of both ends.
     pub fn set_mtu(&self, mtu: u32) -> io::Result<()> {
         self.rx.set_mtu(mtu)?;
-        self.tx.set_mtu(mtu)
+        self.tx.set_mtu(mtu)?;
+        self.wait_for_link()
     }
 
     /// Has flows to this TCP port received by this queue.
