@@ -42,17 +42,16 @@ VNG_VERSION=1.42
 QEMU_MIN=8.1
 LIBURING_VERSION=2.15-1
 
-# The guest, that is its kernel: fast, one that looks for bugs, or one with a NIC on PCI. Each has a
-# configuration of its own in selftests/guest/, on top of kernel.config. For "own" it is what the user has
-# built in KDIR, as it is.
+# The guest, that is its kernel: fast, or one that looks for bugs. Each has a configuration of its own in
+# selftests/guest/, on top of kernel.config. For "own" it is what the user has built in KDIR, as it is.
 GUEST=${GUEST:-fast}
 export GUEST
 case $GUEST in
-fast | debug | kcsan | pci) ;;
+fast | debug | kcsan) ;;
 *)
 	# KDIR has it.
 	if [ "$GUEST" != own ] || [ -z "${KDIR:-}" ]; then
-		echo "there is no guest $GUEST: GUEST is fast, debug, kcsan or pci" >&2
+		echo "there is no guest $GUEST: GUEST is fast, debug or kcsan" >&2
 		exit 1
 	fi
 	;;
@@ -322,6 +321,13 @@ rustc_llvm_version()
 qemu_version()
 {
 	qemu-system-x86_64 --version 2>/dev/null | sed -n '1s/.* version \([0-9.]*\).*/\1/p'
+}
+
+# qemu_lacks: tells why there is no guest with a NIC, or fails.
+qemu_lacks()
+{
+	! version_ge "$(qemu_version)" "$QEMU_MIN" || return
+	echo "the NIC is emulated by QEMU $QEMU_MIN and newer, this is $(qemu_version)"
 }
 
 bindgen_version()

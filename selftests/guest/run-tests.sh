@@ -6,7 +6,7 @@
 # <program>.status and <program>.took; scripts/ktap.py judges them on the host. A kernel that can tell what
 # was left behind is asked in the end.
 # Where $SHARED is set, a directory, other guests have the same list: who makes the directory
-# of a run's number there runs it.
+# of a run's number there runs it. A guest with NICs on PCI gives them to the programs.
 # With -w kmemleak is turned off after these programs, which come first: of the others it is another guest
 # that looks for lost memory.
 # Usage: run-tests.sh [-w "PROGRAM..."] SECONDS PROVIDER/PROGRAM[/TEST,...]... (SECONDS: limit for each run)
@@ -29,6 +29,10 @@ shift
 # Programs load what they need, and say what is missing.
 load_netdevsim || [ -z "${NETDEVSIM_DIR:-}" ]
 load_provider
+if [ -n "${PLACE:-}" ]; then
+	begin_giving
+	give_igb
+fi
 
 # The guest that looks for data races does so from now on: booting has races of its own.
 look_for_races()
