@@ -48,6 +48,10 @@ PHONY += test-kcsan
 test-kcsan: ## in the guest that looks for data races (not part of test)
 	@scripts/test kcsan
 
+PHONY += test-pci
+test-pci: ## on igb, a NIC on PCI, as QEMU emulates it, only (part of test)
+	@scripts/test pci
+
 PHONY += fuzz
 fuzz: ## random operations on both providers, compared, for DURATION=600 seconds (SEED=, KDIR= as for demo)
 	@scripts/fuzz

@@ -20,8 +20,9 @@ import sys
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# The last one is a kernel of the user's own: what it lacks is found out there.
-GUESTS = ("fast", "debug", "kcsan", "own")
+# In `pci` tests run on a NIC that they are given: of programs which have such tests, these. The last one is a kernel
+# of the user's own: what it lacks is found out there.
+GUESTS = ("fast", "debug", "kcsan", "pci", "own")
 # That of programs which measure.
 BENCH = "bench"
 PROVIDERS = ("devmem_provider", "builtin")
@@ -76,6 +77,10 @@ class Programs:
         for manifest in selftests.glob("*/Cargo.toml"):
             found.update(binaries(manifest.parent))
         self.tests = {name: listed(found[name]) for name in sorted(found)}
+        self.on_a_nic = {}
+        for name, *_ in lines_of(selftests / "hardware"):
+            program, _, test = name.partition("/")
+            self.on_a_nic.setdefault(program, []).append(test)
         self.cases = collections.defaultdict(list)
         for path, case in lines_of(selftests / "upstream-cases"):
             self.cases[pathlib.PurePath(path).name].append(case)
@@ -91,8 +96,10 @@ class Programs:
     def guests(self, program):
         if program in self.cases:
             return ["upstream"]
-        guests = self.exceptions.get(program, (GUESTS, ""))[0]
-        return guests if BENCH in guests or "own" in guests else [*guests, "own"]
+        everywhere = [guest for guest in GUESTS if guest != "pci" or program in self.on_a_nic]
+        guests = self.exceptions.get(program, (everywhere, ""))[0]
+        # A kernel of the user's own runs all but these.
+        return guests if {BENCH, "own"} & {*guests} or guests == ["pci"] else [*guests, "own"]
 
     def providers(self, program, those):
         """On which of those providers a program runs: also on both at once."""
@@ -151,7 +158,7 @@ class Plan:
         if program not in self.programs.tests and program not in self.programs.cases:
             known = [*self.programs.tests, *self.programs.cases, *ALONE]
             raise Mistake(f"no test program {program}; there are: {' '.join(known)}")
-        test = self.test(name, program, test)
+        test = self.test(name, guest, program, test)
         guests = [g for g in self.programs.guests(program) if g in self.lists]
         if guest:
             guests = [g for g in guests if g == guest]
@@ -176,7 +183,7 @@ class Plan:
                     f"{program} runs on {' '.join(there)}"
                 )
 
-    def test(self, name, program, test):
+    def test(self, name, guest, program, test):
         """The test that a name has, if it is there; the kernel's programs run as a whole."""
         if test is None:
             return None
@@ -186,6 +193,8 @@ class Plan:
             known = self.programs.cases[program]
             if test.removeprefix(f"{stem}.") in known:
                 return None
+        if guest == "pci" or self.lists == ["pci"]:
+            known = self.programs.on_a_nic.get(program, known)
         if not test or "," in test or known and test not in known:
             raise Mistake(f"no test {name}; {program} has: {' '.join(known)}")
         return test
@@ -198,6 +207,9 @@ class Plan:
     def lines(self, guest):
         """The list of a guest. What is watched there comes first."""
         runs = [(run, tests) for (where, run), tests in self.runs.items() if where == guest]
+        if guest == "pci":
+            on_a_nic = self.programs.on_a_nic
+            runs = [(run, tests or on_a_nic.get(run.partition("/")[2])) for run, tests in runs]
         took = self.programs.took
         watched = self.watched(guest)
         runs.sort(key=lambda run: (run[0].split("/")[1] not in watched,

@@ -10,18 +10,20 @@ import unittest
 
 import choose
 
-TEST = ["host", "fast", "upstream", "bench", "debug"]
+TEST = ["host", "fast", "upstream", "bench", "debug", "pci"]
 FILES = {
     "package/Cargo.toml": '[package]\nname = "kselftest"\n',
     "package/src/bin/flags.rs": "tests![peek, sub::trunc, // no, more\n wait]",
     "package/src/bin/slow/main.rs": "tests![walk]",
     "package/src/bin/module.rs": "tests![load]",
+    "package/src/bin/nic.rs": "tests![probe, reset]",
     "fuzz/Cargo.toml": '[package]\nname = "fuzz"\n',
     "fuzz/src/main.rs": "",
     "bench/Cargo.toml": '[package]\nname = "x"\n[[bin]]\nname = "bench-all"\npath = "src/main.rs"\n',
     "bench/src/main.rs": "",
+    "hardware": "# list\nflags/peek\nflags/wait stream\nnic/probe\nnic/reset\n",
     "upstream-cases": "# list\nnet/devmem.py check_rx\n",
-    "programs": "slow debug each\nmodule fast,debug devmem_provider\nfuzz fast both\nbench-all bench both\n",
+    "programs": "slow debug each\nmodule fast,debug devmem_provider\nnic pci each\nfuzz fast both\nbench-all bench both\n",
     "durations": "fast builtin/flags 7\nfast devmem_provider/flags 9\n",
 }
 
@@ -44,7 +46,7 @@ class Choice(unittest.TestCase):
 
     def lines(self, names, **kwargs):
         plan = self.plan(names, **kwargs)
-        lists = [(guest, plan.lines(guest)) for guest in ("fast", "debug", "kcsan", "upstream")]
+        lists = [(guest, plan.lines(guest)) for guest in (*choose.GUESTS, "upstream")]
         return {guest: lines for guest, lines in lists if lines}
 
     def refused(self, names, what, **kwargs):
@@ -60,8 +62,11 @@ class Choice(unittest.TestCase):
         slow = {"devmem_provider/flags", "devmem_provider/slow", "devmem_provider/module"}
         self.assertEqual(set(plan.lines("debug")), slow)
         self.assertEqual(plan.lines("upstream"), ["devmem_provider/devmem.py"])
+        pci = {"devmem_provider/flags/peek,wait", "devmem_provider/nic/probe,reset"}
+        self.assertEqual(set(plan.lines("pci")), pci)
         self.assertEqual(plan.alone, ["host", "bench"])
         self.assertIn("debug:devmem_provider/slow", plan.results())
+        self.assertIn("pci:devmem_provider/flags", plan.results())
         # Those whose duration is not known, and then the longest.
         self.assertEqual(plan.lines("fast")[-2:], both)
 
@@ -81,7 +86,8 @@ class Choice(unittest.TestCase):
 
     def test_program(self):
         fast = ["devmem_provider/flags", "builtin/flags"]
-        self.assertEqual(self.lines("flags"), {"fast": fast, "debug": fast[:1]})
+        pci = ["devmem_provider/flags/peek,wait"]
+        self.assertEqual(self.lines("flags"), {"fast": fast, "debug": fast[:1], "pci": pci})
         self.assertEqual(self.lines("fast:flags"), {"fast": fast})
         self.assertEqual(self.lines("slow", parts=["debug"])["debug"][1], "builtin/slow")
         self.assertEqual(self.lines("flags", providers=["builtin"])["debug"], ["builtin/flags"])
@@ -115,6 +121,17 @@ class Choice(unittest.TestCase):
         self.assertEqual(plan.lines("own"), ["builtin/slow/walk"])
         self.refused("own:flags", "this run has")
         self.refused("bench-all", "runs in bench", parts=["own"])
+
+    def test_on_a_nic(self):
+        both = ["devmem_provider/nic/reset", "builtin/nic/reset"]
+        self.assertEqual(self.lines("nic/reset"), {"pci": both})
+        self.assertEqual(self.lines("pci:builtin/flags/wait"), {"pci": ["builtin/flags/wait"]})
+        pci = ["devmem_provider/flags/peek,wait", "builtin/flags/peek,wait"]
+        self.assertEqual(self.lines("flags", parts=["pci"]), {"pci": pci})
+        self.refused("pci:flags/trunc", "flags has: peek wait")
+        self.refused("flags/trunc", "flags has: peek wait", parts=["pci"])
+        for name in "pci:module", "pci:module/load":
+            self.refused(name, "module runs in fast debug own")
 
     def test_alone(self):
         self.assertEqual(self.plan("host").alone, ["host"])
