@@ -33,6 +33,7 @@ use nix::sys::statfs::fstatfs;
 use nix::unistd::Whence;
 use nix::unistd::lseek;
 
+use crate::vfio;
 use crate::volatile;
 
 /// Size of the huge pages of [`DmaBuf::udmabuf_huge`].
@@ -85,6 +86,15 @@ pub struct DmaBuf {
     size: usize,
     /// What its regions are parts of, as long as there are some.
     regions: Mutex<Weak<Mapping>>,
+    /// What the CPU maps it by, if not by itself.
+    seen_by: Option<SeenBy>,
+}
+
+/// Where a dma-buf that cannot be mapped by itself is in the device whose memory it is.
+#[derive(Debug)]
+struct SeenBy {
+    device: vfio::Device,
+    offset: u64,
 }
 
 impl DmaBuf {
@@ -93,6 +103,7 @@ impl DmaBuf {
             fd,
             size,
             regions: Mutex::default(),
+            seen_by: None,
         }
     }
 
@@ -201,6 +212,34 @@ impl DmaBuf {
         Ok(Self::new(fd, size))
     }
 
+    /// A part of the memory of a PCI device that VFIO has: of one of its BARs, the number of which is `region`. Offset and
+    /// length are in bytes, and of whole pages.
+    ///
+    /// It can be bound to NICs on PCI. The kernel refuses those that it does not know to reach the device, by `EINVAL`.
+    ///
+    /// The CPU sees it by the device, which stays open as long as there is this dma-buf, or something that
+    /// [maps](Self::map) it. When its memory is not there, after
+    /// [`enable_memory(false)`](vfio::Device::enable_memory) say, whoever touches such a mapping gets a `SIGBUS`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOTTY` if vfio-pci of this kernel does not export memory ([`VFIO_DEVICE_FEATURE_DMA_BUF`]), and
+    /// `EOPNOTSUPP` if it does not do so for this device; `ENODEV` if the device has no such BAR; `EINVAL` if offset and length
+    /// are not of whole pages, or not in the BAR, or if its memory cannot be reached by others.
+    ///
+    /// [`VFIO_DEVICE_FEATURE_DMA_BUF`]: https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/include/uapi/linux/vfio.h
+    pub fn vfio(device: &vfio::Device, region: u32, part: Extent) -> io::Result<Self> {
+        let (fd, offset) = device.export(region, part)?;
+        let size = usize::try_from(part.len).map_err(|_| io::ErrorKind::InvalidInput)?;
+        Ok(Self {
+            seen_by: Some(SeenBy {
+                device: device.clone(),
+                offset,
+            }),
+            ..Self::new(fd, size)
+        })
+    }
+
     /// Its size in bytes.
     pub fn size(&self) -> usize {
         self.size
@@ -247,8 +286,13 @@ impl DmaBuf {
 
     fn map_as(&self, access: ProtFlags) -> io::Result<Mapping> {
         let len = NonZeroUsize::new(self.size).ok_or(io::ErrorKind::InvalidInput)?;
+        let (file, offset) = match &self.seen_by {
+            Some(SeenBy { device, offset }) => (device.as_fd(), *offset),
+            None => (self.fd.as_fd(), 0),
+        };
+        let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: A new mapping, placed by the kernel, changes no memory of this program.
-        let address = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &self.fd, 0) }?;
+        let address = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, file, offset) }?;
         Ok(Mapping {
             fd: self.fd.try_clone()?,
             address,

@@ -187,6 +187,7 @@ pub mod token;
 pub mod tokio;
 #[cfg(feature = "uring")]
 pub mod uring;
+pub mod vfio;
 mod volatile;
 pub mod watch;
 
