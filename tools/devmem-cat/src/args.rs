@@ -2,6 +2,9 @@
 
 //! The command line of each command.
 
+use std::fmt;
+use std::fmt::Display;
+use std::fmt::Formatter;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -70,6 +73,9 @@ pub struct CommonArgs {
     /// Where the dma-buf comes from
     #[arg(long, value_enum, default_value_t = MemoryKind::Udmabuf)]
     pub kind: MemoryKind,
+    /// Take the memory of a PCI device that vfio-pci has: its address and the number of a BAR, 0000:04:00.0/2
+    #[arg(long, value_name = "ADDRESS/BAR", conflicts_with = "kind", value_parser = Bar::parse)]
+    pub vfio: Option<Bar>,
     /// How system calls are made
     #[arg(short, long, value_enum, default_value_t = Backend::Blocking)]
     pub backend: Backend,
@@ -170,6 +176,36 @@ pub enum MemoryKind {
     System,
 }
 
+/// A BAR of a PCI device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bar {
+    /// Of the device.
+    pub address: String,
+    /// Of the BAR.
+    pub number: u32,
+}
+
+impl Bar {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (address, number) = text.rsplit_once('/').ok_or("there is no BAR")?;
+        let number = number.parse().ok().filter(|&number| number < 6);
+        match number {
+            Some(number) if !address.is_empty() => Ok(Self {
+                address: address.into(),
+                number,
+            }),
+            Some(_) => Err("there is no address".into()),
+            None => Err("BARs have the numbers 0 to 5".into()),
+        }
+    }
+}
+
+impl Display for Bar {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.number)
+    }
+}
+
 /// How system calls are made.
 #[derive(Clone, Copy, ValueEnum)]
 pub enum Backend {
@@ -258,6 +294,16 @@ mod tests {
     }
 
     #[test]
+    fn which_bar_of_which_device() {
+        let bar = Bar::parse("0000:04:00.0/2").unwrap();
+        assert_eq!((bar.address.as_str(), bar.number), ("0000:04:00.0", 2));
+        assert_eq!(bar.to_string(), "0000:04:00.0/2");
+        for bad in ["", "/", "/2", "0000:04:00.0", "a/", "a/6", "a/-1", "a/b"] {
+            Bar::parse(bad).unwrap_err();
+        }
+    }
+
+    #[test]
     fn what_does_not_go_together() {
         const RECEIVE: &str = "receive -l h:1 -i eth0 -q 1";
         const SEND: &str = "send -c h:1 -i eth0";
@@ -283,6 +329,10 @@ mod tests {
             ("flush", " 1", true),
             ("flush", " --json 1", true),
             ("flush", " 1 2", false),
+            (RECEIVE, " --kind huge", true),
+            (RECEIVE, " --vfio a/2", true),
+            (RECEIVE, " --vfio a", false),
+            (RECEIVE, " --vfio a/2 --kind huge", false),
             (SEND, "", true),
             (SEND, " --json", true),
             (SEND, " -n 2", false),

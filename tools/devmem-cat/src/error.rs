@@ -59,7 +59,7 @@ fn option(types: &[u16], nth: usize) -> Option<String> {
     Some(match *types.first()? {
         dmabuf::IFINDEX => "--interface".into(),
         dmabuf::QUEUES => format!("--queue number {}", nth + 1),
-        dmabuf::FD => "the dma-buf, of --memory and --kind".into(),
+        dmabuf::FD => "the dma-buf, of --memory and --kind or --vfio".into(),
         dmabuf::RX_PAGE_SIZE => "--rx-page-size".into(),
         _ => return None,
     })

@@ -6,7 +6,11 @@ use std::fs;
 use std::io;
 
 use devmem::DmaBuf;
+use devmem::Extent;
+use devmem::vfio::Device;
+use nix::errno::Errno;
 
+use crate::args::Bar;
 use crate::args::CommonArgs;
 use crate::args::MemoryKind;
 
@@ -21,6 +25,9 @@ pub fn dmabuf(args: &CommonArgs) -> Result<DmaBuf, String> {
         .checked_mul(MIB)
         .filter(|&size| size > 0)
         .ok_or("--memory: there is no dma-buf of that size")?;
+    if let Some(bar) = &args.vfio {
+        return of_device(bar, size);
+    }
     let (device, made) = match args.kind {
         MemoryKind::Udmabuf => (
             "/dev/udmabuf",
@@ -38,6 +45,41 @@ pub fn dmabuf(args: &CommonArgs) -> Result<DmaBuf, String> {
         let hint = hint(args.kind, args.memory, &err, limit.trim().parse().ok());
         format!("{} MiB from {device}: {err}{hint}", args.memory)
     })
+}
+
+/// The first bytes of a BAR.
+fn of_device(bar: &Bar, size: usize) -> Result<DmaBuf, String> {
+    let all = Extent {
+        offset: 0,
+        len: size as u64,
+    };
+    let made = Device::open(&bar.address).and_then(|device| {
+        let has = device.region(bar.number)?.size;
+        match all.len > has {
+            true => Err(io::Error::other(format!("it has {} MiB", has / MIB as u64))),
+            false => DmaBuf::vfio(&device, bar.number, all),
+        }
+    });
+    made.map_err(|err| {
+        let hint = hint_for_device(&err);
+        format!("{} MiB from {bar}: {err}{hint}", size / MIB)
+    })
+}
+
+/// What can be done about an error of VFIO's.
+fn hint_for_device(err: &io::Error) -> String {
+    let text = match (err.kind(), err.raw_os_error().map(Errno::from_raw)) {
+        (io::ErrorKind::NotFound, _) => {
+            "vfio-pci has to be the driver of the device: see the user guide"
+        }
+        (io::ErrorKind::PermissionDenied, _) => {
+            "it is for root; without an IOMMU, vfio wants enable_unsafe_noiommu_mode"
+        }
+        (_, Some(Errno::EBUSY)) => "somebody has the device, or others of its IOMMU group",
+        (_, Some(Errno::ENOTTY)) => "the kernel needs CONFIG_VFIO_PCI_DMABUF",
+        _ => return String::new(),
+    };
+    format!("\nHint: {text}.")
 }
 
 /// Fails if the machine has less: to take the last of it would have the kernel kill processes.
@@ -114,6 +156,22 @@ mod tests {
             (Huge, 2, OutOfMemory, Some(64), "nr_hugepages"),
         ] {
             let said = hint(kind, mib, &error.into(), limit);
+            assert!(said.contains(expected), "{expected}: {said}");
+            assert_eq!(said.is_empty(), expected.is_empty(), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_hint_about_a_device() {
+        let errno = |errno: Errno| io::Error::from(errno);
+        for (err, expected) in [
+            (NotFound.into(), "driver"),
+            (PermissionDenied.into(), "enable_unsafe_noiommu_mode"),
+            (errno(Errno::EBUSY), "group"),
+            (errno(Errno::ENOTTY), "CONFIG_VFIO_PCI_DMABUF"),
+            (errno(Errno::EINVAL), ""),
+        ] {
+            let said = hint_for_device(&err);
             assert!(said.contains(expected), "{expected}: {said}");
             assert_eq!(said.is_empty(), expected.is_empty(), "{said}");
         }
