@@ -20,9 +20,11 @@ import sys
 import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# In `pci` tests run on a NIC that they are given: of programs which have such tests, these. The last one is a kernel
-# of the user's own: what it lacks is found out there.
-GUESTS = ("fast", "debug", "kcsan", "pci", "own")
+# In these tests run on a NIC on PCI that they are given: of programs which have such tests, these. In the first one all that
+# have some, in the others, where the NIC and other devices reach each other in other ways, those for them.
+NICS = ("pci", "iommu", "apart")
+# The last one is a kernel of the user's own: what it lacks is found out there.
+GUESTS = ("fast", "debug", "kcsan", *NICS, "own")
 # That of programs which measure.
 BENCH = "bench"
 PROVIDERS = ("devmem_provider", "builtin")
@@ -96,10 +98,11 @@ class Programs:
     def guests(self, program):
         if program in self.cases:
             return ["upstream"]
-        everywhere = [guest for guest in GUESTS if guest != "pci" or program in self.on_a_nic]
+        nics = NICS[:1] if program in self.on_a_nic else ()
+        everywhere = [guest for guest in GUESTS if guest not in NICS or guest in nics]
         guests = self.exceptions.get(program, (everywhere, ""))[0]
         # A kernel of the user's own runs all but these.
-        return guests if {BENCH, "own"} & {*guests} or guests == ["pci"] else [*guests, "own"]
+        return guests if {BENCH, "own"} & {*guests} or {*guests} <= {*NICS} else [*guests, "own"]
 
     def providers(self, program, those):
         """On which of those providers a program runs: also on both at once."""
@@ -193,7 +196,7 @@ class Plan:
             known = self.programs.cases[program]
             if test.removeprefix(f"{stem}.") in known:
                 return None
-        if guest == "pci" or self.lists == ["pci"]:
+        if guest in NICS or not guest and self.lists and {*self.lists} <= {*NICS}:
             known = self.programs.on_a_nic.get(program, known)
         if not test or "," in test or known and test not in known:
             raise Mistake(f"no test {name}; {program} has: {' '.join(known)}")
@@ -207,7 +210,7 @@ class Plan:
     def lines(self, guest):
         """The list of a guest. What is watched there comes first."""
         runs = [(run, tests) for (where, run), tests in self.runs.items() if where == guest]
-        if guest == "pci":
+        if guest in NICS:
             on_a_nic = self.programs.on_a_nic
             runs = [(run, tests or on_a_nic.get(run.partition("/")[2])) for run, tests in runs]
         took = self.programs.took

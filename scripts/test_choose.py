@@ -10,20 +10,21 @@ import unittest
 
 import choose
 
-TEST = ["host", "fast", "upstream", "bench", "debug", "pci"]
+TEST = ["host", "fast", "upstream", "bench", "debug", "pci", "iommu"]
 FILES = {
     "package/Cargo.toml": '[package]\nname = "kselftest"\n',
     "package/src/bin/flags.rs": "tests![peek, sub::trunc, // no, more\n wait]",
     "package/src/bin/slow/main.rs": "tests![walk]",
     "package/src/bin/module.rs": "tests![load]",
     "package/src/bin/nic.rs": "tests![probe, reset]",
+    "package/src/bin/peers.rs": "tests![reach]",
     "fuzz/Cargo.toml": '[package]\nname = "fuzz"\n',
     "fuzz/src/main.rs": "",
     "bench/Cargo.toml": '[package]\nname = "x"\n[[bin]]\nname = "bench-all"\npath = "src/main.rs"\n',
     "bench/src/main.rs": "",
-    "hardware": "# list\nflags/peek\nflags/wait stream\nnic/probe\nnic/reset\n",
+    "hardware": "# list\nflags/peek\nflags/wait stream\nnic/probe\nnic/reset\npeers/reach\n",
     "upstream-cases": "# list\nnet/devmem.py check_rx\n",
-    "programs": "slow debug each\nmodule fast,debug devmem_provider\nnic pci each\nfuzz fast both\nbench-all bench both\n",
+    "programs": "slow debug each\nmodule fast,debug devmem_provider\nnic pci each\npeers pci,iommu each\nfuzz fast both\nbench-all bench both\n",
     "durations": "fast builtin/flags 7\nfast devmem_provider/flags 9\n",
 }
 
@@ -62,8 +63,10 @@ class Choice(unittest.TestCase):
         slow = {"devmem_provider/flags", "devmem_provider/slow", "devmem_provider/module"}
         self.assertEqual(set(plan.lines("debug")), slow)
         self.assertEqual(plan.lines("upstream"), ["devmem_provider/devmem.py"])
-        pci = {"devmem_provider/flags/peek,wait", "devmem_provider/nic/probe,reset"}
+        peers = "devmem_provider/peers/reach"
+        pci = {"devmem_provider/flags/peek,wait", "devmem_provider/nic/probe,reset", peers}
         self.assertEqual(set(plan.lines("pci")), pci)
+        self.assertEqual(plan.lines("iommu"), [peers])
         self.assertEqual(plan.alone, ["host", "bench"])
         self.assertIn("debug:devmem_provider/slow", plan.results())
         self.assertIn("pci:devmem_provider/flags", plan.results())
@@ -128,8 +131,11 @@ class Choice(unittest.TestCase):
         self.assertEqual(self.lines("pci:builtin/flags/wait"), {"pci": ["builtin/flags/wait"]})
         pci = ["devmem_provider/flags/peek,wait", "builtin/flags/peek,wait"]
         self.assertEqual(self.lines("flags", parts=["pci"]), {"pci": pci})
+        self.assertEqual(self.lines("iommu:peers"), {"iommu": ["devmem_provider/peers/reach"]})
+        self.refused("iommu:flags", "flags runs in fast debug kcsan pci own")
+        self.refused("peers/load", "peers has: reach")
         self.refused("pci:flags/trunc", "flags has: peek wait")
-        self.refused("flags/trunc", "flags has: peek wait", parts=["pci"])
+        self.refused("flags/trunc", "flags has: peek wait", parts=["pci", "iommu"])
         for name in "pci:module", "pci:module/load":
             self.refused(name, "module runs in fast debug own")
 

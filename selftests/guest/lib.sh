@@ -194,3 +194,19 @@ give_igb()
 	give_ends igb_pair
 	wait_for_link
 }
+
+# give_memory: the device on PCI that is nothing but memory (ivshmem) becomes vfio-pci's, and tests are told of it.
+give_memory()
+{
+	local unsafe=/sys/module/vfio/parameters/enable_unsafe_noiommu_mode device
+
+	for device in /sys/bus/pci/devices/*; do
+		[ "$(<"$device/vendor") $(<"$device/device")" = "0x1af4 0x1110" ] || continue
+		[ -e "$device/iommu_group" ] || echo 1 >"$unsafe"
+		echo vfio-pci >"$device/driver_override"
+		echo "${device##*/}" >/sys/bus/pci/drivers_probe
+		export PCI_MEMORY=${device##*/}/2
+		return
+	done
+	die "there is no memory on PCI"
+}

@@ -32,6 +32,7 @@ load_provider
 if [ -n "${PLACE:-}" ]; then
 	begin_giving
 	give_igb
+	give_memory
 fi
 
 # The guest that looks for data races does so from now on: booting has races of its own.
