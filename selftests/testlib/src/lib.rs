@@ -9,6 +9,7 @@
 //! Modules use each other in one direction only: [`report`] uses none, and [`runner`] is for programs.
 
 pub mod aftermath;
+pub mod bar;
 pub mod bpf;
 pub mod cgroup;
 pub mod child;
@@ -38,6 +39,7 @@ pub mod nic;
 pub mod odd;
 pub mod ops;
 pub mod pair;
+pub mod passes;
 pub mod peer;
 pub mod probe;
 pub mod provider;
@@ -48,6 +50,7 @@ pub mod runner;
 pub mod sockopt;
 pub mod state;
 pub mod storm;
+pub mod taken;
 pub mod taker;
 pub mod tls;
 pub mod trace;

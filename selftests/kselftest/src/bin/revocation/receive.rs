@@ -4,12 +4,8 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::Shutdown;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use devmem::BindTx;
 use devmem::Error;
@@ -29,6 +25,7 @@ use devmem_testlib::pair::Ip;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::storm;
+use devmem_testlib::taken;
 use devmem_testlib::trace::Trace;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
@@ -182,7 +179,7 @@ pub fn under_traffic() -> Outcome {
         let connection = pair.connect(&listener)?;
         let memory = memory(&shape())?;
         let bound = bind(&pair, &memory)?;
-        let (time, end) = revoke_under(&connection, &memory)?;
+        let (time, end) = taken::while_received(&connection, || Ok(memory.revoke()?))?;
         times.push(time);
         match end {
             Ok(()) => (),
@@ -196,62 +193,6 @@ pub fn under_traffic() -> Outcome {
         times,
         format_args!("{lost} of {rounds} readers lost something"),
     );
-    Ok(())
-}
-
-/// How long it took, and what became of the reader.
-fn revoke_under(
-    connection: &Connection,
-    memory: &OddDmaBuf,
-) -> io::Result<(Duration, Result<(), Errno>)> {
-    let moving = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            // It ends when the reader does.
-            let mut position = 0;
-            while traffic::send(&connection.tx, position, 1 << 16, 1 << 16).is_ok() {
-                position += 1 << 16;
-            }
-        });
-        let reader = scope.spawn(|| read_until_in_pages(connection, &moving));
-        provider::wait_for("the flow to be in motion", || {
-            Ok(moving.load(Ordering::Relaxed))
-        });
-        let start = Instant::now();
-        let revoked = memory.revoke();
-        let time = start.elapsed();
-        let end = reader.join().expect("a thread that reads");
-        // Whoever sends has nobody to send to.
-        connection.rx.shutdown(Shutdown::Both)?;
-        let _ = connection.tx.shutdown(Shutdown::Both);
-        assert_eq!(revoked, Ok(()));
-        Ok((time, end))
-    })
-}
-
-/// Reads until the flow was long enough in host memory.
-fn read_until_in_pages(connection: &Connection, moving: &AtomicBool) -> Result<(), Errno> {
-    let mut receiver = Receiver::new(&connection.rx);
-    let (mut position, mut in_pages) = (0, 0);
-    while in_pages < 2 * LEN {
-        let received = receiver
-            .recv()
-            .map_err(|err| Errno::from_raw(err.raw_os_error().unwrap_or(0)))?;
-        for piece in received {
-            match piece {
-                Piece::Frag(frag) => {
-                    moving.store(true, Ordering::Relaxed);
-                    position += u64::from(frag.size);
-                    in_pages = 0;
-                }
-                Piece::Linear(data) | Piece::Plain(data) => {
-                    traffic::compare(position, data);
-                    position += data.len() as u64;
-                    in_pages += data.len() as u64;
-                }
-            }
-        }
-    }
     Ok(())
 }
 

@@ -3,17 +3,12 @@
 //! What is sent from: nothing is any more, and connections that still have to are aborted.
 
 use std::io;
-use std::io::Read;
 use std::io::Write;
-use std::net::Shutdown;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
-use std::time::Instant;
 
 use devmem::BindTx;
 use devmem::Extent;
@@ -26,6 +21,10 @@ use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::provider;
 use devmem_testlib::storm;
+use devmem_testlib::taken;
+use devmem_testlib::taken::End;
+use devmem_testlib::taken::assert_aborted;
+use devmem_testlib::taken::read_until_reset;
 use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Call;
@@ -119,60 +118,6 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
-/// The connection is aborted, and its user told why.
-fn assert_aborted(connection: &Connection) -> Outcome {
-    let mut told = None;
-    provider::wait_for("the connection to be aborted", || {
-        told = connection.tx.take_error()?;
-        Ok(told.is_some())
-    });
-    assert_eq!(told.as_ref().map(errno), Some(Errno::EIO));
-    Ok(())
-}
-
-/// Compares a part of the stream, that repeats the memory.
-fn compare(mut position: u64, mut bytes: &[u8]) {
-    while !bytes.is_empty() {
-        let offset = position % (4 * LEN);
-        let len = bytes.len().min((4 * LEN - offset) as usize);
-        let (now, rest) = bytes.split_at(len);
-        traffic::compare(offset, now);
-        (position, bytes) = (position + len as u64, rest);
-    }
-}
-
-/// How a stream ends.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    Eof,
-    Reset,
-}
-
-/// Reads the stream until it ends. `position` is how much there was so far.
-fn read_to_the_end(mut socket: &TcpStream, position: &AtomicU64) -> io::Result<End> {
-    let mut bytes = vec![0; 1 << 16];
-    loop {
-        match socket.read(&mut bytes) {
-            Ok(0) => return Ok(End::Eof),
-            Ok(len) => {
-                let from = position.fetch_add(len as u64, Ordering::Relaxed);
-                compare(from, &bytes[..len]);
-            }
-            Err(err) if err.kind() == io::ErrorKind::ConnectionReset => return Ok(End::Reset),
-            Err(err) => return Err(err),
-        }
-    }
-}
-
-/// Reads it until the connection is reset. Returns how much there was.
-fn read_until_reset(socket: &TcpStream) -> io::Result<u64> {
-    let position = AtomicU64::new(0);
-    let end = read_to_the_end(socket, &position)?;
-    let position = position.into_inner();
-    assert_eq!(end, End::Reset, "at {position}");
-    Ok(position)
-}
-
 /// A connection that has nothing of the memory goes on.
 pub fn sent_and_acknowledged() -> Outcome {
     let pair = Pair::new()?;
@@ -202,7 +147,7 @@ pub fn not_acknowledged() -> Outcome {
     let sent = bound.fill(&connection.tx)?;
     revoke(&bound.memory)?;
     assert_aborted(&connection)?;
-    let got = read_until_reset(&connection.rx)?;
+    let got = read_until_reset(&connection.rx, 4 * LEN)?;
     assert!(got < sent, "{got} of {sent} bytes");
     drop(bound.owner);
     Ok(())
@@ -235,7 +180,7 @@ pub fn in_a_qdisc() -> Outcome {
     bound.call(&[PART]).send(&connection.tx)?;
     revoke(&bound.memory)?;
     assert_aborted(&connection)?;
-    assert_eq!(read_until_reset(&connection.rx)?, 0);
+    assert_eq!(read_until_reset(&connection.rx, 4 * LEN)?, 0);
     drop(bound.owner);
     Ok(())
 }
@@ -277,7 +222,9 @@ pub fn sent_under_traffic() -> Outcome {
     for _ in 0..rounds {
         let bound = Bound::new(&pair)?;
         let connection = connect_to(&pair, &listener)?;
-        let (time, end) = revoke_under(&connection, &bound)?;
+        let revoke = || Ok(bound.memory.revoke()?);
+        let (time, told, end) = taken::while_sent(&connection, bound.id, 4 * LEN, revoke)?;
+        assert!(matches!(told, Errno::EIO | Errno::ENODEV), "{told}");
         times.push(time);
         aborted += u64::from(end == End::Reset);
         wait_gone(&bound.memory)?;
@@ -288,39 +235,6 @@ pub fn sent_under_traffic() -> Outcome {
         format_args!("{aborted} of {rounds} connections were aborted"),
     );
     Ok(())
-}
-
-/// How long it took, and how the connection ended.
-fn revoke_under(connection: &Connection, bound: &Bound) -> io::Result<(Duration, End)> {
-    let Connection { rx, tx } = connection;
-    let position = AtomicU64::new(0);
-    thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let mut sent = 0;
-            let err = loop {
-                let offset = sent % (4 * LEN);
-                match bound.call(&[extent(offset, 4 * LEN - offset)]).send(tx) {
-                    Ok(len) => sent += len as u64,
-                    Err(err) => break err,
-                }
-            };
-            // Its reader has to come to an end, too, if nothing was in flight.
-            let _ = tx.shutdown(Shutdown::Both);
-            errno(&err)
-        });
-        let reader = scope.spawn(|| read_to_the_end(rx, &position));
-        provider::wait_for("the flow to be in motion", || {
-            Ok(position.load(Ordering::Relaxed) > LEN)
-        });
-        let start = Instant::now();
-        let revoked = bound.memory.revoke();
-        let time = start.elapsed();
-        let told = sender.join().expect("a thread that sends");
-        let end = reader.join().expect("a thread that reads")?;
-        assert_eq!(revoked, Ok(()));
-        assert!(matches!(told, Errno::EIO | Errno::ENODEV), "{told}");
-        Ok((time, end))
-    })
 }
 
 /// Who sends from something else, by the same device, does not notice.
