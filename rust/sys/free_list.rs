@@ -149,8 +149,8 @@ where
     /// there is any that `queue` may have, and not more than a fair share of what is left. `queue` is which of the
     /// accounts, if there are some.
     ///
-    /// Those that nobody had yet come last, in such an order that page pools, which use the last of a
-    /// batch first, hand them out in ascending order.
+    /// First come those that came back, in the order in which they did, and then those that nobody had yet, in
+    /// ascending order: page pools use the first of a batch first.
     ///
     /// Returns whether this is the first time that there was none, since there were enough; or whether there are
     /// enough again, since the queue needs fewer.
@@ -169,11 +169,11 @@ where
         let count = share.min(room).min(most).min(BATCH);
         let returned = count.min(self.returned);
         let rest = self.returned - returned;
-        let (new, old) = batch.ids[..count].split_at_mut(count - returned);
+        let (old, new) = batch.ids[..count].split_at_mut(returned);
 
         old.copy_from_slice(&self.slots[rest..self.returned]);
         // CAST: There are no more net_iovs than a `u32` can count, see `Layout`.
-        for (id, index) in new.iter_mut().rev().zip(self.fresh as u32..) {
+        for (id, index) in new.iter_mut().zip(self.fresh as u32..) {
             *id = index;
         }
         // INVARIANT: What stays is a part of what was there.

@@ -24,8 +24,7 @@ fn take_at(
 ) -> (Vec<FreeIov>, bool) {
     let mut batch = Batch::new();
     let exhausted = list.take(&mut batch, most, None, || now);
-    // Page pools use the last first.
-    let indices = batch.take_raw().iter().rev();
+    let indices = batch.take_raw().iter();
     let got = indices.map(|&index| wrapper::came_back(index)).collect();
     (got, exhausted)
 }
@@ -45,6 +44,19 @@ fn hands_out_in_order() {
     assert_eq!(ids, (0..BATCH as u32).collect::<Vec<_>>());
     assert_eq!(list.in_use(), BATCH);
     assert_eq!(list.capacity(), 1024);
+}
+
+#[test]
+fn what_came_back_in_order_is_handed_out_in_order() {
+    let mut list = list(1024);
+    let all: Vec<_> = (0..32).flat_map(|_| take(&mut list, 16)).collect();
+    let _ = list.put(all, || 0);
+
+    for _ in 0..10 {
+        let ids = take(&mut list, 24).into_iter().map(wrapper::index);
+        let ids: Vec<_> = ids.collect();
+        assert!(ids.is_sorted_by(|one, next| one + 1 == *next), "{ids:?}");
+    }
 }
 
 #[test]
@@ -161,10 +173,12 @@ enum Step {
     PutLast,
 }
 
-/// A stack of indices, and those that somebody has, in the order in which they were given out.
+/// A stack of indices that came back, those that nobody had yet, and those that somebody has, in the order in
+/// which they were given out.
 fn check_steps(size: usize, steps: &[Step]) {
     let mut list = list(size);
-    let mut free: Vec<u32> = (0..size as u32).rev().collect();
+    let mut back: Vec<u32> = Vec::new();
+    let mut fresh = 0..size as u32;
     let mut held: Vec<u32> = Vec::new();
     let mut supply = Supply {
         taken: 0,
@@ -179,9 +193,12 @@ fn check_steps(size: usize, steps: &[Step]) {
         supply.exhausted_for += u64::from(supply.is_exhausted);
         let returned = match step {
             Step::Take(most) => {
-                let count = share(size, free.len(), most);
-                let expected: Vec<u32> = free.drain(free.len() - count..).rev().collect();
-                let none = expected.is_empty() && free.is_empty();
+                let free = back.len() + fresh.len();
+                let count = share(size, free, most);
+                let old = back.len() - count.min(back.len());
+                let mut expected = back.split_off(old);
+                expected.extend(fresh.by_ref().take(count - expected.len()));
+                let none = free == 0;
                 let first = none && !supply.is_exhausted;
                 let (got, exhausted) = take_at(&mut list, most, now);
                 let got: Vec<u32> = got.into_iter().map(wrapper::index).collect();
@@ -197,8 +214,8 @@ fn check_steps(size: usize, steps: &[Step]) {
             Step::PutLast => held.pop(),
         };
         if let Some(index) = returned {
-            free.push(index);
-            let enough = free.len() * 4 >= size;
+            back.push(index);
+            let enough = (back.len() + fresh.len()) * 4 >= size;
             let over = list.put([wrapper::came_back(index)], None, || now);
             assert_eq!(over, supply.is_exhausted && enough, "{steps:?}");
             supply.returned += 1;

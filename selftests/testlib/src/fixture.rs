@@ -63,6 +63,8 @@ impl Receiving {
     pub const QUEUE: u32 = 1;
     /// A queue that is not bound.
     pub const PLAIN_QUEUE: u32 = 2;
+    /// Room for 4096 bytes after the headers of IPv4 and TCP, and time stamps.
+    pub const MTU_OF_A_BUFFER: u32 = 4096 + 52;
 
     /// A connection over IPv4 into 4 MiB of pages.
     pub fn new() -> Result<Self, Stop> {
@@ -71,8 +73,19 @@ impl Receiving {
 
     /// The same into this memory.
     pub fn into_memory(memory: DmaBuf) -> Result<Self, Stop> {
-        let map = memory.map()?;
+        Self::between(Pair::new()?, memory)
+    }
+
+    /// The same by an MTU with which segments have a multiple of 4096 bytes, unless they are the last of what is
+    /// sent: each but the last of their buffers is full.
+    pub fn in_full_buffers(memory: DmaBuf) -> Result<Self, Stop> {
         let pair = Pair::new()?;
+        pair.set_mtu(Self::MTU_OF_A_BUFFER)?;
+        Self::between(pair, memory)
+    }
+
+    fn between(pair: Pair, memory: DmaBuf) -> Result<Self, Stop> {
+        let map = memory.map()?;
         let binding = pair.bind(&[Self::QUEUE], &memory)?;
         let connection = pair.connect_to_queue(Ip::V4, Self::PORT, Self::QUEUE)?;
         Ok(Self {
