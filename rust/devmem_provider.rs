@@ -74,6 +74,7 @@ impl MemoryProvider for DmabufProvider {
 #[vtable]
 impl DevmemProvider for DmabufProvider {
     const NAME: &'static CStr = c"devmem_provider";
+    const RUNS: bool = true;
 
     fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>> {
         netlink::bind_rx::<Self>(request)

@@ -5,7 +5,8 @@
 //!
 //! A reader gets linear bytes copied, as from any socket. For a frag it gets a control message that
 //! tells where in which dma-buf the bytes are, and a [token](crate::sys::token) for it. A writer passes
-//! offsets into a dma-buf, which become frags.
+//! offsets into a dma-buf, which become frags. A reader who takes that gets one control message, with one token, for frags
+//! that follow each other.
 
 #![deny(unsafe_code)]
 
@@ -17,12 +18,17 @@ use crate::{
     sys::{
         claim::may_be_revoked,
         iov_iter::OffsetRanges,
+        run::{
+            End,
+            Run, //
+        },
         skbuff::{
             Frag,
             RxSkBuff,
             TxSkBuff, //
         },
         sock::{
+            cond_resched,
             FragMessage,
             LockedSock,
             Message,
@@ -32,7 +38,10 @@ use crate::{
             self,
             Range, //
         },
-        window::Window, //
+        window::{
+            Part,
+            Window, //
+        }, //
     }, //
 };
 
@@ -96,6 +105,15 @@ impl cmsg::Frag for Frag {
     fn is_revoked(&self) -> bool {
         self.devmem_iov().is_some_and(|iov| iov.is_revoked())
     }
+
+    fn end(&self, part: Part) -> Option<End> {
+        Frag::end(self, part)
+    }
+
+    #[inline]
+    fn follows(&self, part: Part, end: &mut End) -> bool {
+        Frag::follows(self, part, end)
+    }
 }
 
 impl cmsg::Reader for Message<'_> {
@@ -112,6 +130,22 @@ impl cmsg::Reader for Message<'_> {
 
     fn put_frags(&mut self, messages: &[FragMessage]) -> Result<(), (usize, Error)> {
         Message::put_frags(self, messages)
+    }
+
+    fn takes_runs(&self) -> bool {
+        Message::takes_runs(self)
+    }
+
+    fn last_run(&self) -> Option<Run> {
+        Message::last_run(self)
+    }
+
+    fn set_last_run(&mut self, run: Option<Run>) {
+        Message::set_last_run(self, run);
+    }
+
+    fn set_last_len(&mut self, len: u32) -> Result {
+        Message::set_last_len(self, len)
     }
 }
 
@@ -133,7 +167,7 @@ impl From<cmsg::Stop> for Error {
 
 /// Takes the tokens in `ranges` back from the user.
 ///
-/// Returns how many frags were given back. Tokens that the socket does not have do not count, and
+/// Returns how many tokens there were. Those that the socket does not have do not count, and
 /// do no harm, but are looked up; after [`MAX_DONTNEED_FRAGS`](crate::sys::token::MAX_DONTNEED_FRAGS) of
 /// them it ends.
 ///
@@ -141,7 +175,11 @@ impl From<cmsg::Stop> for Error {
 ///
 /// Mirrors `sock_devmem_put_tokens()` in [`net/core/sock.c`](srctree/net/core/sock.c).
 pub(crate) fn dontneed(sk: &Sock<'_>, ranges: impl Iterator<Item = Range>) -> usize {
-    token::take_back(ranges, || sk.tokens())
+    token::take_back(ranges, || {
+        // Of tokens that stand for many net_iovs each there may be many.
+        cond_resched();
+        sk.tokens()
+    })
 }
 
 /// Appends bytes of a dma-buf to `skb`, as many as are wanted: those at the first of `ranges`.

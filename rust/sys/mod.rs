@@ -6,8 +6,8 @@
 //! device memory provider needs of it. Safe code cannot misuse what is in here, whatever it does: that
 //! is what `selftests/misuse/` tries. So the plain logic that this rests on is in here, too: how memory is cut up
 //! ([`area`], [`extent`]), which of it is free ([`free_list`]), whose it may be ([`share`]) and who waits for it
-//! ([`waiters`]), what a [`token`] stands for, which part of a packet a reader wants ([`window`]). It has no unsafe
-//! code, and compiles without a kernel, for its tests.
+//! ([`waiters`]), what a [`token`] stands for, which frags make a [`run`], which part of a packet a reader wants
+//! ([`window`]). It has no unsafe code, and compiles without a kernel, for its tests.
 //!
 //! Imports nothing from outside this directory but the `kernel` crate.
 
@@ -32,6 +32,7 @@ pub(crate) mod net_device;
 pub(crate) mod netmem;
 mod nospec;
 pub(crate) mod page_pool;
+pub(crate) mod run;
 mod share;
 pub(crate) mod skbuff;
 pub(crate) mod sock;

@@ -25,11 +25,17 @@ use kernel::{
 use super::{
     bindings,
     free_list::FreeIov,
-    token::RETURN_BATCH, //
+    run::STRIDE,
+    token::{
+        Held,
+        RETURN_BATCH, //
+    }, //
 };
 
 // A net_iov has room for any DMA address, as on all machines of 64 bits.
 static_assert!(size_of::<bindings::dma_addr_t>() <= size_of::<usize>());
+
+static_assert!(size_of::<bindings::net_iov>() == STRIDE);
 
 /// Marks a `netmem_ref` that is a `struct net_iov`, and not a page.
 const NET_IOV: usize = 1;
@@ -238,6 +244,23 @@ impl DevmemIov<'_> {
         }
     }
 
+    /// Size of the buffer, as a power of two, and how many buffers come before it in its area, and after it.
+    pub(super) fn neighbours(&self) -> (u32, usize, usize) {
+        let before = self.index();
+
+        // SAFETY: By the type invariants there is a reference to the net_iov, which keeps its area
+        // and its binding alive. What is read here does not change while the binding is in use.
+        unsafe {
+            let area = (*self.0.as_ptr()).owner;
+
+            (
+                (*self.binding().as_ptr()).niov_shift,
+                before,
+                (*area).num_niovs.saturating_sub(before + 1),
+            )
+        }
+    }
+
     /// Takes another reference, and leaves it to the caller. Returns the `netmem_ref`.
     ///
     /// # Safety
@@ -260,11 +283,13 @@ impl DevmemIov<'_> {
 ///
 /// # Invariants
 ///
-/// The first `len` are netmems of which this owns a `pp_ref_count` reference.
+/// The first `len` are netmems of which this owns a `pp_ref_count` reference. So it does of those of `run`, which follow
+/// each other in one area.
 #[derive(Default)]
 pub(crate) struct CountedIovs {
     netmems: [bindings::netmem_ref; RETURN_BATCH],
     len: usize,
+    run: Option<Held>,
 }
 
 // The page pool has no room for more.
@@ -285,16 +310,42 @@ impl CountedIovs {
             self.len = len + 1;
         }
     }
+
+    /// Adds those of a run. If there is one already, its references are lost.
+    ///
+    /// # Safety
+    ///
+    /// The caller gives up a `pp_ref_count` reference to each net_iov of `run`, and they follow each other in one
+    /// area.
+    pub(super) unsafe fn push_run(&mut self, run: Held) {
+        // INVARIANT: By the requirements of this function.
+        self.run = Some(run);
+    }
+
+    /// Gives the first back.
+    fn put(&mut self) {
+        let len = core::mem::take(&mut self.len);
+
+        if len != 0 {
+            // SAFETY: By the type invariants there is a reference to each, and they have page pools.
+            // CAST: No more than `RETURN_BATCH`.
+            unsafe { bindings::page_pool_put_netmem_bulk(self.netmems.as_mut_ptr(), len as u32) };
+        }
+    }
 }
 
 impl Drop for CountedIovs {
     fn drop(&mut self) {
-        if self.len != 0 {
-            // SAFETY: By the type invariants there is a reference to each, and they have page pools.
-            // CAST: No more than `RETURN_BATCH`.
-            unsafe {
-                bindings::page_pool_put_netmem_bulk(self.netmems.as_mut_ptr(), self.len as u32)
-            };
+        self.put();
+        let Some(run) = self.run else { return };
+
+        for index in 0..run.count as usize {
+            // SAFETY: By the type invariants there is a reference to it, which is given up.
+            unsafe { self.push(run.netmem + index * STRIDE) };
+            if self.len == RETURN_BATCH {
+                self.put();
+            }
         }
+        self.put();
     }
 }

@@ -31,7 +31,15 @@ use super::{
     iov_iter::OffsetRanges,
     memory::TxExtents,
     netmem::DevmemIov,
-    token, //
+    run::{
+        End,
+        STRIDE, //
+    },
+    token::{
+        self,
+        Held, //
+    },
+    window::Part, //
 };
 
 /// A `struct sk_buff` that nobody changes while it is borrowed.
@@ -217,9 +225,7 @@ impl<'a> Frags<'a> {
     pub(super) fn into_netmems(self) -> impl Iterator<Item = bindings::netmem_ref> + 'a {
         let owned = self.eaten.is_some();
 
-        if let Some(skb) = self.eaten {
-            skb.lose_frags();
-        }
+        self.leave_references();
         self.frags
             .iter()
             .filter_map(Frag::devmem_iov)
@@ -228,6 +234,36 @@ impl<'a> Frags<'a> {
                 // SAFETY: By the type invariants of `RxSkBuff` it has a page pool.
                 false => unsafe { iov.take_reference() },
             })
+    }
+}
+
+/// What frags are in: buffers that follow each other in their area, one for each. And how many buffers come before
+/// these there.
+///
+/// None if they are not that, or there is none.
+pub(super) fn run_of(frags: &[Frag]) -> Option<(Held, usize)> {
+    let first = frags.first()?;
+    let (_, before, after) = first.devmem_iov()?.neighbours();
+    let expected = (first.0.netmem..).step_by(STRIDE);
+    let follow = expected
+        .zip(frags)
+        .all(|(netmem, frag)| netmem == frag.0.netmem);
+
+    let held = Held {
+        netmem: first.0.netmem,
+        // CAST: An skb has `MAX_SKB_FRAGS` of them.
+        count: frags.len() as u32,
+    };
+    (follow && frags.len() - 1 <= after).then_some((held, before))
+}
+
+impl<'a> Frags<'a> {
+    /// The frags, whose references are left to the caller if the skb is thrown away.
+    pub(super) fn leave_references(&self) -> &'a [Frag] {
+        if let Some(skb) = self.eaten {
+            skb.lose_frags();
+        }
+        self.frags
     }
 }
 
@@ -418,6 +454,31 @@ impl Frag {
     /// Where the frag begins in its buffer, in bytes.
     pub(crate) fn offset(&self) -> u64 {
         u64::from(self.0.offset)
+    }
+
+    /// Where a part of it ends, if it is device memory.
+    pub(crate) fn end(&self, part: Part) -> Option<End> {
+        let (shift, _, after) = self.devmem_iov()?.neighbours();
+
+        Some(End {
+            last: self.0.netmem,
+            // CAST: A part of the frag.
+            offset: self.0.offset.checked_add((part.offset + part.len) as u32)?,
+            size: 1u32.checked_shl(shift)?,
+            after: u32::try_from(after).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// Whether a part of it follows `end`, in the next buffer: then that is where this one ends.
+    #[inline]
+    pub(crate) fn follows(&self, part: Part, end: &mut End) -> bool {
+        // CAST: A part of the frag.
+        let (offset, len) = (part.offset as u32, part.len as u32);
+
+        self.0
+            .offset
+            .checked_add(offset)
+            .is_some_and(|offset| end.follow(self.0.netmem, offset, len))
     }
 
     /// Whether what begins at `offset` of `netmem` follows this frag.

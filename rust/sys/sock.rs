@@ -7,7 +7,10 @@
 
 use core::{
     marker::PhantomData,
-    mem::size_of,
+    mem::{
+        offset_of,
+        size_of, //
+    },
     num::NonZero,
     ptr::NonNull,
     slice::from_raw_parts_mut, //
@@ -27,18 +30,34 @@ use super::{
     bindings,
     netmem::CountedIovs,
     nospec::array_index,
+    run::{
+        End,
+        Run, //
+    },
     skbuff::{
+        run_of,
         Frag,
         Frags, //
     },
     token::{
         self,
         Frags as _,
-        Slots, //
+        Held,
+        Slots,
+        Taken,
+        Told, //
     },
 };
 
 static_assert!(token::BASE == bindings::NET_DEVMEM_TOKEN_BASE);
+static_assert!(token::RUN_MAX == bindings::NET_DEVMEM_RUN_MAX);
+static_assert!(token::RUN == bindings::NET_DEVMEM_RUN as usize);
+
+/// Lets others have the CPU, if it is their turn. Process context, without spinlocks.
+pub(crate) fn cond_resched() {
+    // SAFETY: Nothing goes wrong but a warning if the caller may not sleep.
+    unsafe { bindings::cond_resched() }
+}
 
 /// A TCP socket in a system call on it.
 ///
@@ -111,7 +130,8 @@ impl LockedSock<'_> {
 ///
 /// `xa` is the `sk_user_frags` of `sk`. The current thread holds its lock. Its
 /// entries are `XA_ZERO_ENTRY`, for tokens that are reserved, or the `netmem_ref` of a net_iov, with a
-/// reference to it.
+/// reference to it. What `slots` have they have with a reference to each net_iov, and those of one follow each other in
+/// their area.
 pub(crate) struct Tokens<'a> {
     sk: &'a Sock<'a>,
     xa: *mut bindings::xarray,
@@ -140,6 +160,7 @@ unsafe fn slots<'a>(array: NonNull<bindings::net_devmem_tokens>) -> Slots<'a> {
             groups: from_raw_parts_mut((*array).groups.cast(), groups),
             free: from_raw_parts_mut((*array).free.cast(), words),
             slots: from_raw_parts_mut((&raw mut (*array).slots).cast(), size),
+            more: from_raw_parts_mut((*array).more, size),
         }
     }
 }
@@ -147,7 +168,7 @@ unsafe fn slots<'a>(array: NonNull<bindings::net_devmem_tokens>) -> Slots<'a> {
 impl Tokens<'_> {
     /// Takes back a token of the array.
     #[inline]
-    fn take_slot(&mut self, token: u32) -> Option<bindings::netmem_ref> {
+    fn take_slot(&mut self, token: u32) -> Option<Held> {
         let Some(slots) = &mut self.slots else {
             return self.take_slot_of_two(token);
         };
@@ -163,15 +184,17 @@ impl Tokens<'_> {
 
     /// The same while a larger array is about to replace this one, and has a part of its tokens.
     #[cold]
-    fn take_slot_of_two(&mut self, token: u32) -> Option<bindings::netmem_ref> {
+    fn take_slot_of_two(&mut self, token: u32) -> Option<Held> {
+        let mut count = 0;
+        let sk = self.sk.0.as_ptr();
         // SAFETY: By the type invariant the socket is alive, and the lock is held.
-        let netmem = unsafe { bindings::net_devmem_take_token(self.sk.0.as_ptr(), token) };
+        let netmem = unsafe { bindings::net_devmem_take_token(sk, token, &mut count) };
 
-        (netmem != 0).then_some(netmem)
+        (netmem != 0).then_some(Held { netmem, count })
     }
 
     /// Takes back a token of the built-in provider.
-    fn take_user_frag(&mut self, token: u32) -> Option<bindings::netmem_ref> {
+    fn take_user_frag(&mut self, token: u32) -> Option<Held> {
         // SAFETY: By the type invariants the xarray is valid, and its lock is held, so that nobody
         // erases the entry in between. Zero entries are shown as NULL, and stay.
         let netmem = unsafe {
@@ -182,7 +205,33 @@ impl Tokens<'_> {
             bindings::__xa_erase(self.xa, token as c_ulong)
         };
 
-        Some(netmem as bindings::netmem_ref)
+        Some(Held {
+            netmem: netmem as bindings::netmem_ref,
+            count: 1,
+        })
+    }
+
+    /// Lets a token stand for a run of frags, to each of which there is a reference that is the caller's.
+    ///
+    /// If that is not a run after all, or the token not what the caller takes it for, the references are lost.
+    fn commit_run(&mut self, told: Told, run: Option<(Held, usize)>) {
+        let (Some(slots), Some((run, before))) = (&mut self.slots, run) else {
+            return;
+        };
+
+        let committed = match slots.held(told.token) {
+            // Another thread has returned it already, or it is a new one.
+            None => slots.commit_run(told.token, run),
+            // INVARIANT: They follow in the same area: that has as many before these.
+            Some(held) if told.goes_on && held.is_before(run.netmem, before) => {
+                slots.add(told.token, run.count)
+            }
+            Some(_) => false,
+        };
+        debug_assert!(
+            committed,
+            "a token that was not free, or stands for something else"
+        );
     }
 }
 
@@ -190,16 +239,25 @@ impl token::Take for Tokens<'_> {
     type Returned = CountedIovs;
 
     #[inline]
-    fn take(&mut self, token: u32, returned: &mut CountedIovs) -> bool {
-        let netmem = match token < token::BASE {
+    fn take(&mut self, token: u32, returned: &mut CountedIovs) -> Taken {
+        let held = match token < token::BASE {
             false => self.take_slot(token),
             true => self.take_user_frag(token),
         };
 
-        // SAFETY: The token had a reference, and is no longer there.
-        netmem
-            .map(|netmem| unsafe { returned.push(netmem) })
-            .is_some()
+        match held {
+            None => Taken::Nothing,
+            Some(Held { netmem, count: 1 }) => {
+                // SAFETY: The token had a reference, and is no longer there.
+                unsafe { returned.push(netmem) };
+                Taken::One
+            }
+            Some(run) => {
+                // SAFETY: As above, to each, and by the type invariants they follow each other.
+                unsafe { returned.push_run(run) };
+                Taken::Run
+            }
+        }
     }
 }
 
@@ -217,8 +275,9 @@ pub(crate) struct ReaderTokens<'a> {
 }
 
 impl ReaderTokens<'_> {
-    /// As many tokens as there are and may be, if there are any.
-    fn peek_free(&self, tokens: &mut [u32]) -> Result<Option<NonZero<usize>>> {
+    /// As many tokens as there are and may be, if there are any. And for how many net_iovs there may be some.
+    #[inline]
+    fn peek_free(&self, tokens: &mut [u32]) -> Result<Option<(NonZero<usize>, usize)>> {
         let table = self.sk.0.tokens();
         let Some(slots) = &table.slots else {
             return Ok(None);
@@ -229,7 +288,20 @@ impl ReaderTokens<'_> {
             return Err(ENOBUFS);
         }
         let most = tokens.len().min(room);
-        Ok(NonZero::new(slots.peek(&mut tokens[..most])))
+        let count = NonZero::new(slots.peek(&mut tokens[..most]));
+        Ok(count.map(|count| (count, room)))
+    }
+
+    /// The same. `ENOBUFS` if the socket has as many as it may, `ENOMEM` if there is no memory. Can sleep.
+    #[inline]
+    fn peek_or_grow(&self, tokens: &mut [u32]) -> Result<(NonZero<usize>, usize)> {
+        if let Some(found) = self.peek_free(tokens)? {
+            return Ok(found);
+        }
+
+        // SAFETY: By the type invariant the socket is locked.
+        to_result(unsafe { bindings::net_devmem_grow_tokens(self.sk.0 .0.as_ptr()) })?;
+        self.peek_free(tokens)?.ok_or(ENOMEM)
     }
 
     /// Lets tokens stand for `netmems`, which come with references, and are asked for with the lock held.
@@ -250,18 +322,33 @@ impl ReaderTokens<'_> {
     }
 }
 
+impl ReaderTokens<'_> {
+    /// Lets tokens stand for runs of `frags`, of which there is a reference for each that is the caller's. One
+    /// without a token is lost.
+    fn commit_counted(&mut self, runs: &[Told], frags: &[Frag]) {
+        let mut table = self.sk.0.tokens();
+        let mut rest = frags;
+
+        for &told in runs {
+            let (run, after) = rest.split_at(told.frags.min(rest.len()));
+
+            table.commit_run(told, run_of(run));
+            rest = after;
+        }
+    }
+}
+
 impl<'a> token::Tokens<Frags<'a>> for ReaderTokens<'_> {
     type Error = Error;
 
     /// `ENOBUFS` if the socket has as many as it may, `ENOMEM` if there is no memory. Can sleep.
     fn peek(&mut self, tokens: &mut [u32]) -> Result<NonZero<usize>> {
-        if let Some(count) = self.peek_free(tokens)? {
-            return Ok(count);
-        }
+        self.peek_or_grow(tokens).map(|(count, _)| count)
+    }
 
-        // SAFETY: By the type invariant the socket is locked.
-        to_result(unsafe { bindings::net_devmem_grow_tokens(self.sk.0 .0.as_ptr()) })?;
-        self.peek_free(tokens)?.ok_or(ENOMEM)
+    /// As above.
+    fn peek_for_runs(&mut self, tokens: &mut [u32]) -> Result<(NonZero<usize>, usize)> {
+        self.peek_or_grow(tokens)
     }
 
     fn commit(&mut self, tokens: &[u32], frags: &[Frag]) {
@@ -277,6 +364,31 @@ impl<'a> token::Tokens<Frags<'a>> for ReaderTokens<'_> {
             return self.commit(tokens, frags.as_slice());
         }
         self.commit_netmems(tokens, || frags.into_netmems());
+    }
+
+    fn room(&mut self, run: &Run) -> usize {
+        let table = self.sk.0.tokens();
+        let Some(slots) = &table.slots else { return 0 };
+
+        match slots.held(run.token) == Some(run.held()) {
+            true => self.limit.saturating_sub(*slots.used) as usize,
+            false => 0,
+        }
+    }
+
+    fn commit_runs(&mut self, runs: &[Told], frags: &[Frag]) {
+        for iov in frags.iter().filter_map(Frag::devmem_iov) {
+            // SAFETY: Frags are handed out of an `RxSkBuff` only, by whose type invariants they have a page pool.
+            unsafe { iov.take_reference() };
+        }
+        self.commit_counted(runs, frags);
+    }
+
+    fn commit_all_runs(&mut self, runs: &[Told], frags: Frags<'_>) {
+        match frags.are_eaten() {
+            true => self.commit_counted(runs, frags.leave_references()),
+            false => self.commit_runs(runs, frags.as_slice()),
+        }
     }
 }
 
@@ -317,17 +429,108 @@ impl FragMessage {
 ///
 /// # Invariants
 ///
-/// The pointer is to a message of a `recvmsg()` in the current system call.
-pub(crate) struct Message<'a>(NonNull<bindings::msghdr>, PhantomData<&'a mut ()>);
+/// `msg` is a message of a `recvmsg()` in the current system call, and `run`, if that is something, what it was told of
+/// last. Nobody else uses them for `'a`.
+pub(crate) struct Message<'a> {
+    msg: NonNull<bindings::msghdr>,
+    run: Option<NonNull<bindings::net_devmem_run>>,
+    _message: PhantomData<&'a mut ()>,
+}
+
+/// Where the size is in a control message about a frag, from its end on. It has no padding there, in programs of 32
+/// bits neither.
+const SIZE_FROM_END: usize =
+    size_of::<bindings::dmabuf_cmsg>() - offset_of!(bindings::dmabuf_cmsg, frag_size);
 
 impl Message<'_> {
     /// # Safety
     ///
-    /// `ptr` has to be to a message that is being received, and nobody else's for the lifetime of
-    /// the result.
-    pub(super) unsafe fn from_raw(ptr: NonNull<bindings::msghdr>) -> Self {
+    /// `msg` has to be to a message that is being received, and nobody else's for the lifetime of
+    /// the result. So has `run`, if there is one, to be to what the reader was told of last.
+    pub(super) unsafe fn from_raw(
+        msg: NonNull<bindings::msghdr>,
+        run: Option<NonNull<bindings::net_devmem_run>>,
+    ) -> Self {
         // INVARIANT: By the requirements of this function.
-        Self(ptr, PhantomData)
+        Self {
+            msg,
+            run,
+            _message: PhantomData,
+        }
+    }
+
+    /// Whether the reader takes one message for a run of frags.
+    #[inline]
+    pub(crate) fn takes_runs(&self) -> bool {
+        self.run.is_some()
+    }
+
+    /// The run that the last control message was about, if that can still be changed.
+    pub(crate) fn last_run(&self) -> Option<Run> {
+        // SAFETY: By the type invariant it is valid.
+        let run = unsafe { self.run?.as_ref() };
+        if run.token == 0 || self.user_control() != Some(run.control) {
+            return None;
+        }
+
+        Some(Run {
+            token: run.token,
+            count: run.count,
+            len: run.size,
+            end: End {
+                last: run.last,
+                offset: run.end,
+                size: run.buffer,
+                after: run.after,
+            },
+        })
+    }
+
+    /// From now on the last control message is about `run`.
+    pub(crate) fn set_last_run(&mut self, run: Option<Run>) {
+        let control = self.user_control();
+        let Some(mut last) = self.run else { return };
+        // SAFETY: By the type invariant it is valid, and ours.
+        let last = unsafe { last.as_mut() };
+
+        *last = match (run, control) {
+            (Some(run), Some(control)) => bindings::net_devmem_run {
+                token: run.token,
+                count: run.count,
+                size: run.len,
+                end: run.end.offset,
+                last: run.end.last,
+                buffer: run.end.size,
+                after: run.end.after,
+                control,
+            },
+            _ => bindings::net_devmem_run::default(),
+        };
+    }
+
+    /// Has the last control message, which is about a frag, tell of `len` bytes. `EFAULT` if it is not there any
+    /// more: then nothing was changed. Can sleep.
+    pub(crate) fn set_last_len(&mut self, len: u32) -> Result {
+        let control = self.user_control().ok_or(EFAULT)?;
+        let size = control.wrapping_byte_sub(SIZE_FROM_END);
+        // SAFETY: `len` is readable.
+        let left =
+            unsafe { bindings::copy_to_user(size, (&raw const len).cast(), size_of::<u32>()) };
+
+        match left {
+            0 => Ok(()),
+            _ => Err(EFAULT),
+        }
+    }
+
+    /// Where control messages go on in user space, if they go there.
+    fn user_control(&self) -> Option<*mut c_void> {
+        // SAFETY: By the type invariant the message is valid.
+        let msg = unsafe { self.msg.as_ref() };
+
+        // SAFETY: It has a pointer to user space then, and all values are valid for one.
+        msg.msg_control_is_user()
+            .then(|| unsafe { msg.__bindgen_anon_1.msg_control_user })
     }
 
     /// Copies bytes to the user's buffers. `EFAULT` if that is not possible for all of them: then what is copied
@@ -346,7 +549,7 @@ impl Message<'_> {
         // SAFETY: By the type invariant the message is valid, and ours. There are the bytes, by the
         // requirements of this function.
         let copied = unsafe {
-            bindings::copy_to_iter_full(data.cast(), len, &raw mut (*self.0.as_ptr()).msg_iter)
+            bindings::copy_to_iter_full(data.cast(), len, &raw mut (*self.msg.as_ptr()).msg_iter)
         };
 
         match copied {
@@ -390,7 +593,7 @@ impl Message<'_> {
     )]
     fn has_plain_control(&self) -> bool {
         // SAFETY: By the type invariant the message is valid.
-        let msg = unsafe { self.0.as_ref() };
+        let msg = unsafe { self.msg.as_ref() };
 
         msg.msg_control_is_user() && msg.msg_flags & bindings::MSG_CMSG_COMPAT == 0
     }
@@ -399,7 +602,7 @@ impl Message<'_> {
     fn copy_frags(&mut self, messages: &[FragMessage]) -> Result<(), (usize, Error)> {
         const SIZE: usize = size_of::<FragMessage>();
         // SAFETY: By the type invariant the message is valid, and ours.
-        let msg = unsafe { self.0.as_mut() };
+        let msg = unsafe { self.msg.as_mut() };
         // SAFETY: It has a pointer to user space, and all values are valid for one.
         let control = unsafe { &mut msg.__bindgen_anon_1.msg_control_user };
         let room = match control.is_null() {
@@ -425,7 +628,7 @@ impl Message<'_> {
         // SAFETY: By the type invariant the message is valid, and ours.
         to_result(unsafe {
             bindings::put_cmsg_notrunc(
-                self.0.as_ptr(),
+                self.msg.as_ptr(),
                 bindings::SOL_SOCKET as c_int,
                 kind as c_int,
                 size_of::<bindings::dmabuf_cmsg>() as c_int,

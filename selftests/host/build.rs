@@ -18,6 +18,7 @@ const FILES: [(&str, &[(&str, &str)]); 5] = [
         ],
     ),
     ("free_list.rs", &[]),
+    ("run.rs", &[]),
     ("share.rs", &[]),
     (
         "token.rs",

@@ -26,6 +26,11 @@ fn afterwards(tokens: &mut ReaderTokens<'_>, frags: Frags<'_>) {
     first.size();
 }
 
+fn twice_as_runs(tokens: &mut ReaderTokens<'_>, frags: Frags<'_>) {
+    tokens.commit_all_runs(&[], frags);
+    tokens.commit_all(&[], frags); //~ E0382
+}
+
 fn two_ways(skb: &mut RxSkBuff<'_>) {
     let one = skb.parts();
     let other = skb.parts(); //~ E0499

@@ -9,6 +9,7 @@
 #include <linux/dma-mapping.h>
 #include <linux/netdevice.h>
 #include <linux/percpu-refcount.h>
+#include <linux/sched.h>
 #include <linux/skbuff.h>
 #include <linux/spinlock.h>
 #include <linux/uio.h>
@@ -224,6 +225,11 @@ struct xarray *rust_helper_sk_user_frags(struct sock *sk)
 struct net_devmem_tokens *rust_helper_sk_devmem_tokens(struct sock *sk)
 {
 	return sk->sk_devmem_tokens;
+}
+
+void rust_helper_cond_resched(void)
+{
+	cond_resched();
 }
 
 void rust_helper_xa_lock_bh(struct xarray *xa)

@@ -84,6 +84,8 @@ bool rust_helper_copy_to_iter_full(const void *addr, size_t bytes,
 struct xarray *rust_helper_sk_user_frags(struct sock *sk);
 struct net_devmem_tokens *rust_helper_sk_devmem_tokens(struct sock *sk);
 
+void rust_helper_cond_resched(void);
+
 void rust_helper_xa_lock_bh(struct xarray *xa);
 void rust_helper_xa_unlock_bh(struct xarray *xa);
 

@@ -61,6 +61,7 @@ impl<P: DevmemProvider> DevmemVTable<P> {
         bindings::net_devmem_ops {
             name: P::NAME.to_bytes_with_nul().as_ptr(),
             owner: this_module::<P::OwnerModule>().as_ptr(),
+            runs: P::RUNS,
             mp_ops: memory_provider::vtable::<P>(),
             bind_rx: Some(Self::bind_rx),
             bind_tx: if P::HAS_BIND_TX {
@@ -126,8 +127,8 @@ impl<P: DevmemProvider> DevmemVTable<P> {
 
     /// # Safety
     ///
-    /// All pointers have to be valid, the socket locked and `skb` in its receive queue. With `eat`, `skb` is
-    /// thrown away if all its bytes are passed, it has no frag list, and its frags have page pools.
+    /// All pointers have to be valid, but `run` may be null, the socket locked and `skb` in its receive queue. With
+    /// `eat`, `skb` is thrown away if all its bytes are passed, it has no frag list, and its frags have page pools.
     unsafe extern "C" fn recvmsg(
         sk: *mut bindings::sock,
         skb: *mut bindings::sk_buff,
@@ -135,6 +136,7 @@ impl<P: DevmemProvider> DevmemVTable<P> {
         msg: *mut bindings::msghdr,
         len: c_int,
         eat: bool,
+        run: *mut bindings::net_devmem_run,
     ) -> c_int {
         let (Some(sk), Some(skb), Some(msg)) =
             (NonNull::new(sk), NonNull::new(skb), NonNull::new(msg))
@@ -147,7 +149,7 @@ impl<P: DevmemProvider> DevmemVTable<P> {
             (
                 LockedSock::from_raw(sk),
                 RxSkBuff::from_raw(skb, eat),
-                Message::from_raw(msg),
+                Message::from_raw(msg, NonNull::new(run).filter(|_| P::RUNS)),
             )
         };
 

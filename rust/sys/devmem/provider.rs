@@ -71,6 +71,9 @@ pub(crate) trait DevmemProvider: MemoryProvider {
     /// What the `net.core.devmem_provider` sysctl calls it.
     const NAME: &'static CStr;
 
+    /// Whether [`recvmsg`](Self::recvmsg) tells readers [that take it](Message::takes_runs) of runs of frags.
+    const RUNS: bool = false;
+
     /// Serves a bind-rx request. A binding that is on no queue is refused (`EINVAL`). Process context, lock
     /// of the netlink socket held.
     fn bind_rx<'a>(request: &'a RxBindRequest<'_>) -> Result<RxBound<'a>>;

@@ -28,7 +28,7 @@ PROPERTIES = {
     "extents": [64] * 4,
     "window": [64] * 4,
     "tokens": [32] * 3,
-    "take": [32, 64, 64],
+    "take": [32, 64, 64, 64],
     "commit": [32, 64, 64],
 }
 

@@ -12,6 +12,8 @@
 mod area;
 #[path = "../../../rust/sys/extent.rs"]
 mod extent;
+#[path = "../../../rust/sys/run.rs"]
+mod run;
 #[path = "../../../rust/sys/token.rs"]
 mod token;
 #[path = "../../../rust/sys/window.rs"]
@@ -20,7 +22,7 @@ mod window;
 use core::cell::Cell;
 
 use area::{Layout, LayoutError, Segment};
-use token::{Range, Slots, Take};
+use token::{Held, Range, Slots, Take, Taken};
 use window::{Part, Window};
 
 #[panic_handler]
@@ -187,7 +189,7 @@ struct Bits<'a> {
 impl Take for Bits<'_> {
     type Returned = ();
 
-    fn take(&mut self, token: u32, (): &mut ()) -> bool {
+    fn take(&mut self, token: u32, (): &mut ()) -> Taken {
         let nth = self.lookups.get();
         let there = self.there >> (nth % 32) & 1 != 0;
 
@@ -197,7 +199,12 @@ impl Take for Bits<'_> {
         }
         self.next.set(token);
         self.found.set(self.found.get() + u32::from(there));
-        there
+        // Every other one stands for several net_iovs.
+        match (there, nth % 2) {
+            (false, _) => Taken::Nothing,
+            (true, 0) => Taken::One,
+            (true, _) => Taken::Run,
+        }
     }
 }
 
@@ -237,20 +244,32 @@ struct Array {
     groups: [usize; 1],
     free: [usize; 1],
     slots: [usize; SIZE],
+    more: [u16; SIZE],
+}
+
+/// How many net_iovs a word in a slot stands for.
+fn count(word: usize, more: u16) -> u32 {
+    match word & token::RUN {
+        0 => 1,
+        _ => u32::from(more) + 1,
+    }
 }
 
 impl Array {
-    fn new(used: u64, netmem: usize) -> Self {
+    /// One whose slots stand for `word`, with as many `more`, if they are used.
+    fn new(used: u64, word: usize, more: u16) -> Self {
+        let count = count(word, more);
         let mut array = Self {
-            used: SIZE as u32,
+            used: SIZE as u32 * count,
             hint: 0,
             groups: [0],
             free: [0],
-            slots: [netmem; SIZE],
+            slots: [word; SIZE],
+            more: [more; SIZE],
         };
         for (bit, slot) in SLOTS.into_iter().enumerate() {
             if used >> bit & 1 == 0 {
-                array.used -= 1;
+                array.used -= count;
                 array.slots[slot] = 0;
                 array.free[0] |= 1 << slot;
                 array.groups[0] = 1;
@@ -278,28 +297,31 @@ impl Array {
             groups: &mut self.groups,
             free: &mut self.free,
             slots: &mut self.slots,
+            more: &mut self.more,
         }
     }
 }
 
-/// Any token is taken if it is one, and used. Then it is free, and there is one less.
+/// Any token is taken if it is one, and used, with all that it stands for. Then it is free, and there is as much less.
 #[no_mangle]
-pub extern "C" fn take(token: u32, used: u64, netmem: u64) -> bool {
-    if netmem == 0 {
+pub extern "C" fn take(token: u32, used: u64, word: u64, more: u64) -> bool {
+    let (word, more) = (word as usize, (more % u64::from(token::RUN_MAX)) as u16);
+    if word == 0 {
         return true;
     }
-    let mut array = Array::new(used, netmem as usize);
+    let mut array = Array::new(used, word, more);
     let before = array.used;
     let slot = u64::from(token).wrapping_sub(token::BASE.into()) as usize;
     let expected = slot < SIZE && !array.is_free(slot);
 
     match array.locked().take(token) {
-        Some(taken) => {
+        Some(Held { netmem, count: held }) => {
             expected
-                && taken as u64 == netmem
+                && netmem == word & !token::RUN
+                && held == count(word, more)
                 && array.slots[slot] == 0
                 && array.is_free(slot)
-                && array.is_sound(before - 1)
+                && array.is_sound(before - held)
         }
         None => !expected && array.is_sound(before),
     }
@@ -311,7 +333,7 @@ pub extern "C" fn commit(token: u32, used: u64, netmem: u64) -> bool {
     if token < token::BASE || token >= 2 * token::BASE || netmem == 0 {
         return true;
     }
-    let mut array = Array::new(used, 1);
+    let mut array = Array::new(used, 1, 0);
     let before = array.used;
     let slot = (token - token::BASE) as usize;
     let expected = array.is_free(slot);

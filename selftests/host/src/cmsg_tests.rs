@@ -12,8 +12,9 @@ use crate::{
     cmsg::{self, Frag, FragInfo, Part, Place, Reader, Stop},
     sequences::{bound, each},
     slot_array::SlotArray,
-    sys::token::{take_back, Frags, Range, Take, Tokens, BASE, BATCH},
-    sys::window::Window,
+    sys::run::{End, Run},
+    sys::token::{take_back, Frags, Range, Take, Taken, Tokens, Told, BASE, BATCH},
+    sys::window::{self, Window},
 };
 
 /// A frag in a buffer of its own.
@@ -48,7 +49,7 @@ impl TestFrag {
 }
 
 fn netmem_at(offset: u64) -> usize {
-    ((offset >> 32) as usize) << 1 | 1
+    ((offset >> 32) as usize) << 2 | 1
 }
 
 impl Frag for TestFrag {
@@ -68,6 +69,14 @@ impl Frag for TestFrag {
     fn is_revoked(&self) -> bool {
         assert!(!self.gone.get(), "a frag that is not the packet's any more");
         self.revoked
+    }
+
+    fn end(&self, _part: window::Part) -> Option<End> {
+        unreachable!("the reader takes no runs")
+    }
+
+    fn follows(&self, _part: window::Part, _end: &mut End) -> bool {
+        unreachable!("the reader takes no runs")
     }
 }
 
@@ -246,6 +255,22 @@ impl Reader for TestReader {
         }
         Ok(())
     }
+
+    fn takes_runs(&self) -> bool {
+        false
+    }
+
+    fn last_run(&self) -> Option<Run> {
+        unreachable!("it takes no runs")
+    }
+
+    fn set_last_run(&mut self, _run: Option<Run>) {
+        unreachable!("it takes no runs")
+    }
+
+    fn set_last_len(&mut self, _len: u32) -> Result<(), Error> {
+        unreachable!("it takes no runs")
+    }
 }
 
 /// The tokens of a socket, of which there are only so many.
@@ -275,7 +300,7 @@ impl TestTokens {
     /// `count` of them are in use already.
     fn without(mut self, count: usize) -> Self {
         for token in (BASE..).take(count) {
-            assert!(self.array.locked().commit(token, !0), "a free one");
+            assert!(self.array.locked().commit(token, 1), "a free one");
         }
         self
     }
@@ -283,7 +308,7 @@ impl TestTokens {
     /// Others are in use, in between.
     fn with_gaps(mut self, used: &[bool]) -> Self {
         for (token, _) in (BASE..).zip(used).filter(|(_, &used)| used) {
-            self.array.locked().commit(token, !0);
+            self.array.locked().commit(token, 1);
         }
         self
     }
@@ -332,6 +357,22 @@ impl<'a> Tokens<TestFrags<'a>> for TestTokens {
             false => References::Taken,
         };
         self.commit_as(tokens, frags.frags, references);
+    }
+
+    fn peek_for_runs(&mut self, _tokens: &mut [u32]) -> Result<(NonZero<usize>, usize), Error> {
+        unreachable!("the reader takes no runs")
+    }
+
+    fn room(&mut self, _run: &Run) -> usize {
+        unreachable!("the reader takes no runs")
+    }
+
+    fn commit_runs(&mut self, _runs: &[Told], _frags: &[TestFrag]) {
+        unreachable!("the reader takes no runs")
+    }
+
+    fn commit_all_runs(&mut self, _runs: &[Told], _frags: TestFrags<'a>) {
+        unreachable!("the reader takes no runs")
     }
 }
 
@@ -973,9 +1014,12 @@ struct Locked<'a>(RefMut<'a, SlotArray>);
 impl Take for Locked<'_> {
     type Returned = Vec<usize>;
 
-    fn take(&mut self, token: u32, returned: &mut Vec<usize>) -> bool {
-        let netmem = self.0.locked().take(token);
-        returned.extend(netmem);
-        netmem.is_some()
+    fn take(&mut self, token: u32, returned: &mut Vec<usize>) -> Taken {
+        let held = self.0.locked().take(token);
+        returned.extend(held.map(|held| held.netmem));
+        match held {
+            Some(_) => Taken::One,
+            None => Taken::Nothing,
+        }
     }
 }

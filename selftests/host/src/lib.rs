@@ -29,6 +29,8 @@ mod loom_tests;
 #[cfg(all(test, not(miri)))]
 mod narrow_tests;
 #[cfg(test)]
+mod run_tests;
+#[cfg(test)]
 mod sequences;
 #[cfg(test)]
 mod share_tests;

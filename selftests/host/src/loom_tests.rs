@@ -19,11 +19,12 @@ use loom::{
 use crate::{
     cmsg::{self, Frag, FragInfo, Part, Place, Reader, Stop},
     slot_array::SlotArray,
-    sys::window::Window,
     sys::{
         free_list::{Batch, FreeList},
+        run::{End, Run},
         share::Account,
-        token::{take_back, Frags, Range, Take, Tokens, BASE},
+        token::{self, take_back, Frags, Range, Take, Taken, Tokens, BASE},
+        window::{self, Window},
         wrapper,
     },
 };
@@ -178,10 +179,26 @@ impl<'a> Tokens<TestFrags<'a>> for &'a Socket {
             None => self.commit(tokens, frags.frags),
         }
     }
+
+    fn peek_for_runs(&mut self, _tokens: &mut [u32]) -> Result<(NonZero<usize>, usize), ()> {
+        unreachable!("the reader takes no runs")
+    }
+
+    fn room(&mut self, _run: &Run) -> usize {
+        unreachable!("the reader takes no runs")
+    }
+
+    fn commit_runs(&mut self, _runs: &[token::Told], _frags: &[TestFrag<'a>]) {
+        unreachable!("the reader takes no runs")
+    }
+
+    fn commit_all_runs(&mut self, _runs: &[token::Told], _frags: TestFrags<'a>) {
+        unreachable!("the reader takes no runs")
+    }
 }
 
 fn netmem_of(buffer: usize) -> usize {
-    buffer << 1 | 1
+    buffer << 2 | 1
 }
 
 struct Locked<'a> {
@@ -204,12 +221,15 @@ impl Drop for Counted {
 impl Take for Locked<'_> {
     type Returned = Counted;
 
-    fn take(&mut self, token: u32, returned: &mut Counted) -> bool {
-        let netmem = self.tokens.locked().take(token);
-        let counted = netmem.map(|netmem| (self.buffers.clone(), netmem >> 1));
+    fn take(&mut self, token: u32, returned: &mut Counted) -> Taken {
+        let held = self.tokens.locked().take(token);
+        let counted = held.map(|held| (self.buffers.clone(), held.netmem >> 2));
 
         returned.0.extend(counted);
-        netmem.is_some()
+        match held {
+            Some(_) => Taken::One,
+            None => Taken::Nothing,
+        }
     }
 }
 
@@ -249,6 +269,14 @@ impl Frag for TestFrag<'_> {
 
     fn is_revoked(&self) -> bool {
         false
+    }
+
+    fn end(&self, _part: window::Part) -> Option<End> {
+        unreachable!("the reader takes no runs")
+    }
+
+    fn follows(&self, _part: window::Part, _end: &mut End) -> bool {
+        unreachable!("the reader takes no runs")
     }
 }
 
@@ -293,6 +321,22 @@ impl Reader for User<'_> {
             true => Ok(()),
             false => Err((told, ())),
         }
+    }
+
+    fn takes_runs(&self) -> bool {
+        false
+    }
+
+    fn last_run(&self) -> Option<Run> {
+        unreachable!("it takes no runs")
+    }
+
+    fn set_last_run(&mut self, _run: Option<Run>) {
+        unreachable!("it takes no runs")
+    }
+
+    fn set_last_len(&mut self, _len: u32) -> Result<(), ()> {
+        unreachable!("it takes no runs")
     }
 }
 

@@ -15,6 +15,13 @@ use crate::sequences::each;
 mod token {
     include!(concat!(env!("OUT_DIR"), "/token.rs"));
 }
+#[expect(
+    dead_code,
+    reason = "runs have tests of their own, with frags as they are"
+)]
+mod run {
+    include!(concat!(env!("OUT_DIR"), "/run.rs"));
+}
 mod area {
     include!(concat!(env!("OUT_DIR"), "/area.rs"));
 }
@@ -360,9 +367,12 @@ struct Seen<'a>(&'a RefCell<Vec<u8>>, bool);
 impl token::Take for Seen<'_> {
     type Returned = ();
 
-    fn take(&mut self, token: u8, (): &mut ()) -> bool {
+    fn take(&mut self, token: u8, (): &mut ()) -> token::Taken {
         self.0.borrow_mut().push(token);
-        self.1
+        match self.1 {
+            true => token::Taken::One,
+            false => token::Taken::Nothing,
+        }
     }
 }
 
@@ -401,16 +411,18 @@ fn slots_as_many_as_tokens() {
             .unwrap_or(0)];
         let mut groups = [usize::from(free[0] != 0)];
         let mut slots = vec![0; size];
+        let mut more = vec![0; size];
         let mut table = token::Slots {
             used: &mut used,
             hint: &mut hint,
             groups: &mut groups,
             free: &mut free,
             slots: &mut slots,
+            more: &mut more,
         };
 
         for round in 0..2 {
-            check_slots(&mut table, size, 2 * round + 1);
+            check_slots(&mut table, size, 0x100 * (round + 1) + 1);
         }
     }
 }
@@ -424,13 +436,16 @@ fn check_slots(table: &mut token::Slots<'_>, size: usize, netmem: usize) {
             .iter()
             .copied()
             .eq(64 + slot as u8..=63 + size as u8));
-        assert!(table.commit(tokens[0], netmem + slot));
+        assert!(table.commit(tokens[0], netmem + (slot << 2)));
     }
     assert_eq!(usize::from(*table.used), size);
     assert_eq!(table.peek(&mut [0; 65]), 0);
     for token in 0..=u8::MAX {
         let slot = usize::from(token).checked_sub(64);
-        let expected = slot.filter(|&slot| slot < size).map(|slot| netmem + slot);
+        let expected = slot.filter(|&slot| slot < size).map(|slot| token::Held {
+            netmem: netmem + (slot << 2),
+            count: 1,
+        });
         assert_eq!(table.take(token), expected);
         assert_eq!(table.take(token), None);
     }

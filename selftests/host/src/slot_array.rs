@@ -2,9 +2,12 @@
 
 //! `struct net_devmem_tokens`, and what the core does with it in C (`net/core/devmem_core.c`).
 
-use crate::sys::token::{Slots, BASE};
+use crate::sys::token::{Held, Slots, BASE};
 
 const BITS: usize = usize::BITS as usize;
+
+/// `NET_DEVMEM_RUN`
+const RUN: usize = 2;
 
 /// Slots to begin with.
 const MIN: usize = 48;
@@ -17,6 +20,7 @@ pub(crate) struct SlotArray {
     pub(crate) groups: Vec<usize>,
     pub(crate) free: Vec<usize>,
     pub(crate) slots: Vec<usize>,
+    pub(crate) more: Vec<u16>,
 }
 
 /// An array that is about to be replaced by a larger one, without the lock.
@@ -28,14 +32,14 @@ pub(crate) struct Growing<'a> {
 
 impl Growing<'_> {
     /// `net_devmem_take_token()`
-    pub(crate) fn take_in_c(&mut self, token: u32) -> usize {
-        let netmem = self.old.take_in_c(token);
+    pub(crate) fn take_in_c(&mut self, token: u32) -> Option<Held> {
+        let held = self.old.take_in_c(token);
         let slot = token.wrapping_sub(BASE) as usize;
 
-        if netmem != 0 && slot < self.copied {
+        if held.is_some() && slot < self.copied {
             self.next.free_slot(slot);
         }
-        netmem
+        held
     }
 }
 
@@ -52,6 +56,7 @@ impl SlotArray {
             groups: &mut self.groups,
             free: &mut self.free,
             slots: &mut self.slots,
+            more: &mut self.more,
         }
     }
 
@@ -89,6 +94,7 @@ impl SlotArray {
             groups: vec![0; words.div_ceil(BITS)],
             free: vec![0; words],
             slots: vec![0; size],
+            more: vec![0; size],
         };
 
         for slot in self.slots.len()..size {
@@ -101,6 +107,7 @@ impl SlotArray {
     fn copy(&mut self, old: &Self, from: usize, to: usize) {
         for slot in from..to {
             self.slots[slot] = old.slots[slot];
+            self.more[slot] = old.more[slot];
             if self.slots[slot] == 0 {
                 self.free_slot(slot);
             }
@@ -132,27 +139,36 @@ impl SlotArray {
     }
 
     /// `net_devmem_take_token()`
-    pub(crate) fn take_in_c(&mut self, token: u32) -> usize {
+    pub(crate) fn take_in_c(&mut self, token: u32) -> Option<Held> {
         let slot = token.wrapping_sub(BASE) as usize;
 
         if token < BASE || slot >= self.slots.len() {
-            return 0;
+            return None;
         }
-        let netmem = self.slots[slot];
+        let (netmem, count) = (self.slots[slot] & !RUN, self.count(slot));
         if netmem == 0 {
-            return 0;
+            return None;
         }
         self.free_slot(slot);
-        self.used -= 1;
-        netmem
+        self.used -= count;
+        Some(Held { netmem, count })
+    }
+
+    /// `net_devmem_slot_count()`
+    fn count(&self, slot: usize) -> u32 {
+        match self.slots[slot] {
+            0 => 0,
+            netmem if netmem & RUN == 0 => 1,
+            _ => u32::from(self.more[slot]) + 1,
+        }
     }
 
     /// The invariants of [`Slots`].
     pub(crate) fn check(&self) {
         let mut zeroes: Vec<bool> = self.slots.iter().map(|&slot| slot == 0).collect();
-        let used = zeroes.iter().filter(|&&zero| !zero).count();
+        let used: u32 = (0..self.slots.len()).map(|slot| self.count(slot)).sum();
 
-        assert_eq!(self.used as usize, used);
+        assert_eq!(self.used, used);
         zeroes.resize(self.free.len() * BITS, false);
         assert_eq!(self.free, bits_of(zeroes), "slots that are 0");
 

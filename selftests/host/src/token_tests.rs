@@ -10,12 +10,14 @@ use proptest::{collection::vec, prelude::*};
 use crate::{
     sequences::{bound, each},
     slot_array::SlotArray,
-    sys::token::{take_back, Range, Take, BASE, BATCH, MAX_DONTNEED_FRAGS, RETURN_BATCH},
+    sys::token::{
+        take_back, Held, Range, Take, Taken, BASE, BATCH, MAX_DONTNEED_FRAGS, RETURN_BATCH, RUN_MAX,
+    },
 };
 
 /// A token table as it is meant: what each token stands for, if it is used.
 #[derive(Clone, Default)]
-struct Model(Vec<Option<usize>>);
+struct Model(Vec<Option<Held>>);
 
 impl Model {
     /// The free tokens, lowest first.
@@ -26,9 +28,13 @@ impl Model {
             .collect()
     }
 
-    fn take(&mut self, token: u32) -> Option<usize> {
+    fn take(&mut self, token: u32) -> Option<Held> {
         let slot = token.checked_sub(BASE)?;
         self.0.get_mut(slot as usize)?.take()
+    }
+
+    fn used(&self) -> u32 {
+        self.0.iter().flatten().map(|held| held.count).sum()
     }
 }
 
@@ -37,6 +43,10 @@ enum Step {
     /// A reader learns tokens that are free. It may commit some of them, later.
     Peek,
     Commit,
+    /// The same for several net_iovs.
+    CommitRun(u32),
+    /// It goes on with what a slot stands for.
+    Add(u32, u32),
     /// User space gives a slot's token back, be it one that it was told or one that it guesses.
     Take(u32),
     /// The same, and the core looks after it.
@@ -88,7 +98,9 @@ impl Run {
     fn step(&mut self, step: Step) {
         match step {
             Step::Peek => self.peeked = self.peek(BATCH).into(),
-            Step::Commit => self.commit(),
+            Step::Commit => self.commit(1),
+            Step::CommitRun(count) => self.commit(count),
+            Step::Add(slot, count) => self.add(slot, count),
             Step::Take(slot) => {
                 let token = BASE + slot;
                 let taken = self.array.locked().take(token);
@@ -97,7 +109,7 @@ impl Run {
             Step::TakeInC(slot) => {
                 let token = BASE + slot;
                 let taken = self.array.take_in_c(token);
-                assert_eq!(taken, self.model.take(token).unwrap_or(0));
+                assert_eq!(taken, self.model.take(token));
             }
             Step::Grow => {
                 self.array.grow();
@@ -107,27 +119,46 @@ impl Run {
     }
 
     /// Whatever came back, or was added, since the reader looked: its tokens are free.
-    fn commit(&mut self) {
+    fn commit(&mut self, count: u32) {
         let next = self.peeked.pop_front();
         let Some(token) = next.or_else(|| self.peek(1).first().copied()) else {
             return;
         };
         self.netmems += 1;
-        let netmem = self.netmems << 1 | 1;
+        let netmem = self.netmems << 2 | 1;
+        let held = Held { netmem, count };
 
-        assert!(
-            self.array.locked().commit(token, netmem),
-            "{token} is not free"
-        );
-        let old = self.model.0[(token - BASE) as usize].replace(netmem);
+        let mut slots = self.array.locked();
+        let committed = match count {
+            1 => slots.commit(token, netmem),
+            _ => slots.commit_run(token, held),
+        };
+        assert!(committed, "{token} is not free");
+        let old = self.model.0[(token - BASE) as usize].replace(held);
         assert_eq!(old, None, "{token} stood for something");
+    }
+
+    /// What a slot stands for becomes more, unless that is nothing, or would be too much.
+    fn add(&mut self, slot: u32, count: u32) {
+        let model = self.model.0.get_mut(slot as usize).and_then(Option::as_mut);
+        let more = model.filter(|held| held.count + count <= RUN_MAX);
+        let added = self.array.locked().add(BASE + slot, count);
+
+        assert_eq!(added, more.is_some());
+        if let Some(held) = more {
+            held.count += count;
+        }
     }
 
     fn check(&mut self) {
         let free = self.model.free();
 
         self.array.check();
+        assert_eq!(self.array.used, self.model.used());
         assert_eq!(self.array.slots.len(), self.model.0.len(), "slots are lost");
+        for (token, &held) in (BASE..).zip(&self.model.0) {
+            assert_eq!(self.array.locked().held(token), held, "{token}");
+        }
         for most in [0, 1, 2, BATCH, free.len(), free.len() + 1] {
             let told = &free[..most.min(free.len())];
             assert_eq!(self.peek(most), told, "up to {most}");
@@ -143,7 +174,9 @@ impl Run {
 
         for token in free.iter().copied().take(70).chain(others) {
             assert_eq!(self.array.locked().take(token), None, "{token}");
-            assert_eq!(self.array.take_in_c(token), 0, "{token}");
+            assert_eq!(self.array.take_in_c(token), None, "{token}");
+            assert_eq!(self.array.locked().held(token), None, "{token}");
+            assert!(!self.array.locked().add(token, 1), "{token}");
         }
         let used = (BASE..end).filter(|token| !free.contains(token)).take(70);
         for token in used.chain([end, end + 1, end + 63, end + 64, u32::MAX]) {
@@ -155,8 +188,8 @@ impl Run {
     /// Each used token comes back with what it stands for, once; then all are free.
     fn return_all(&mut self) {
         for (slot, token) in (0..self.model.0.len()).zip(BASE..) {
-            let netmem = self.model.0[slot].take();
-            assert_eq!(self.array.locked().take(token), netmem);
+            let held = self.model.0[slot].take();
+            assert_eq!(self.array.locked().take(token), held);
             assert_eq!(self.array.locked().take(token), None);
         }
         self.check();
@@ -186,6 +219,42 @@ fn all_short_sequences() {
         let run = Run::of_size(size);
         each(&steps, bound(6, 3), |steps| run.clone().check_steps(steps));
     }
+}
+
+/// Tokens that stand for several net_iovs, or come to.
+#[test]
+fn all_short_sequences_with_runs() {
+    let steps = [
+        Step::Commit,
+        Step::CommitRun(2),
+        Step::CommitRun(RUN_MAX),
+        Step::Add(0, 1),
+        Step::Add(1, RUN_MAX - 2),
+        Step::Take(0),
+        Step::TakeInC(1),
+        Step::Grow,
+    ];
+    each(&steps, bound(5, 2), |steps| {
+        Run::of_size(2).check_steps(steps)
+    });
+}
+
+#[test]
+fn a_token_stands_for_no_more_than_it_may() {
+    for count in 1..=RUN_MAX {
+        let mut run = Run::of_size(1);
+        run.step(Step::CommitRun(count));
+        for more in [0, RUN_MAX - count, RUN_MAX - count + 1, u32::MAX - RUN_MAX] {
+            run.clone().check_steps(&[Step::Add(0, more)]);
+        }
+    }
+    // More than there can be are none.
+    let mut run = Run::of_size(1);
+    let held = Held {
+        netmem: 1,
+        count: RUN_MAX + 1,
+    };
+    assert!(!run.array.locked().commit_run(BASE, held));
 }
 
 /// Where the array is replaced by a larger one in between, as the core does it.
@@ -282,7 +351,12 @@ fn tokens_taken_while_the_array_grows() {
         for when in 0..4 {
             let mut array = SlotArray::of_size(SIZE as usize);
             for slot in (0..SIZE).filter(|slot| used >> slot & 1 != 0) {
-                assert!(array.locked().commit(BASE + slot, 0x1001 + slot as usize));
+                let netmem = 0x1001 + ((slot as usize) << 2);
+                let held = Held {
+                    netmem,
+                    count: slot % 3 + 1,
+                };
+                assert!(array.locked().commit_run(BASE + slot, held));
             }
             let takes = || (0..SIZE).filter(|slot| taken >> slot & 1 != 0);
 
@@ -296,8 +370,8 @@ fn tokens_taken_while_the_array_grows() {
             array.grow_in_batches(3, |growing| {
                 for slot in takes().filter(|_| batch == when) {
                     let there = used >> slot & 1 != 0;
-                    assert_eq!(growing.take_in_c(BASE + slot) != 0, there);
-                    assert_eq!(growing.take_in_c(BASE + slot), 0);
+                    assert_eq!(growing.take_in_c(BASE + slot).is_some(), there);
+                    assert_eq!(growing.take_in_c(BASE + slot), None);
                 }
                 batch += 1;
             });
@@ -332,6 +406,7 @@ fn arrays_that_are_broken() {
                     groups: groups.to_vec(),
                     free: free.to_vec(),
                     slots: (0..size).map(|slot| slot % 2).collect(),
+                    more: vec![0; size],
                 };
                 arrays.push(array);
             }
@@ -370,7 +445,7 @@ fn check_broken(broken: &SlotArray) {
 
         let mut array = broken.clone();
         let taken = array.locked().take(token);
-        assert!(taken.is_none() || taken.as_ref() == before);
+        assert!(taken.is_none() || taken.map(|held| held.netmem).as_ref() == before);
         assert!(changed(broken, &array).iter().all(|&slot| slot == index));
     }
 }
@@ -419,7 +494,7 @@ struct Witness<F> {
     locked: Cell<bool>,
 }
 
-impl<F: Fn(u32) -> bool> Witness<F> {
+impl<F: Fn(u32) -> Taken> Witness<F> {
     fn new(there: F) -> Self {
         Self {
             there,
@@ -439,21 +514,21 @@ impl<F: Fn(u32) -> bool> Witness<F> {
     }
 }
 
-struct Locked<'a, F: Fn(u32) -> bool>(&'a Witness<F>);
+struct Locked<'a, F: Fn(u32) -> Taken>(&'a Witness<F>);
 
-impl<'a, F: Fn(u32) -> bool> Take for Locked<'a, F> {
+impl<'a, F: Fn(u32) -> Taken> Take for Locked<'a, F> {
     type Returned = Returned<'a, F>;
 
-    fn take(&mut self, token: u32, returned: &mut Returned<'a, F>) -> bool {
-        let there = (self.0.there)(token);
+    fn take(&mut self, token: u32, returned: &mut Returned<'a, F>) -> Taken {
+        let taken = (self.0.there)(token);
 
         self.0.push(Event::LookUp(token));
-        returned.0.get_or_insert((self.0, 0)).1 += usize::from(there);
-        there
+        returned.0.get_or_insert((self.0, 0)).1 += usize::from(taken != Taken::Nothing);
+        taken
     }
 }
 
-impl<F: Fn(u32) -> bool> Drop for Locked<'_, F> {
+impl<F: Fn(u32) -> Taken> Drop for Locked<'_, F> {
     fn drop(&mut self) {
         assert!(self.0.locked.replace(false));
         self.0.push(Event::Unlock);
@@ -461,15 +536,15 @@ impl<F: Fn(u32) -> bool> Drop for Locked<'_, F> {
 }
 
 /// References, with the table that they come from.
-struct Returned<'a, F: Fn(u32) -> bool>(Option<(&'a Witness<F>, usize)>);
+struct Returned<'a, F: Fn(u32) -> Taken>(Option<(&'a Witness<F>, usize)>);
 
-impl<F: Fn(u32) -> bool> Default for Returned<'_, F> {
+impl<F: Fn(u32) -> Taken> Default for Returned<'_, F> {
     fn default() -> Self {
         Self(None)
     }
 }
 
-impl<F: Fn(u32) -> bool> Drop for Returned<'_, F> {
+impl<F: Fn(u32) -> Taken> Drop for Returned<'_, F> {
     fn drop(&mut self) {
         let (table, count) = self.0.expect("nothing was looked up under the lock");
 
@@ -480,7 +555,7 @@ impl<F: Fn(u32) -> bool> Drop for Returned<'_, F> {
 }
 
 /// What has to happen when `ranges` come back: taken from the tokens one by one.
-fn expected_events(ranges: &[Range], there: impl Fn(u32) -> bool) -> (usize, Vec<Event>) {
+fn expected_events(ranges: &[Range], there: impl Fn(u32) -> Taken) -> (usize, Vec<Event>) {
     let mut tokens = ranges
         .iter()
         .flat_map(|range| (0..range.count).map(|i| range.start.wrapping_add(i)))
@@ -495,7 +570,11 @@ fn expected_events(ranges: &[Range], there: impl Fn(u32) -> bool) -> (usize, Vec
         while taken < RETURN_BATCH {
             let Some(token) = tokens.next() else { break };
             events.push(Event::LookUp(token));
-            taken += usize::from(there(token));
+            taken += usize::from(there(token) != Taken::Nothing);
+            // Its net_iovs are given up before others are looked for.
+            if there(token) == Taken::Run {
+                break;
+            }
         }
         events.extend([Event::Unlock, Event::GiveUp(taken)]);
         total += taken;
@@ -504,6 +583,18 @@ fn expected_events(ranges: &[Range], there: impl Fn(u32) -> bool) -> (usize, Vec
 }
 
 fn check_take_back(ranges: &[(u32, u32)], there: impl Fn(u32) -> bool) {
+    check_taken_back(ranges, |token| match there(token) {
+        false => Taken::Nothing,
+        true => Taken::One,
+    });
+    check_taken_back(ranges, |token| match there(token) {
+        false => Taken::Nothing,
+        true if token % 5 == 0 => Taken::Run,
+        true => Taken::One,
+    });
+}
+
+fn check_taken_back(ranges: &[(u32, u32)], there: impl Fn(u32) -> Taken) {
     let ranges: Vec<_> = ranges
         .iter()
         .map(|&(start, count)| Range { start, count })
@@ -566,7 +657,7 @@ fn lookups_end_at_the_limit() {
 #[test]
 fn nobody_looks_past_the_limit() {
     let endless = std::iter::repeat(Range { start: 7, count: 1 });
-    let table = Witness::new(|_| true);
+    let table = Witness::new(|_| Taken::One);
 
     let returned = take_back(endless, || table.lock());
     assert_eq!(returned, MAX_DONTNEED_FRAGS as usize);
@@ -576,6 +667,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => Just(Step::Peek),
         8 => Just(Step::Commit),
+        2 => (2..=RUN_MAX).prop_map(Step::CommitRun),
+        2 => (0u32..200, 1..RUN_MAX).prop_map(|(slot, count)| Step::Add(slot, count)),
         3 => (0u32..200).prop_map(Step::Take),
         3 => (0u32..200).prop_map(Step::TakeInC),
         1 => Just(Step::Grow),
