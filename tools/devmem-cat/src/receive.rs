@@ -16,6 +16,7 @@ use devmem::Receiver;
 use devmem::TokenBatch;
 use devmem::dmabuf::Mapping;
 use devmem::provider;
+use devmem::recv::take_runs;
 use devmem::uring;
 
 use crate::args::Backend;
@@ -202,6 +203,7 @@ impl Tally<'_> {
     /// Receives to the end, and lets the peer know.
     fn run(&mut self, connection: &Connection) -> Fallible<()> {
         let stream = &connection.stream;
+        take_runs(stream)?;
         let mut batch = TokenBatch::new(stream);
         match self.bound.args.common.backend {
             Backend::Blocking => {

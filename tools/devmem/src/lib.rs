@@ -117,6 +117,11 @@
 //! [`Sender::send_flags`]. What a send that stopped in between has left goes on by [`Sender::resume`], and
 //! [`Sender::abort`] gives up a connection with what it has in flight.
 //!
+//! # Small buffers
+//!
+//! Each buffer that a NIC has filled is a piece, with a token to be returned. What follows each other in the dma-buf comes as
+//! one piece, with one token, after [`recv::take_runs`], from this project's provider on a kernel with its series.
+//!
 //! # Memory that goes back
 //!
 //! The exporter of a dma-buf may want its memory back (VFIO does, when its device is reset). Then [`Binding::wait_event`]

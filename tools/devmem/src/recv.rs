@@ -25,9 +25,45 @@ use crate::token::Token;
 
 /// `MSG_SOCK_DEVMEM`.
 pub const MSG_SOCK_DEVMEM: i32 = 0x200_0000;
+/// `TCP_DEVMEM_RUNS`, an option of level `IPPROTO_TCP`.
+pub const TCP_DEVMEM_RUNS: i32 = 47;
 
 const DATA: usize = 1 << 20;
 const FRAGS: usize = 512;
+
+/// Has a TCP socket tell of all that follows each other in the dma-buf by one piece, with one token, instead of by one for
+/// each buffer that it was received into. Returns whether it will.
+///
+/// With small buffers that is most of what receiving costs. A piece may be longer than a buffer then, and all of it is
+/// taken until its token is back. It is the socket's, whoever else has it, and of those that a listening one accepts from
+/// then on.
+///
+/// Kernels without the option, and providers that do not know it, go on with a piece for each buffer: that is no error.
+///
+/// # Errors
+///
+/// Those of `setsockopt()`.
+pub fn take_runs(socket: impl AsFd) -> io::Result<bool> {
+    let on: libc::c_int = 1;
+    // SAFETY: `on` is readable for the length given.
+    let ret = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_DEVMEM_RUNS,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if ret == 0 {
+        return Ok(true);
+    }
+    let err = io::Error::last_os_error();
+    match err.raw_os_error() {
+        Some(libc::ENOPROTOOPT | libc::EOPNOTSUPP) => Ok(false),
+        _ => Err(err),
+    }
+}
 
 /// Receives from a TCP socket, with buffers that are allocated once.
 ///
@@ -244,7 +280,7 @@ pub enum Piece<'r, 's> {
 pub struct Frag<'s> {
     /// Where it starts in the dma-buf.
     pub offset: u64,
-    /// Its length.
+    /// Its length. More than a buffer's only if [`take_runs`] was called.
     pub size: u32,
     /// The binding that it belongs to: [`Binding::id`](crate::Binding::id).
     pub dmabuf_id: u32,
@@ -344,6 +380,21 @@ mod tests {
             assert_eq!(total(&mut rx, Duration::from_secs(60)), 4);
         });
         assert_eq!(total(&mut rx, Duration::ZERO), 0);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn runs_are_asked_of_tcp_sockets_only() {
+        let (_a, b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        // Whatever the kernel is.
+        take_runs(&b).unwrap();
+        let udp = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        assert!(!take_runs(&udp).unwrap());
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert_eq!(
+            take_runs(&file).unwrap_err().raw_os_error(),
+            Some(libc::ENOTSOCK)
+        );
     }
 
     #[test]
