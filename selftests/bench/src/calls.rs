@@ -46,6 +46,8 @@ pub enum Tokens {
     Ranges,
     /// Consecutive tokens as one range.
     Merged,
+    /// The same, and there is one token for all frags that follow each other, if the provider does that.
+    Runs,
     /// Each with a request of its own, but not a system call: by io_uring.
     Uring,
 }
@@ -57,6 +59,7 @@ impl Tokens {
             Self::OneByOne => "one by one",
             Self::Ranges => "128 ranges",
             Self::Merged => "merged",
+            Self::Runs => "runs",
             Self::Uring => "io_uring",
         }
     }
@@ -168,7 +171,7 @@ impl<'s> Caller<'s> {
         let count = self.tokens.len() - kept;
         let per_call = match how {
             Tokens::OneByOne => 1,
-            Tokens::Ranges | Tokens::Merged => MAX_RANGES,
+            Tokens::Ranges | Tokens::Merged | Tokens::Runs => MAX_RANGES,
             Tokens::Uring => ENTRIES,
         };
         let mut returned = 0;
@@ -226,7 +229,7 @@ fn ranges(tokens: &[u32], how: Tokens) -> Vec<TokenRange> {
     for &token in tokens {
         match ranges.last_mut() {
             Some(last)
-                if how == Tokens::Merged
+                if matches!(how, Tokens::Merged | Tokens::Runs)
                     && last.count < MAX_TOKENS
                     && last.start.checked_add(last.count) == Some(token) =>
             {

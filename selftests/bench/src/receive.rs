@@ -11,8 +11,13 @@ use std::thread;
 use std::time::Duration;
 
 use devmem::Binding;
+use devmem::recv::TCP_DEVMEM_RUNS;
+use devmem::recv::take_runs;
 use devmem_testlib::Provider;
 use devmem_testlib::pair::Connection;
+use devmem_testlib::sockopt;
+use libc::ENOPROTOOPT;
+use libc::IPPROTO_TCP;
 
 use crate::calls::Caller;
 use crate::calls::Cost;
@@ -101,6 +106,10 @@ fn ways(quick: bool) -> Vec<Way> {
         ways.push(Way { outstanding, ..WAY });
     }
     if !quick {
+        ways.push(Way {
+            tokens: Tokens::Runs,
+            ..WAY
+        });
         for data in [512, 4096, 65_536] {
             ways.push(Way { data, ..WAY });
         }
@@ -193,6 +202,10 @@ impl Lab {
         for (lane, caller) in &mut callers {
             if lane.bound.is_some() {
                 select(lane.subject())?;
+                if way.tokens == Tokens::Runs {
+                    // The C code does not, and goes on as it does.
+                    take_runs(&lane.connection.rx)?;
+                }
                 hold(lane, caller, way.outstanding)?;
             }
         }
@@ -217,6 +230,14 @@ impl Lab {
             if lane.bound.is_some() {
                 select(lane.subject())?;
                 caller.give_back(Tokens::Merged, 0)?;
+                if way.tokens == Tokens::Runs {
+                    let off = sockopt::set(&lane.connection.rx, IPPROTO_TCP, TCP_DEVMEM_RUNS, 0);
+                    // Kernels that do not know it have nothing to be switched off.
+                    off.or_else(|err| match err.raw_os_error() {
+                        Some(ENOPROTOOPT) => Ok(()),
+                        _ => Err(err),
+                    })?;
+                }
             }
         }
         Ok(())

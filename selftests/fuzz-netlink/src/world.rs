@@ -13,6 +13,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::ptr;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 
 use devmem::Binding;
 use devmem::DmaBuf;
@@ -20,6 +22,7 @@ use devmem::TxBinding;
 use devmem::dmabuf::Mapping;
 use devmem::netlink::GenericSocket;
 use devmem::netns::Netns;
+use devmem::recv::take_runs;
 use devmem::send;
 use devmem::token::MAX_RANGES;
 use devmem::token::TokenRange;
@@ -93,8 +96,13 @@ struct Sockets {
 
 impl Sockets {
     fn new(pair: &Pair) -> io::Result<Self> {
+        /// One of two is told of runs of frags, where the provider does that.
+        static TAKES_RUNS: AtomicBool = AtomicBool::new(true);
         let listener = pair.listen(Ip::V4, PORT)?;
         let connection = pair.connect(&listener)?;
+        if TAKES_RUNS.fetch_xor(true, Ordering::Relaxed) {
+            take_runs(&connection.rx)?;
+        }
         listener.set_nonblocking(true)?;
         send::enable_zerocopy(&connection.tx)?;
         let unconnected = pair.rx.ns.run(|| tcp_socket().map_err(Into::into))?;

@@ -5,11 +5,13 @@
 
 use std::io;
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use devmem::Piece;
 use devmem::Receiver;
 use devmem::dmabuf::Mapping;
+use devmem::recv::take_runs;
 use devmem::token;
 use devmem::token::TokenRange;
 use fastrand::Rng;
@@ -58,6 +60,10 @@ pub struct Taker {
 impl Taker {
     /// Receives from a socket, which none of these bindings need to serve.
     pub fn new(socket: TcpStream, memories: &[(u32, Arc<Mapping>)]) -> Self {
+        // One of two takes one piece for what follows each other.
+        if socket.as_raw_fd() % 2 == 0 {
+            take_runs(&socket).expect("TCP_DEVMEM_RUNS");
+        }
         Self {
             socket,
             position: 0,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use devmem::DmaBuf;
 use devmem::cmsg::SCM_DEVMEM_DMABUF;
+use devmem::recv::take_runs;
 use devmem::send::enable_zerocopy;
 use devmem::token::TokenRange;
 use devmem_testlib::Outcome;
@@ -64,6 +65,21 @@ fn receive() -> Outcome {
     probe.receive(&Call::new(100)).assert_frags(&[100]);
     probe.receive(&call(400)).assert_frags(&[300, 100]);
     probe.receive(&Call::new(ALL)).assert_frags(&[400]);
+    give_back(&bench, &mut probe)
+}
+
+/// One message for a run, which becomes longer in the layout of such a program, too.
+fn runs() -> Outcome {
+    const PAGE: usize = 4096;
+    let bench = Receiving::in_full_buffers(DmaBuf::udmabuf(1024 * PAGE)?)?;
+    let takes_runs = take_runs(&bench.connection.rx)?;
+    let mut probe = bench.probe();
+    bench.send(&[8 * PAGE; 6])?;
+    let got = probe.receive(&call(48 * PAGE));
+    match takes_runs {
+        true => got.assert_frags(&[48 * PAGE as u32]),
+        false => got.assert_frags(&[PAGE as u32; 48]),
+    }
     give_back(&bench, &mut probe)
 }
 
@@ -186,6 +202,7 @@ fn send() -> Outcome {
 fn main() -> ExitCode {
     runner::run(tests![
         receive,
+        runs,
         too_little_room,
         memory_missing,
         linear_bytes_before_frags,

@@ -32,12 +32,14 @@ use devmem::cmsg::DevmemCmsg;
 use devmem::cmsg::DevmemCmsgs;
 use devmem::dmabuf::CpuRead;
 use devmem::recv::MSG_SOCK_DEVMEM;
+use devmem::recv::take_runs;
 use devmem::send::enable_zerocopy;
 use devmem::token::MAX_RANGES;
 use devmem::uring;
 use devmem::uring::Receiver;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
+use devmem_testlib::Provider;
 use devmem_testlib::child::Child;
 use devmem_testlib::child::enter;
 use devmem_testlib::dmabufs;
@@ -152,6 +154,28 @@ fn receive_loop(make: Make) -> Outcome {
         assert_eq!(rx.returned(), stream.frags, "tokens returned");
         Ok(())
     })
+}
+
+/// No more messages than there are segments, where the provider knows runs; one for each buffer elsewhere.
+fn runs() -> Outcome {
+    const SEGMENTS: usize = 6;
+    const BUFFERS: usize = 8;
+    const LEN: usize = BUFFERS * 4096;
+    for (_, make) in BOTH {
+        let bench = Receiving::in_full_buffers(DmaBuf::udmabuf(MEMORY)?)?;
+        let takes_runs = take_runs(&bench.connection.rx)?;
+        assert_eq!(takes_runs, provider::under_test() == Provider::Module);
+        bench.send(&[LEN; SEGMENTS])?;
+        let mut stream = Stream::of(&bench)?;
+        let mut rx = make(&bench.connection.rx)?;
+        stream.read_until(&mut rx, (SEGMENTS * LEN) as u64)?;
+        match takes_runs {
+            true => assert!(stream.frags <= SEGMENTS as u64, "{} messages", stream.frags),
+            false => assert_eq!(stream.frags, (SEGMENTS * BUFFERS) as u64),
+        }
+        rx.finish()?;
+    }
+    Ok(())
 }
 
 fn single_shot() -> Outcome {
@@ -854,6 +878,7 @@ fn main() -> ExitCode {
         messages_multishot,
         single_shot,
         multishot,
+        runs,
         multishot_small_buffers,
         no_other_system_call,
         small_control_buffers,
