@@ -8,7 +8,7 @@
 use std::{env, fs, path::Path};
 
 /// A file of the module, and which of its limits to change.
-const FILES: [(&str, &[(&str, &str)]); 5] = [
+const FILES: [(&str, &[(&str, &str)]); 6] = [
     ("area.rs", &[]),
     (
         "extent.rs",

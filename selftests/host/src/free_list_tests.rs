@@ -50,7 +50,7 @@ fn hands_out_in_order() {
 fn what_came_back_in_order_is_handed_out_in_order() {
     let mut list = list(1024);
     let all: Vec<_> = (0..32).flat_map(|_| take(&mut list, 16)).collect();
-    let _ = list.put(all, || 0);
+    let _ = list.put(all, Some(0), || 0);
 
     for _ in 0..10 {
         let ids = take(&mut list, 24).into_iter().map(wrapper::index);

@@ -191,9 +191,9 @@ fn run(connections: &[Connection], mib: u64, keep: Keep) -> io::Result<Vec<Order
 fn settled(keep: Keep, what: &str) -> Result<u64, Stop> {
     let bench = Bench::new()?;
     let connections = [bench.connect(Receiving::PORT)?];
-    run(&connections, 1, Keep::Nothing)?
-        .into_iter()
-        .for_each(|order| drop(order.tell("the first MiB")));
+    for order in run(&connections, 1, Keep::Nothing)? {
+        order.tell("the first MiB");
+    }
     let _ = run(&connections, long_enough(), keep)?;
     let mut orders = run(&connections, 16, keep)?;
     Ok(orders.remove(0).tell(what))
