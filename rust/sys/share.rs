@@ -214,7 +214,8 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
 
             account.pools = account.pools.saturating_sub(1);
             account.is_gone = account.pools == 0;
-            account.is_woken &= account.is_starving;
+            // Who was polled meanwhile may have been the one that is gone: they have a NAPI in common.
+            account.is_woken = false;
             account.is_starving = others_wait && starves && !account.is_gone;
         });
     }

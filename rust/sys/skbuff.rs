@@ -225,8 +225,7 @@ impl<'a> Frags<'a> {
     pub(super) fn into_netmems(self) -> impl Iterator<Item = bindings::netmem_ref> + 'a {
         let owned = self.eaten.is_some();
 
-        self.leave_references();
-        self.frags
+        self.leave_references()
             .iter()
             .filter_map(Frag::devmem_iov)
             .map(move |iov| match owned {
@@ -259,7 +258,7 @@ pub(super) fn run_of(frags: &[Frag]) -> Option<(Held, usize)> {
 
 impl<'a> Frags<'a> {
     /// The frags, whose references are left to the caller if the skb is thrown away.
-    pub(super) fn leave_references(&self) -> &'a [Frag] {
+    pub(super) fn leave_references(self) -> &'a [Frag] {
         if let Some(skb) = self.eaten {
             skb.lose_frags();
         }

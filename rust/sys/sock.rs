@@ -55,7 +55,7 @@ static_assert!(token::RUN == bindings::NET_DEVMEM_RUN as usize);
 
 /// Lets others have the CPU, if it is their turn. Process context, without spinlocks.
 pub(crate) fn cond_resched() {
-    // SAFETY: Nothing goes wrong but a warning if the caller may not sleep.
+    // SAFETY: May be called by who may sleep. As with all that sleeps in the `kernel` crate, types do not see to that.
     unsafe { bindings::cond_resched() }
 }
 
@@ -430,10 +430,12 @@ impl FragMessage {
 /// # Invariants
 ///
 /// `msg` is a message of a `recvmsg()` in the current system call, and `run`, if that is something, what it was told of
-/// last. Nobody else uses them for `'a`.
+/// last: all of it is initialised, if its `token` is not 0. Nobody else uses them for `'a`. Before `told` in user space,
+/// if that is something, there is a control message about a frag.
 pub(crate) struct Message<'a> {
     msg: NonNull<bindings::msghdr>,
     run: Option<NonNull<bindings::net_devmem_run>>,
+    told: Option<*mut c_void>,
     _message: PhantomData<&'a mut ()>,
 }
 
@@ -446,17 +448,33 @@ impl Message<'_> {
     /// # Safety
     ///
     /// `msg` has to be to a message that is being received, and nobody else's for the lifetime of
-    /// the result. So has `run`, if there is one, to be to what the reader was told of last.
+    /// the result. So has `run`, if there is one, to be to what the reader was told of last: its `token` has to be
+    /// initialised, and all of it if that is not 0.
     pub(super) unsafe fn from_raw(
         msg: NonNull<bindings::msghdr>,
         run: Option<NonNull<bindings::net_devmem_run>>,
     ) -> Self {
-        // INVARIANT: By the requirements of this function.
-        Self {
+        // INVARIANT: By the requirements of this function. Where the last message about a frag ends is in there.
+        let mut this = Self {
             msg,
             run,
+            told: None,
             _message: PhantomData,
+        };
+        this.told = this.last().map(|last| last.control);
+        this
+    }
+
+    /// What the reader was told of last, if that can go on.
+    fn last(&self) -> Option<&bindings::net_devmem_run> {
+        let run = self.run?;
+
+        // SAFETY: By the type invariants it is there, and this is initialised.
+        if unsafe { (&raw const (*run.as_ptr()).token).read() } == 0 {
+            return None;
         }
+        // SAFETY: So all of it is, and nobody else uses it.
+        Some(unsafe { run.as_ref() })
     }
 
     /// Whether the reader takes one message for a run of frags.
@@ -467,13 +485,9 @@ impl Message<'_> {
 
     /// The run that the last control message was about, if that can still be changed.
     pub(crate) fn last_run(&self) -> Option<Run> {
-        // SAFETY: By the type invariant it is valid.
-        let run = unsafe { self.run?.as_ref() };
-        if run.token == 0 || self.user_control() != Some(run.control) {
-            return None;
-        }
+        let run = self.last()?;
 
-        Some(Run {
+        (self.after_frag()? == run.control).then_some(Run {
             token: run.token,
             count: run.count,
             len: run.size,
@@ -486,14 +500,11 @@ impl Message<'_> {
         })
     }
 
-    /// From now on the last control message is about `run`.
+    /// From now on the last control message, if it is about a frag, is about `run`.
     pub(crate) fn set_last_run(&mut self, run: Option<Run>) {
-        let control = self.user_control();
-        let Some(mut last) = self.run else { return };
-        // SAFETY: By the type invariant it is valid, and ours.
-        let last = unsafe { last.as_mut() };
-
-        *last = match (run, control) {
+        let control = self.after_frag();
+        let Some(last) = self.run else { return };
+        let value = match (run, control) {
             (Some(run), Some(control)) => bindings::net_devmem_run {
                 token: run.token,
                 count: run.count,
@@ -506,14 +517,17 @@ impl Message<'_> {
             },
             _ => bindings::net_devmem_run::default(),
         };
+
+        // SAFETY: By the type invariants it is there, and ours.
+        unsafe { last.write(value) };
     }
 
-    /// Has the last control message, which is about a frag, tell of `len` bytes. `EFAULT` if it is not there any
-    /// more: then nothing was changed. Can sleep.
+    /// Has the last control message tell of `len` bytes. `EFAULT` if that is not about a frag, or not there any
+    /// more. Can sleep.
     pub(crate) fn set_last_len(&mut self, len: u32) -> Result {
-        let control = self.user_control().ok_or(EFAULT)?;
+        let control = self.after_frag().ok_or(EFAULT)?;
         let size = control.wrapping_byte_sub(SIZE_FROM_END);
-        // SAFETY: `len` is readable.
+        // SAFETY: `len` is readable. By the type invariants what is overwritten is the size in a control message.
         let left =
             unsafe { bindings::copy_to_user(size, (&raw const len).cast(), size_of::<u32>()) };
 
@@ -521,6 +535,11 @@ impl Message<'_> {
             0 => Ok(()),
             _ => Err(EFAULT),
         }
+    }
+
+    /// Where control messages go on in user space, if the last one is about a frag.
+    fn after_frag(&self) -> Option<*mut c_void> {
+        self.told.filter(|_| self.told == self.user_control())
     }
 
     /// Where control messages go on in user space, if they go there.
@@ -576,9 +595,20 @@ impl Message<'_> {
     /// Adds control messages about frags, in their order. If one cannot be added, tells how many were,
     /// and why that one was not; errors as of [`Self::put_linear`].
     pub(crate) fn put_frags(&mut self, messages: &[FragMessage]) -> Result<(), (usize, Error)> {
-        if self.has_plain_control() {
-            return self.copy_frags(messages);
+        let result = match self.has_plain_control() {
+            true => self.copy_frags(messages),
+            false => self.put_each(messages),
+        };
+
+        if result.map_or_else(|(told, _)| told, |()| messages.len()) != 0 {
+            // INVARIANT: The last of them has just been put there.
+            self.told = self.user_control();
         }
+        result
+    }
+
+    /// [`Self::put_frags`] one by one.
+    fn put_each(&mut self, messages: &[FragMessage]) -> Result<(), (usize, Error)> {
         for (told, message) in messages.iter().enumerate() {
             self.put(bindings::SO_DEVMEM_DMABUF, message.frag)
                 .map_err(|error| (told, error))?;

@@ -22,7 +22,7 @@ use super::run::{
 /// slots as that fit below what an `int` cannot hold.
 pub(crate) const BASE: u32 = 1 << 30;
 
-/// Most tokens that a reader is told at a time: one for each frag of an skb.
+/// Most tokens that a reader is told at a time: one for each frag of an skb, unless the kernel is built for more of these.
 pub(crate) const BATCH: usize = 17;
 
 /// Most frags that one `SO_DEVMEM_DONTNEED` looks up.
@@ -70,7 +70,7 @@ pub(crate) struct Slots<'a> {
     pub(crate) groups: &'a mut [usize],
     pub(crate) free: &'a mut [usize],
     pub(crate) slots: &'a mut [usize],
-    pub(crate) more: &'a mut [u16],
+    pub(crate) more: &'a mut [u8],
 }
 
 /// The bits that are set in a word, from the lowest on.
@@ -165,7 +165,7 @@ impl Slots<'_> {
 
         *place |= RUN;
         // CAST: Less than `RUN_MAX`.
-        *more = (held.count - 1 + count) as u16;
+        *more = (held.count - 1 + count) as u8;
         *self.used += count;
         true
     }
@@ -258,7 +258,7 @@ pub(crate) trait Tokens<F: Frags> {
     /// socket may hold more.
     fn peek_for_runs(&mut self, tokens: &mut [u32]) -> Result<(NonZero<usize>, usize), Self::Error>;
 
-    /// How many frags may be added to a run. None if its token was returned meanwhile.
+    /// How many frags may be added to a run: 0 if its token was returned meanwhile.
     fn room(&mut self, run: &Run) -> usize;
 
     /// Lets tokens stand for runs of frags, as [`commit`](Self::commit) does for frags.

@@ -48,9 +48,9 @@ use super::{
 /// # Invariants
 ///
 /// The core's part is initialised, and not published.
-struct Initialised<M>(Pin<KBox<Binding<M>>>);
+struct Initialised<M: Memory>(Pin<KBox<Binding<M>>>);
 
-impl<M> Initialised<M> {
+impl<M: Memory> Initialised<M> {
     fn into_inner(self) -> Pin<KBox<Binding<M>>> {
         let this = ManuallyDrop::new(self);
 
@@ -59,8 +59,10 @@ impl<M> Initialised<M> {
     }
 }
 
-impl<M> Drop for Initialised<M> {
+impl<M: Memory> Drop for Initialised<M> {
     fn drop(&mut self) {
+        // What is accounted ends below, and so after what it is for.
+        self.0.memory.mapped().unmap();
         // SAFETY: By the type invariant the binding is initialised and not published. The mapping has a
         // reference to the DMA device of its own.
         unsafe { bindings::net_devmem_binding_uninit(self.0.base().as_ptr()) }

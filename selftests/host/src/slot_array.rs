@@ -10,7 +10,7 @@ const BITS: usize = usize::BITS as usize;
 const RUN: usize = 2;
 
 /// Slots to begin with.
-const MIN: usize = 48;
+const MIN: usize = 40;
 
 /// The array, without the lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub(crate) struct SlotArray {
     pub(crate) groups: Vec<usize>,
     pub(crate) free: Vec<usize>,
     pub(crate) slots: Vec<usize>,
-    pub(crate) more: Vec<u16>,
+    pub(crate) more: Vec<u8>,
 }
 
 /// An array that is about to be replaced by a larger one, without the lock.

@@ -26,7 +26,7 @@ use crate::token::Token;
 /// `MSG_SOCK_DEVMEM`.
 pub const MSG_SOCK_DEVMEM: i32 = 0x200_0000;
 /// `TCP_DEVMEM_RUNS`, an option of level `IPPROTO_TCP`.
-pub const TCP_DEVMEM_RUNS: i32 = 47;
+pub const TCP_DEVMEM_RUNS: i32 = 0x4445_4d01;
 
 const DATA: usize = 1 << 20;
 const FRAGS: usize = 512;
