@@ -322,7 +322,7 @@ fn all_of_an_array_of_any_size() {
 fn growth_keeps_what_is_used() {
     let mut run = Run::default();
 
-    for size in [48, 96, 192, 384, 768, 1536, 3072, 6144]
+    for size in [40, 80, 160, 320, 640, 1280, 2560, 5120]
         .into_iter()
         .take(bound(8, 3))
     {

@@ -229,10 +229,30 @@ fn both_page_pools_of_a_queue_are_polled() {
 
     // The queue is started with the new one.
     binding.stops(1, &second);
+    assert_eq!(new.polls(), 1, "the other one's ring may have been polled");
     assert_eq!(binding.ask(1, &new, 2), 1);
     assert_eq!(binding.ask(1, &new, 1), 0);
     binding.give(0, 1);
     assert_eq!((second.polls(), new.polls()), (0, 1));
+}
+
+/// All page pools of a queue have a NAPI in common, which polls the ring that is there: while a queue is restarted
+/// that of the page pool which goes.
+#[test]
+fn a_page_pool_is_polled_when_its_ring_is_there() {
+    let (mut binding, _, second) = Binding::dry();
+
+    binding.give(0, 1);
+    second.polls();
+    assert_eq!(binding.ask(1, &second, 1), 1);
+    let new = binding.starts(1);
+    assert_eq!(binding.ask(1, &new, 1), 0);
+    binding.give(0, 1);
+    assert_eq!(new.polls(), 1);
+
+    binding.stops(1, &second);
+    assert_eq!(new.polls(), 1);
+    assert_eq!(binding.ask(1, &new, 1), 1);
 }
 
 /// A page pool that nobody uses any more is there as long as somebody has what it gave out.
@@ -257,6 +277,7 @@ fn who_is_left_over_makes_room() {
         binding.give(0, 1);
         assert_eq!(running.polls(), 1);
         binding.stops(1, &left_over);
+        assert_eq!(running.polls(), 1, "the one that is gone may have been polled");
         binding.give(0, 1);
         assert_eq!(running.polls(), 0, "it was woken before");
         assert_eq!(binding.ask(1, &running, 1), 1);
