@@ -351,10 +351,13 @@ kernel_source()
 	echo "$dir"
 }
 
-# The configuration of the guest's kernel.
+# The configuration of the guest's kernel. It is the fast one that has NICs on PCI.
 kernel_config()
 {
-	cat "$ROOT/selftests/guest/kernel.config" "$ROOT/selftests/guest/$GUEST.config"
+	local -a on_pci=()
+
+	[ "$GUEST" != fast ] || on_pci=("$ROOT/selftests/guest/pci.config")
+	cat "$ROOT/selftests/guest/kernel.config" "${on_pci[@]}" "$ROOT/selftests/guest/$GUEST.config"
 }
 
 kernel_obj()
