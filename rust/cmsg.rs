@@ -438,7 +438,9 @@ impl<R: Reader, T> Walk<'_, R, T> {
         let going_on = runs.as_slice().first().map(|told| told.token);
         let wanted = count_runs(frags, self.window) + usize::from(going_on.is_some());
         let mut tokens = [0; BATCH];
-        let (free, room) = self.tokens.peek_for_runs(&mut tokens[..wanted.min(BATCH)])?;
+        let (free, room) = self
+            .tokens
+            .peek_for_runs(&mut tokens[..wanted.min(BATCH)])?;
         let most = room.saturating_sub(before.1).min(frags.len());
         let tokens = tokens[..free.get()]
             .iter()

@@ -256,7 +256,8 @@ pub(crate) trait Tokens<F: Frags> {
 
     /// As [`peek`](Self::peek), for tokens that are to stand for runs. Returns how many it told, and how many frags the
     /// socket may hold more.
-    fn peek_for_runs(&mut self, tokens: &mut [u32]) -> Result<(NonZero<usize>, usize), Self::Error>;
+    fn peek_for_runs(&mut self, tokens: &mut [u32])
+        -> Result<(NonZero<usize>, usize), Self::Error>;
 
     /// How many frags may be added to a run: 0 if its token was returned meanwhile.
     fn room(&mut self, run: &Run) -> usize;

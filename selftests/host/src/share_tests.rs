@@ -239,7 +239,11 @@ fn a_restart_that_fails_leaves_who_waits() {
     assert_eq!(binding.woken(), [1]);
     binding.list.starts(Some(1));
     let _ = binding.stops(1, true);
-    assert_eq!(binding.woken(), [1], "it may have been the one that is gone");
+    assert_eq!(
+        binding.woken(),
+        [1],
+        "it may have been the one that is gone"
+    );
 }
 
 #[test]

@@ -277,7 +277,11 @@ fn who_is_left_over_makes_room() {
         binding.give(0, 1);
         assert_eq!(running.polls(), 1);
         binding.stops(1, &left_over);
-        assert_eq!(running.polls(), 1, "the one that is gone may have been polled");
+        assert_eq!(
+            running.polls(),
+            1,
+            "the one that is gone may have been polled"
+        );
         binding.give(0, 1);
         assert_eq!(running.polls(), 0, "it was woken before");
         assert_eq!(binding.ask(1, &running, 1), 1);

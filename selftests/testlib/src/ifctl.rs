@@ -373,10 +373,15 @@ impl Interface {
     pub(crate) fn test_itself(&self) -> io::Result<bool> {
         const OFFLINE: u32 = 1;
         const FAILED: u32 = 2;
-        // struct ethtool_test, and room for more results than any driver has.
-        let mut test = [0; 4 + 2 * 64];
+        const SET: u64 = 0;
+        // struct ethtool_sset_info, whose mask is of 64 bits: how many results there are, which the kernel does not ask.
+        let mut info = [ETHTOOL_GSSET_INFO.into(), 1 << SET, 0];
+        self.ethtool_words::<u64>(&mut info)?;
+        let results = (info[2] & u64::from(u32::MAX)) as usize;
+        // struct ethtool_test, and a result of 64 bits for each.
+        let mut test = vec![0; 4 + 2 * results];
         (test[0], test[1]) = (ETHTOOL_TEST, OFFLINE);
-        self.ethtool(&mut test)?;
+        self.ethtool_words(&mut test)?;
         Ok(test[1] & FAILED == 0)
     }
 

@@ -21,6 +21,7 @@ use crate::ifctl::Interface;
 use crate::odd;
 use crate::pair::End;
 use crate::pair::Pair;
+use crate::report::diag;
 use crate::report::reason_to_skip;
 use crate::wait;
 
@@ -111,29 +112,46 @@ impl End {
         fs::canonicalize(format!("/sys/class/net/{}/device", self.ifname))
     }
 
-    /// Sets the number of virtual functions.
+    /// Whether it can have virtual functions.
+    pub fn has_vfs(&self) -> io::Result<bool> {
+        self.on_pci()?.join("sriov_numvfs").try_exists()
+    }
+
+    /// Has the device have so many virtual functions.
     pub fn set_vfs(&self, count: u32) -> io::Result<()> {
         fs::write(self.on_pci()?.join("sriov_numvfs"), count.to_string())
     }
 }
 
-/// A driver without one of its devices, until this is told to be over.
+/// A driver without one of its devices.
 #[derive(Debug)]
 pub struct Unbound {
     device: PathBuf,
     driver: PathBuf,
+    channels: u32,
+    is_back: bool,
 }
 
 impl Unbound {
-    /// Takes a device from its driver.
-    pub fn new(device: PathBuf) -> io::Result<Self> {
+    /// Takes a device, which has so many queues, from its driver.
+    pub fn new(device: PathBuf, channels: u32) -> io::Result<Self> {
         let driver = fs::canonicalize(device.join("driver"))?;
         fs::write(driver.join("unbind"), slot(&device)?)?;
-        Ok(Self { device, driver })
+        Ok(Self {
+            device,
+            driver,
+            channels,
+            is_back: false,
+        })
     }
 
     /// Gives it back. The NIC that was given is made anew, and set up as that was, with headers split.
-    pub fn bind(self, channels: u32) -> io::Result<()> {
+    pub fn bind(mut self) -> io::Result<()> {
+        self.give_back()
+    }
+
+    fn give_back(&mut self) -> io::Result<()> {
+        self.is_back = true;
         let nic = given()?;
         fs::write(self.driver.join("bind"), slot(&self.device)?)?;
         let ifname = &nic.ifname;
@@ -150,7 +168,7 @@ impl Unbound {
                 ))
                 .is_ok())
         })?;
-        Interface::new(ifname)?.set_channels(channels)?;
+        Interface::new(ifname)?.set_channels(self.channels)?;
         for (address, option) in [
             (format!("{}/24", nic.local(Ip::V4)?), ""),
             (format!("{}/64", nic.local(Ip::V6)?), " nodad"),
@@ -160,6 +178,17 @@ impl Unbound {
         let ifindex = Netns::current()?.ifindex(ifname)?;
         Ethtool::open()?.set_rings(ifindex, Rings::default().for_devmem())?;
         Interface::new(ifname)?.set_up(true)
+    }
+}
+
+/// A test that ends early is not to leave others without the NIC.
+impl Drop for Unbound {
+    fn drop(&mut self) {
+        if !self.is_back
+            && let Err(err) = self.give_back()
+        {
+            diag(format_args!("giving the NIC back to its driver: {err}"));
+        }
     }
 }
 

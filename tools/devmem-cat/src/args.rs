@@ -73,7 +73,7 @@ pub struct CommonArgs {
     /// Where the dma-buf comes from
     #[arg(long, value_enum, default_value_t = MemoryKind::Udmabuf)]
     pub kind: MemoryKind,
-    /// Take the memory of a PCI device that vfio-pci has: its address and the number of a BAR, 0000:04:00.0/2
+    /// Take the first --memory MiB of a PCI device that vfio-pci has: its address and the number of a BAR, 0000:04:00.0/2
     #[arg(long, value_name = "ADDRESS/BAR", conflicts_with = "kind", value_parser = Bar::parse)]
     pub vfio: Option<Bar>,
     /// How system calls are made

@@ -25,6 +25,9 @@ pub fn bind_error(what: &str, interface: &str, err: &devmem::Error) -> String {
         (_, Some(errno)) => match nix::errno::Errno::from_raw(errno) {
             nix::errno::Errno::EPERM => "run it as root, or with CAP_NET_ADMIN",
             nix::errno::Errno::EEXIST => "another binding or an XDP program has it",
+            nix::errno::Errno::EOPNOTSUPP if is_about_memory(err) => {
+                "whoever exports that memory may want it back, which takes the module (sysctl net.core.devmem_provider)"
+            }
             nix::errno::Errno::EOPNOTSUPP => "this NIC or its driver does not do that",
             nix::errno::Errno::ENOMEM => "there is not enough memory",
             _ => "",
@@ -39,6 +42,16 @@ pub fn bind_error(what: &str, interface: &str, err: &devmem::Error) -> String {
         "" => format!("{what} {interface}: {said}"),
         hint => format!("{what} {interface}: {said}\nHint: {hint}."),
     }
+}
+
+/// Whether it is the dma-buf that was refused.
+fn is_about_memory(err: &devmem::Error) -> bool {
+    let devmem::Error::Refused { ack, .. } = err else {
+        return false;
+    };
+    ack.attribute
+        .as_ref()
+        .is_some_and(|path| path.types.first() == Some(&dmabuf::FD))
 }
 
 /// Why the kernel refused, and which option that is about.

@@ -72,10 +72,14 @@ fn hint_for_device(err: &io::Error) -> String {
         (io::ErrorKind::NotFound, _) => {
             "vfio-pci has to be the driver of the device: see the user guide"
         }
+        (_, Some(Errno::EPERM)) => {
+            "other devices of its IOMMU group have drivers, or the machine does not remap interrupts \
+             (allow_unsafe_interrupts of iommufd and vfio_iommu_type1)"
+        }
         (io::ErrorKind::PermissionDenied, _) => {
             "it is for root; without an IOMMU, vfio wants enable_unsafe_noiommu_mode"
         }
-        (_, Some(Errno::EBUSY)) => "somebody has the device, or others of its IOMMU group",
+        (_, Some(Errno::EBUSY)) => "somebody has the device, or its IOMMU group",
         (_, Some(Errno::ENOTTY)) => "the kernel needs CONFIG_VFIO_PCI_DMABUF",
         _ => return String::new(),
     };

@@ -291,10 +291,11 @@ impl DmaBuf {
             None => (self.fd.as_fd(), 0),
         };
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let fd = self.fd.try_clone()?;
         // SAFETY: A new mapping, placed by the kernel, changes no memory of this program.
         let address = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, file, offset) }?;
         Ok(Mapping {
-            fd: self.fd.try_clone()?,
+            fd,
             address,
             size: self.size,
         })
@@ -307,6 +308,8 @@ impl AsFd for DmaBuf {
     }
 }
 
+/// The device of [`DmaBuf::vfio`] is not kept open by that: with its last [`vfio::Device`](crate::vfio::Device), `DmaBuf` and mapping it is
+/// closed, and the descriptor is that of memory which was taken back (`ENODEV`).
 impl From<DmaBuf> for OwnedFd {
     fn from(dmabuf: DmaBuf) -> Self {
         dmabuf.fd

@@ -155,7 +155,9 @@ pub fn bound_many_times() -> Outcome {
         offset: 0,
         len: 32 * MIB,
     };
-    let memory = Bar::open()?.in_pages(PART)?;
+    // A descriptor of the dma-buf does not keep the device open.
+    let bar = Bar::open()?;
+    let memory = bar.in_pages(PART)?;
     let pair = Pair::new()?;
     let bind = || -> Outcome {
         let id = pair.tx.bind_tx(&memory)?.id();
