@@ -80,9 +80,12 @@ class Programs:
             found.update(binaries(manifest.parent))
         self.tests = {name: listed(found[name]) for name in sorted(found)}
         self.on_a_nic = {}
-        for name, *_ in lines_of(selftests / "hardware"):
+        self.contiguous = set()
+        for name, *marks in lines_of(selftests / "hardware"):
             program, _, test = name.partition("/")
             self.on_a_nic.setdefault(program, []).append(test)
+            if "contiguous" in marks:
+                self.contiguous.add(name)
         self.cases = collections.defaultdict(list)
         for path, case in lines_of(selftests / "upstream-cases"):
             self.cases[pathlib.PurePath(path).name].append(case)
@@ -202,6 +205,11 @@ class Plan:
             raise Mistake(f"no test {name}; {program} has: {' '.join(known)}")
         return test
 
+    def on_a_nic(self, guest, program):
+        """What runs of a program in a guest with such a NIC."""
+        return [test for test in self.programs.on_a_nic.get(program, ())
+                if guest != "iommu" or f"{program}/{test}" not in self.programs.contiguous]
+
     def watched(self, guest):
         """Programs on the list of a guest that the fast guest does not run, or not all of them."""
         return sorted({run.split("/")[1] for where, run in self.runs
@@ -211,8 +219,8 @@ class Plan:
         """The list of a guest. What is watched there comes first."""
         runs = [(run, tests) for (where, run), tests in self.runs.items() if where == guest]
         if guest in NICS:
-            on_a_nic = self.programs.on_a_nic
-            runs = [(run, tests or on_a_nic.get(run.partition("/")[2])) for run, tests in runs]
+            runs = [(run, tests or self.on_a_nic(guest, run.partition("/")[2]))
+                    for run, tests in runs]
         took = self.programs.took
         watched = self.watched(guest)
         runs.sort(key=lambda run: (run[0].split("/")[1] not in watched,

@@ -17,12 +17,12 @@ FILES = {
     "package/src/bin/slow/main.rs": "tests![walk]",
     "package/src/bin/module.rs": "tests![load]",
     "package/src/bin/nic.rs": "tests![probe, reset]",
-    "package/src/bin/peers.rs": "tests![reach]",
+    "package/src/bin/peers.rs": "tests![reach, pages]",
     "fuzz/Cargo.toml": '[package]\nname = "fuzz"\n',
     "fuzz/src/main.rs": "",
     "bench/Cargo.toml": '[package]\nname = "x"\n[[bin]]\nname = "bench-all"\npath = "src/main.rs"\n',
     "bench/src/main.rs": "",
-    "hardware": "# list\nflags/peek\nflags/wait stream\nnic/probe\nnic/reset\npeers/reach\n",
+    "hardware": "# list\nflags/peek\nflags/wait stream\nnic/probe\nnic/reset\npeers/reach\npeers/pages contiguous\n",
     "upstream-cases": "# list\nnet/devmem.py check_rx\n",
     "programs": "slow debug each\nmodule fast,debug devmem_provider\nnic pci each\npeers pci,iommu each\nfuzz fast both\nbench-all bench both\n",
     "durations": "fast builtin/flags 7\nfast devmem_provider/flags 9\n",
@@ -64,7 +64,7 @@ class Choice(unittest.TestCase):
         self.assertEqual(set(plan.lines("debug")), slow)
         self.assertEqual(plan.lines("upstream"), ["devmem_provider/devmem.py"])
         peers = "devmem_provider/peers/reach"
-        pci = {"devmem_provider/flags/peek,wait", "devmem_provider/nic/probe,reset", peers}
+        pci = {"devmem_provider/flags/peek,wait", "devmem_provider/nic/probe,reset", f"{peers},pages"}
         self.assertEqual(set(plan.lines("pci")), pci)
         self.assertEqual(plan.lines("iommu"), [peers])
         self.assertEqual(plan.alone, ["host", "bench"])
@@ -133,7 +133,7 @@ class Choice(unittest.TestCase):
         self.assertEqual(self.lines("flags", parts=["pci"]), {"pci": pci})
         self.assertEqual(self.lines("iommu:peers"), {"iommu": ["devmem_provider/peers/reach"]})
         self.refused("iommu:flags", "flags runs in fast debug kcsan pci own")
-        self.refused("peers/load", "peers has: reach")
+        self.refused("peers/load", "peers has: reach pages")
         self.refused("pci:flags/trunc", "flags has: peek wait")
         self.refused("flags/trunc", "flags has: peek wait", parts=["pci", "iommu"])
         for name in "pci:module", "pci:module/load":

@@ -18,14 +18,20 @@ use devmem::Receiver;
 use nix::errno::Errno;
 
 use crate::pair::Connection;
+use crate::probe::tcp_info;
 use crate::provider;
 use crate::report::Outcome;
 use crate::traffic;
 use crate::tx::Call;
 use crate::tx::extent;
+use crate::wait;
 
 /// The flow goes on in host memory for so long: longer than what the rings had before.
 const GOES_ON: u64 = 512 << 10;
+/// The reader is told by then, if it is.
+const TOLD: Duration = Duration::from_secs(3);
+/// `TCP_CLOSE`
+const CLOSE: u8 = 7;
 /// So much was received of what is sent before that is taken back.
 const IN_MOTION: u64 = 256 << 10;
 
@@ -107,6 +113,8 @@ pub enum End {
     Eof,
     /// The connection is reset.
     Reset,
+    /// It is over for the sender, and the reader was not told: a NIC may lose the reset, of which there is only one.
+    Lost,
 }
 
 /// Compares a part of the stream that repeats its first `len` bytes.
@@ -181,8 +189,14 @@ pub fn while_sent(
             let _ = tx.shutdown(Shutdown::Both);
         }
         let told = sender.join().expect("a thread that sends");
+        let is_lost = wait::until("the reader to end", TOLD, || Ok(reader.is_finished())).is_err();
+        if is_lost {
+            assert_eq!(tcp_info(tx)?.0, CLOSE, "the state of the sender, told {told}");
+            rx.shutdown(Shutdown::Read)?;
+        }
         let end = reader.join().expect("a thread that reads")?;
         taken?;
+        let end = if is_lost { End::Lost } else { end };
         Ok((time, told, end))
     })
 }

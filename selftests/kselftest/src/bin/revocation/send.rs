@@ -225,6 +225,7 @@ pub fn sent_under_traffic() -> Outcome {
         let revoke = || Ok(bound.memory.revoke()?);
         let (time, told, end) = taken::while_sent(&connection, bound.id, 4 * LEN, revoke)?;
         assert!(matches!(told, Errno::EIO | Errno::ENODEV), "{told}");
+        assert_ne!(end, End::Lost, "netdevsim loses nothing");
         times.push(time);
         aborted += u64::from(end == End::Reset);
         wait_gone(&bound.memory)?;
