@@ -80,12 +80,12 @@ class Programs:
             found.update(binaries(manifest.parent))
         self.tests = {name: listed(found[name]) for name in sorted(found)}
         self.on_a_nic = {}
-        self.contiguous = set()
+        self.not_iommu = set()
         for name, *marks in lines_of(selftests / "hardware"):
             program, _, test = name.partition("/")
             self.on_a_nic.setdefault(program, []).append(test)
-            if "contiguous" in marks:
-                self.contiguous.add(name)
+            if "not-iommu" in marks:
+                self.not_iommu.add(name)
         self.cases = collections.defaultdict(list)
         for path, case in lines_of(selftests / "upstream-cases"):
             self.cases[pathlib.PurePath(path).name].append(case)
@@ -208,7 +208,7 @@ class Plan:
     def on_a_nic(self, guest, program):
         """What runs of a program in a guest with such a NIC."""
         return [test for test in self.programs.on_a_nic.get(program, ())
-                if guest != "iommu" or f"{program}/{test}" not in self.programs.contiguous]
+                if guest != "iommu" or f"{program}/{test}" not in self.programs.not_iommu]
 
     def watched(self, guest):
         """Programs on the list of a guest that the fast guest does not run, or not all of them."""

@@ -77,7 +77,7 @@ impl Order {
     }
 
     /// Prints it; returns how many of a hundred frags follow the one before.
-    fn tell(mut self, what: &str) -> u64 {
+    fn tell(mut self, what: &str) -> Told {
         self.finish();
         let percent = |count: u64| 100 * count / self.frags.max(1);
         let runs: u64 = self.lengths.iter().sum();
@@ -97,7 +97,10 @@ impl Order {
             self.frags as f64 / runs as f64,
             lengths.join(", ")
         ));
-        percent(self.follow)
+        Told {
+            follow: percent(self.follow),
+            precede: percent(self.precede),
+        }
     }
 }
 
@@ -187,8 +190,22 @@ fn run(connections: &[Connection], mib: u64, keep: Keep) -> io::Result<Vec<Order
     })
 }
 
+/// How many of a hundred frags lie next to the one before.
+struct Told {
+    follow: u64,
+    precede: u64,
+}
+
+impl Told {
+    /// How many follow depends on how busy the machine is. But no batch is used from its end.
+    #[track_caller]
+    fn assert_not_turned(&self) {
+        assert!(self.precede < 10, "{} % precede", self.precede);
+    }
+}
+
 /// The first of memory, and then what came back.
-fn settled(keep: Keep, what: &str) -> Result<u64, Stop> {
+fn settled(keep: Keep, what: &str) -> Result<Told, Stop> {
     let bench = Bench::new()?;
     let connections = [bench.connect(Receiving::PORT)?];
     for order in run(&connections, 1, Keep::Nothing)? {
@@ -203,22 +220,20 @@ fn fresh() -> Outcome {
     let bench = Bench::new()?;
     let connections = [bench.connect(Receiving::PORT)?];
     let mut orders = run(&connections, 1, Keep::Nothing)?;
-    let follow = orders.remove(0).tell("a fresh binding");
+    let told = orders.remove(0).tell("a fresh binding");
     // From one batch to the next, at the least.
-    assert!(follow >= 95, "only {follow} %");
+    assert!(told.follow >= 90, "only {} %", told.follow);
     Ok(())
 }
 
 fn returned_at_once() -> Outcome {
-    let follow = settled(Keep::Nothing, "returned at once")?;
-    assert!(follow >= 70, "only {follow} %");
+    settled(Keep::Nothing, "returned at once")?.assert_not_turned();
     Ok(())
 }
 
 fn returned_late() -> Outcome {
     for most in [64, 512] {
-        let follow = settled(Keep::Oldest(most), &format!("{most} kept"))?;
-        assert!(follow >= 70, "only {follow} %");
+        settled(Keep::Oldest(most), &format!("{most} kept"))?.assert_not_turned();
     }
     Ok(())
 }
@@ -238,9 +253,7 @@ fn several_flows() -> Outcome {
         .collect::<io::Result<_>>()?;
     let _ = run(&connections, long_enough() / 4, Keep::Nothing)?;
     for order in run(&connections, 8, Keep::Nothing)? {
-        let follow = order.tell("one of four flows");
-        // Those of a segment of 64 KiB, at the least half of the time.
-        assert!(follow >= 50, "only {follow} %");
+        order.tell("one of four flows").assert_not_turned();
     }
     Ok(())
 }
