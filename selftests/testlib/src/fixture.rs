@@ -79,9 +79,15 @@ impl Receiving {
     /// The same by an MTU with which segments have a multiple of 4096 bytes, unless they are the last of what is
     /// sent: each but the last of their buffers is full.
     pub fn in_full_buffers(memory: DmaBuf) -> Result<Self, Stop> {
+        Self::between(Self::pair_for_full_buffers()?, memory)
+    }
+
+    /// Devices between which each packet fills buffers, and room for what is sent before somebody reads.
+    pub fn pair_for_full_buffers() -> Result<Pair, Stop> {
         let pair = Pair::new()?;
         pair.set_mtu(Self::MTU_OF_A_BUFFER)?;
-        Self::between(pair, memory)
+        pair.rx.sysctl("ipv4/tcp_rmem", "4096 4194304 6291456")?;
+        Ok(pair)
     }
 
     fn between(pair: Pair, memory: DmaBuf) -> Result<Self, Stop> {

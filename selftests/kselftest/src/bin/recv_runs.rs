@@ -18,7 +18,6 @@ use devmem::recv::TCP_DEVMEM_RUNS;
 use devmem::token::TokenRange;
 use devmem::token::dontneed;
 use devmem_testlib::Outcome;
-use devmem_testlib::Pair;
 use devmem_testlib::Provider;
 use devmem_testlib::fixture::Mixed;
 use devmem_testlib::fixture::Receiving;
@@ -217,8 +216,7 @@ fn max_tokens() -> Outcome {
     const TOKENS: u32 = 20;
     let memory = DmaBuf::udmabuf(2048 * PAGE)?;
     let map = memory.map()?;
-    let pair = Pair::new()?;
-    pair.set_mtu(Receiving::MTU_OF_A_BUFFER)?;
+    let pair = Receiving::pair_for_full_buffers()?;
     let limit = NonZero::new(TOKENS).expect("a number");
     let request = pair.request(&[Receiving::QUEUE]).max_tokens(limit);
     let binding = pair.bind_with(&request, &memory)?;
@@ -261,8 +259,7 @@ fn linear_bytes() -> Outcome {
 fn accepted() -> Outcome {
     let memory = DmaBuf::udmabuf(2048 * PAGE)?;
     let map = memory.map()?;
-    let pair = Pair::new()?;
-    pair.set_mtu(Receiving::MTU_OF_A_BUFFER)?;
+    let pair = Receiving::pair_for_full_buffers()?;
     let binding = pair.bind(&[Receiving::QUEUE], &memory)?;
     pair.steer(Receiving::PORT, Receiving::QUEUE)?;
     let listener = pair.listen(Ip::V4, Receiving::PORT)?;
