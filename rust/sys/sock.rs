@@ -51,7 +51,7 @@ use super::{
 
 static_assert!(token::BASE == bindings::NET_DEVMEM_TOKEN_BASE);
 static_assert!(token::RUN_MAX == bindings::NET_DEVMEM_RUN_MAX);
-static_assert!(token::RUN == bindings::NET_DEVMEM_RUN as usize);
+static_assert!(token::RUN == bindings::NET_DEVMEM_RUN);
 
 /// Lets others have the CPU, if it is their turn. Process context, without spinlocks.
 pub(crate) fn cond_resched() {
@@ -547,9 +547,11 @@ impl Message<'_> {
         // SAFETY: By the type invariant the message is valid.
         let msg = unsafe { self.msg.as_ref() };
 
+        if !msg.msg_control_is_user() {
+            return None;
+        }
         // SAFETY: It has a pointer to user space then, and all values are valid for one.
-        msg.msg_control_is_user()
-            .then(|| unsafe { msg.__bindgen_anon_1.msg_control_user })
+        Some(unsafe { msg.__bindgen_anon_1.msg_control_user })
     }
 
     /// Copies bytes to the user's buffers. `EFAULT` if that is not possible for all of them: then what is copied

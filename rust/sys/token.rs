@@ -187,8 +187,7 @@ impl Slots<'_> {
 
         Held {
             netmem: word & !RUN,
-            // CAST: Less than `RUN_MAX`.
-            count: more as u32 + 1,
+            count: u32::from(more) + 1,
         }
     }
 

@@ -184,9 +184,10 @@ impl Unbound {
 /// A test that ends early is not to leave others without the NIC.
 impl Drop for Unbound {
     fn drop(&mut self) {
-        if !self.is_back
-            && let Err(err) = self.give_back()
-        {
+        if self.is_back {
+            return;
+        }
+        if let Err(err) = self.give_back() {
             diag(format_args!("giving the NIC back to its driver: {err}"));
         }
     }

@@ -308,7 +308,7 @@ impl AsFd for DmaBuf {
     }
 }
 
-/// The device of [`DmaBuf::vfio`] is not kept open by that: with its last [`vfio::Device`](crate::vfio::Device), `DmaBuf` and mapping it is
+/// The device of [`DmaBuf::vfio`] is not kept open by that: with its last [`vfio::Device`], `DmaBuf` and mapping it is
 /// closed, and the descriptor is that of memory which was taken back (`ENODEV`).
 impl From<DmaBuf> for OwnedFd {
     fn from(dmabuf: DmaBuf) -> Self {

@@ -52,7 +52,7 @@ pub fn take_runs(socket: impl AsFd) -> io::Result<bool> {
             libc::IPPROTO_TCP,
             TCP_DEVMEM_RUNS,
             (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
+            libc::c_int::BITS / 8,
         )
     };
     if ret == 0 {
