@@ -55,7 +55,7 @@ pub(crate) mod wrapper {
 
     /// The `netmem_ref` of a buffer.
     pub(crate) fn netmem(buffer: usize) -> usize {
-        (buffer + 1) * super::run::STRIDE | 1
+        ((buffer + 1) * super::run::STRIDE) | 1
     }
 
     /// Whether `len` bytes at `offset` of a buffer follow.
