@@ -136,7 +136,8 @@ class Install(Temporary):
 
     def test_config(self):
         config = options((self.install() / "devmem/config").read_text())
-        kernel = options((SELFTESTS / "guest/kernel.config").read_text())
+        kernel = options("".join((SELFTESTS / "guest" / name).read_text()
+                                 for name in ("kernel.config", "pci.config")))
         self.assertLessEqual(config, kernel)
         # All that tests look for and the fast guest has; nothing of how that boots.
         self.assertLessEqual(Needs.options() & kernel, config)
@@ -313,7 +314,7 @@ class Hardware(unittest.TestCase):
         for name, *words in self.LINES:
             program, _, test = name.partition("/")
             self.assertIn(test, tests[program], name)
-            self.assertIn(words, ([], ["stream"]), name)
+            self.assertIn(words, ([], ["stream"], ["not-iommu"]), name)
 
     def test_the_table_has_the_programs(self):
         text = (ROOT / "Documentation/testing.rst").read_text()
@@ -347,7 +348,7 @@ class Needs(unittest.TestCase):
 
     def test_the_guests_have_it(self):
         config = "".join((SELFTESTS / "guest" / name).read_text()
-                         for name in ("kernel.config", "debug.config"))
+                         for name in ("kernel.config", "pci.config", "debug.config"))
         # What others select, or default to.
         derived = {"EVENT_TRACING", "HOTPLUG_CPU", "INET_TCP_DIAG"}
         self.assertEqual(self.options() - options(config), derived)
