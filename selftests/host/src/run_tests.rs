@@ -512,6 +512,15 @@ fn expected(
     told
 }
 
+/// The array is as it has to be, and empty once its first tokens were returned.
+fn assert_all_come_back(socket: &Socket<'_>, tokens: u32) {
+    socket.array.borrow().check();
+    for token in BASE..BASE + tokens {
+        socket.give_back(token);
+    }
+    assert_eq!(socket.array.borrow().used, 0);
+}
+
 /// Makes a call, checks what came of it, and returns all tokens.
 fn check(packets: &[Packet], window: (usize, usize), room: usize, limit: usize, eat: bool) {
     let context = || format!("{packets:?} {window:?} {room} {limit} {eat}");
@@ -657,11 +666,7 @@ fn tokens_that_come_back_too_early() {
 
         let bytes = receive(&packets, (0, 1000), &mut reader, &mut socket, true);
         assert_eq!(bytes, Ok(8 * SIZE));
-        socket.array.borrow().check();
-        for token in BASE..BASE + 9 {
-            socket.give_back(token);
-        }
-        assert_eq!(socket.array.borrow().used, 0);
+        assert_all_come_back(&socket, 9);
         assert_eq!(buffers.counts(), [0; BUFFERS], "{when}");
     }
 }
@@ -679,11 +684,7 @@ fn tokens_that_come_back_before_others_are_looked_for() {
         let bytes = receive(&packets, (0, 1000), &mut reader, &mut socket, true);
         let passed = bytes.unwrap_or(0);
         assert!(passed == 10 * SIZE || limit < 3, "{passed} bytes, {limit}");
-        socket.array.borrow().check();
-        for token in BASE..BASE + 400 {
-            socket.give_back(token);
-        }
-        assert_eq!(socket.array.borrow().used, 0);
+        assert_all_come_back(&socket, 400);
         assert_eq!(buffers.counts(), [0; BUFFERS], "{limit}");
     }
 }

@@ -28,6 +28,19 @@ impl Binding {
         }
     }
 
+    /// Of two queues the first has more than its share, and the second asked for more in vain.
+    fn with_one_that_starves() -> Self {
+        let mut binding = Self::new(256, 2);
+        binding.list.starts(Some(0));
+        binding.list.starts(Some(1));
+        binding.fill(0, 16);
+        binding.fill(1, 16);
+        binding.fill(0, 256);
+        binding.fill(1, 64);
+        assert_eq!(binding.ask(1, 1).0, 0);
+        binding
+    }
+
     /// How many a queue gets that asks for as many, and whether somebody is to be told that there was none.
     fn ask(&mut self, queue: usize, most: usize) -> (usize, bool) {
         let mut batch = Batch::new();
@@ -217,14 +230,7 @@ fn nobody_waits_for_who_is_given_up() {
 /// Its queue goes on with the page pool that waits.
 #[test]
 fn a_restart_that_fails_leaves_who_waits() {
-    let mut binding = Binding::new(256, 2);
-    binding.list.starts(Some(0));
-    binding.list.starts(Some(1));
-    binding.fill(0, 16);
-    binding.fill(1, 16);
-    binding.fill(0, 256);
-    binding.fill(1, 64);
-    assert_eq!(binding.ask(1, 1).0, 0);
+    let mut binding = Binding::with_one_that_starves();
 
     binding.list.starts(Some(1));
     let _ = binding.stops(1, true);
@@ -386,14 +392,7 @@ fn told_when_there_are_enough_that_nobody_needs() {
 /// Who was refused leaves, and nobody gives anything back after that.
 #[test]
 fn told_when_who_needs_some_is_gone() {
-    let mut binding = Binding::new(256, 2);
-    binding.list.starts(Some(0));
-    binding.list.starts(Some(1));
-    binding.fill(0, 16);
-    binding.fill(1, 16);
-    binding.fill(0, 256);
-    binding.fill(1, 64);
-    assert_eq!(binding.ask(1, 1).0, 0);
+    let mut binding = Binding::with_one_that_starves();
 
     assert!(!binding.give(0, 64), "it needs them");
     assert!(!binding.give(1, 64), "and these when it is started again");
