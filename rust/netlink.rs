@@ -34,7 +34,8 @@ use crate::sys::{
     dma_buf::{
         DmaBuf,
         MapError,
-        Mapping, //
+        Mapping,
+        Unmapped, //
     },
     genetlink::{
         Attr,
@@ -47,6 +48,7 @@ use crate::sys::{
     },
     locked_memory::LockedMemory,
     memory::{
+        LocalMemory,
         MemoryError,
         RxMemory,
         TxMemory, //
@@ -98,6 +100,9 @@ pub(crate) fn bind_tx<'a, P>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'
 where
     P: DevmemProvider<Source = Mapping>,
 {
+    if request.local().is_some() {
+        return bind_local::<P>(request);
+    }
     let dma_dev = tx_device(request)?
         .hold_dma_device()
         .ok_or_else(|| refuse_dma(request))?;
@@ -113,7 +118,28 @@ where
         .publish(request)
         .map_err(|error| refuse_owner(request, error))?;
     tell_where_memory_is(request, is_peer_to_peer);
-    Ok(bound)
+    Ok(TxBound::Mapped(bound))
+}
+
+/// Binds a dma-buf to a device that does no DMA, to be sent from to readers on this machine. Nobody maps it: there is
+/// nothing to be waited for.
+fn bind_local<'a, P>(request: &'a TxBindRequest<'_>) -> Result<TxBound<'a>>
+where
+    P: DevmemProvider,
+{
+    let attr = request.attr(DmabufAttr::Ifindex);
+    let dev = device(request)?
+        .into_local_device()
+        .ok_or_else(|| request.refuse(EOPNOTSUPP, attr, fmt!("Device takes no local bindings")))?;
+    let buf = dma_buf(request)?;
+    let locked = LockedMemory::new(request, buf.size())?;
+    let buf = Unmapped::new(buf, locked).map_err(|error| refuse_mapping(request, error))?;
+    let memory = LocalMemory::new(buf).map_err(|error| refuse_memory(request, error, 0))?;
+
+    let bound = Draft::local::<P>(dev, memory, request)?
+        .publish(request)
+        .map_err(|error| refuse_owner(request, error))?;
+    Ok(TxBound::Local(bound))
 }
 
 /// log2 of the size of a net_iov, in bytes. The policy sees to it that none is below the page size.

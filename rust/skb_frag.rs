@@ -67,14 +67,13 @@ pub(crate) fn recvmsg(
     msg: &mut Message<'_>,
     len: usize,
 ) -> Result<usize> {
-    let max_tokens = max_tokens(skb);
+    let mut tokens = sk.reader_tokens(skb, max_tokens(skb));
     let parts = skb.parts().map(|part| cmsg::Part {
         readable: part.has_readable_frags(),
         may_be_revoked: may_be_revoked(),
         linear: part.linear(),
         frags: part.take_frags(),
     });
-    let mut tokens = sk.reader_tokens(max_tokens);
     let window = Window::new(offset, len);
 
     cmsg::pass(parts, window, msg, &mut tokens)

@@ -5,6 +5,7 @@
 //! A device is attached to a dma-buf ([`Attachment`]). Under the reservation lock ([`Locked`]) the memory is then
 //! [pinned](Pinned) and [mapped](Table), each undone when dropped, under that lock, unless it is kept: as a
 //! [`Mapping`], which takes the lock to undo it. The memory may go back to its exporter at any time, by a [`Claim`].
+//! What is sent to readers on this machine is attached to nothing ([`Unmapped`]).
 //!
 //! C headers: [`include/linux/dma-buf.h`](srctree/include/linux/dma-buf.h),
 //! [`include/linux/dma-resv.h`](srctree/include/linux/dma-resv.h)
@@ -534,6 +535,73 @@ impl Drop for Mapping {
         // attachment is still there: fields are dropped after this.
         drop(unsafe { Table::kept(&locked, self.sgt, self.direction) });
         self.attachment.claim.unmapped();
+    }
+}
+
+/// A dma-buf that is mapped for no device: its memory is read on this machine, or not at all.
+///
+/// So it can be any exporter's, and nobody takes it back.
+pub(crate) struct Unmapped {
+    buf: DmaBuf,
+    /// To whom it is accounted, if that is not left to a binding. Dropped last.
+    locked: Option<LockedMemory>,
+}
+
+// SAFETY: What is accounted may be given back by any thread. For the dma-buf see there.
+unsafe impl Send for Unmapped {}
+
+// SAFETY: `&Unmapped` gives access to the dma-buf only, which may be shared.
+unsafe impl Sync for Unmapped {}
+
+impl Unmapped {
+    /// Keeps `buf`, which is accounted as what is mapped to be sent from.
+    pub(crate) fn new(buf: DmaBuf, locked: LockedMemory) -> Result<Self, MapError> {
+        if buf.size() > locked.size() {
+            return Err(MapError::Unaccounted);
+        }
+        if !buf.allows(Direction::ToDevice) {
+            return Err(MapError::WriteOnly);
+        }
+        Ok(Self {
+            buf,
+            locked: Some(locked),
+        })
+    }
+
+    /// The dma-buf, which this keeps.
+    pub(super) fn as_ptr(&self) -> NonNull<bindings::dma_buf> {
+        self.buf.0
+    }
+}
+
+// SAFETY: It is not mapped, and no device is named. What is accounted is so by the type invariants of `LockedMemory`.
+unsafe impl Source for Unmapped {
+    type Backing = ();
+
+    /// Offsets: there are no addresses.
+    fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+        core::iter::once(Segment {
+            addr: 0,
+            len: self.size(),
+        })
+    }
+
+    fn size(&self) -> u64 {
+        self.buf.size()
+    }
+
+    fn device(&self) -> Option<&Device> {
+        None
+    }
+
+    fn direction(&self) -> Direction {
+        Direction::ToDevice
+    }
+
+    fn backing(&self) {}
+
+    fn take_account(&mut self) -> Option<bindings::ubuf_info_msgzc_mmpin> {
+        self.locked.take().map(LockedMemory::into_raw)
     }
 }
 

@@ -20,7 +20,7 @@ use super::area::{
 };
 
 /// Longest extent in bytes. A frag tells where it begins and how long it is in 32 bits each.
-const MAX_LEN: u64 = 1 << 31;
+pub(crate) const MAX_LEN: u64 = 1 << 31;
 
 /// Most bytes of a source: more than any machine has, so that a bad length is not taken for an
 /// endless number of extents.

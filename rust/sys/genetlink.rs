@@ -281,7 +281,7 @@ impl<'a> Deref for RxBindRequest<'a> {
     }
 }
 
-/// A bind-tx request. It can have an attribute that the core looks at when the binding is made.
+/// A bind-tx request. It can have attributes that the core looks at when the binding is made.
 ///
 /// # Invariants
 ///
@@ -299,6 +299,12 @@ impl<'a> TxBindRequest<'a> {
         // INVARIANT: By the requirements of this function.
         // SAFETY: By the requirements of this function.
         Self(unsafe { BindRequest::from_raw(owner, info) })
+    }
+
+    /// Says that the binding is to be local, if the request does.
+    pub(crate) fn local(&self) -> Option<Attr<'a>> {
+        // SAFETY: By the type invariants the array has a place for it.
+        unsafe { self.0.attr_at(bindings::NETDEV_A_DMABUF_LOCAL as usize) }
     }
 }
 

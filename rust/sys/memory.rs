@@ -28,6 +28,7 @@ use kernel::{
         PAGE_SIZE, //
     },
     prelude::*,
+    static_assert,
     sync::{
         aref::ARef,
         atomic::{
@@ -50,6 +51,7 @@ use super::{
         Owner,
         TakenBack, //
     },
+    dma_buf::Unmapped,
     extent::{
         self,
         ExtentMap,
@@ -62,6 +64,7 @@ use super::{
         Supply, //
     },
     net_device::{
+        LocalDevice,
         LockedNetDevice,
         TxDevice, //
     },
@@ -174,6 +177,12 @@ pub(crate) trait Memory: Sized + Send + Sync + 'static {
 
     /// Tells the state of the buffers.
     fn stats(&self) -> Stats;
+
+    /// The dma-buf, if it is one that is mapped for no device. It is there until that of
+    /// [`mapped`](Self::mapped) is unmapped.
+    fn local(&self) -> Option<NonNull<bindings::dma_buf>> {
+        None
+    }
 }
 
 /// A source, which is dropped as soon as no device uses it any more, and what is left of it then.
@@ -704,6 +713,41 @@ pub(crate) struct TxExtents {
 }
 
 impl TxExtents {
+    /// The extents of a source, and net_iovs for them.
+    fn of(source: &impl Source) -> Result<Self, MemoryError> {
+        let count = extent::count(source.segments())?;
+        let mut ends = KVVec::with_capacity(count, may_fail())?;
+        let mut end = 0;
+        for extent in extent::extents(source.segments()).take(count) {
+            end += extent.len;
+            ends.push_within_capacity(end).map_err(|_| AllocError)?;
+        }
+
+        let (_, slots) = extent::slots(&ends).ok_or(LayoutError::Empty)?;
+        let firsts = KVVec::from_elem(0, slots, may_fail())?;
+
+        let addresses = extent::extents(source.segments()).map(|extent| extent.addr);
+        let area = NetIovArea::new(count, addresses)?;
+        let map = ExtentMap::new(ends, firsts, source.size()).ok_or(LayoutError::TooMany)?;
+
+        // INVARIANT: Both are of the same extents.
+        Ok(Self {
+            map,
+            area,
+            sent: Atomic::new(0),
+        })
+    }
+
+    /// In pages, and none in use: nobody has to bring them back.
+    fn stats(&self) -> Stats {
+        Stats {
+            buffers: self.map.size().div_ceil(PAGE_SIZE as u64) as usize,
+            in_use: 0,
+            supply: None,
+            sent: Some(self.sent.load(Relaxed)),
+        }
+    }
+
     /// So many bytes of the memory were appended to a packet.
     pub(super) fn count_sent(&self, bytes: usize) {
         self.sent.add(bytes as u64, Relaxed);
@@ -743,28 +787,10 @@ impl<S: Source> TxMemory<S> {
         if source.direction() != Self::DIRECTION {
             return Err(MemoryError::Direction);
         }
-        let count = extent::count(source.segments())?;
-        let mut ends = KVVec::with_capacity(count, may_fail())?;
-        let mut end = 0;
-        for extent in extent::extents(source.segments()).take(count) {
-            end += extent.len;
-            ends.push_within_capacity(end).map_err(|_| AllocError)?;
-        }
-
-        let (_, slots) = extent::slots(&ends).ok_or(LayoutError::Empty)?;
-        let firsts = KVVec::from_elem(0, slots, may_fail())?;
-
-        let addresses = extent::extents(source.segments()).map(|extent| extent.addr);
-        let area = NetIovArea::new(count, addresses)?;
-        let map = ExtentMap::new(ends, firsts, source.size()).ok_or(LayoutError::TooMany)?;
+        let extents = TxExtents::of(&source)?;
 
         Ok(try_pin_init!(Self {
-            // INVARIANT: Both are of the same extents.
-            extents: TxExtents {
-                map,
-                area,
-                sent: Atomic::new(0),
-            },
+            extents,
             mapped <- Mapped::new(source),
         }? Error))
     }
@@ -788,13 +814,59 @@ impl<S: Source> Memory for TxMemory<S> {
         PAGE_SHIFT as u32
     }
 
-    /// In pages, and none in use: nobody has to bring them back.
     fn stats(&self) -> Stats {
-        Stats {
-            buffers: self.extents.map.size().div_ceil(PAGE_SIZE as u64) as usize,
-            in_use: 0,
-            supply: None,
-            sent: Some(self.extents.sent.load(Relaxed)),
-        }
+        self.extents.stats()
+    }
+}
+
+// Where in the memory a net_iov is goes by its index.
+static_assert!(extent::MAX_LEN == 1 << bindings::NET_DEVMEM_LOCAL_SHIFT);
+
+/// Memory that is sent from to readers on this machine, who are told where in the dma-buf it is.
+#[pin_data]
+pub(crate) struct LocalMemory {
+    pub(super) extents: TxExtents,
+    /// Until nobody has anything of it any more that was not read.
+    #[pin]
+    buf: Mapped<Unmapped>,
+}
+
+impl LocalMemory {
+    /// Makes net_iovs for a dma-buf. `NoMemory` if there is none for 76 bytes for each 2 GiB of it, charged to the
+    /// current task's memory cgroup.
+    pub(crate) fn new(buf: Unmapped) -> Result<impl PinInit<Self, Error>, MemoryError> {
+        let extents = TxExtents::of(&buf)?;
+
+        Ok(try_pin_init!(Self {
+            extents,
+            buf <- Mapped::new(buf),
+        }? Error))
+    }
+}
+
+impl Memory for LocalMemory {
+    type Source = Unmapped;
+    type Device<'a> = LocalDevice<'a>;
+
+    const DIRECTION: Direction = Direction::ToDevice;
+
+    fn area(&self) -> &NetIovArea {
+        &self.extents.area
+    }
+
+    fn mapped(&self) -> &Mapped<Unmapped> {
+        &self.buf
+    }
+
+    fn niov_shift(&self) -> u32 {
+        bindings::NET_DEVMEM_LOCAL_SHIFT
+    }
+
+    fn stats(&self) -> Stats {
+        self.extents.stats()
+    }
+
+    fn local(&self) -> Option<NonNull<bindings::dma_buf>> {
+        self.buf.with(Unmapped::as_ptr)
     }
 }

@@ -58,12 +58,24 @@ impl<'a> LockedNetDevice<'a> {
         unsafe { bindings::real_num_rx_queues(self.0.as_ptr()) }
     }
 
-    /// Whether the device lets frags pass that the CPU cannot read, when they are sent.
+    /// Whether the device lets frags pass that the CPU cannot read, when they are sent, other than those of local
+    /// bindings.
     pub(crate) fn transmits_netmem(&self) -> bool {
         // SAFETY: By the type invariant the device is alive.
         let mode = unsafe { bindings::netmem_tx(self.0.as_ptr()) };
 
         mode != bindings::netmem_tx_mode_NETMEM_TX_NONE
+            && mode != bindings::netmem_tx_mode_NETMEM_TX_LOCAL
+    }
+
+    /// The device by which frags are sent that are for who reads them on this machine: this one. None if it does
+    /// not pass them on.
+    pub(crate) fn into_local_device(self) -> Option<LocalDevice<'a>> {
+        // SAFETY: By the type invariant the device is alive and locked.
+        let takes = unsafe { bindings::net_devmem_takes_local(self.0.as_ptr()) };
+
+        // INVARIANT: It was just looked at, and stays what it is.
+        takes.then_some(LocalDevice(self))
     }
 
     /// The device that does the DMA for frags that are sent through this one, which need not be
@@ -164,6 +176,19 @@ impl TxDevice<'_> {
             Some(_) => self.named.as_ptr(),
             None => core::ptr::null_mut(),
         }
+    }
+}
+
+/// A device that passes on what is sent from [local bindings](super::devmem::Draft::local), and does no DMA.
+///
+/// # Invariants
+///
+/// It [takes such bindings](LockedNetDevice::into_local_device).
+pub(crate) struct LocalDevice<'a>(LockedNetDevice<'a>);
+
+impl LocalDevice<'_> {
+    pub(super) fn as_ptr(&self) -> *mut bindings::net_device {
+        self.0.as_ptr()
     }
 }
 

@@ -279,16 +279,46 @@ impl DevmemIov<'_> {
     }
 }
 
-/// References to net_iovs that came out of page pools, given back together when this is dropped.
+/// What tokens stand for whose frags were sent from a local binding: they have no page pool.
 ///
 /// # Invariants
 ///
-/// The first `len` are netmems of which this owns a `pp_ref_count` reference. So it does of those of `run`, which follow
-/// each other in one area.
+/// The pointer is to a loan that somebody holds for `'a`.
+#[derive(Clone, Copy)]
+pub(super) struct Loan<'a>(NonNull<bindings::net_devmem_loan>, PhantomData<&'a ()>);
+
+impl Loan<'_> {
+    /// None if `loan` is null.
+    ///
+    /// # Safety
+    ///
+    /// Otherwise a reference to it has to be held for the lifetime of the result.
+    pub(super) unsafe fn from_raw(loan: *mut bindings::net_devmem_loan) -> Option<Self> {
+        // INVARIANT: By the requirements of this function.
+        NonNull::new(loan).map(|loan| Self(loan, PhantomData))
+    }
+
+    /// Takes another reference, and leaves it to the caller. Returns what a token for it stands for, which is no
+    /// net_iov.
+    pub(super) fn take_reference(&self) -> bindings::netmem_ref {
+        // SAFETY: By the type invariant there is a reference.
+        unsafe { bindings::net_devmem_loan_token(self.0.as_ptr()) }
+    }
+}
+
+/// References that tokens had, given back together when this is dropped: to net_iovs that came out of page pools, and
+/// to loans.
+///
+/// # Invariants
+///
+/// The first `len` are what tokens stood for, of which this owns a reference each. Those that are net_iovs have page
+/// pools. `has_loans` is set if others are among them. `run` has no others: they follow each other in one area, and
+/// this owns a `pp_ref_count` reference to each.
 #[derive(Default)]
 pub(crate) struct CountedIovs {
     netmems: [bindings::netmem_ref; RETURN_BATCH],
     len: usize,
+    has_loans: bool,
     run: Option<Held>,
 }
 
@@ -300,7 +330,7 @@ impl CountedIovs {
     ///
     /// # Safety
     ///
-    /// The caller gives up a `pp_ref_count` reference to `netmem`.
+    /// The caller gives up the reference of a token that stood for `netmem`.
     pub(super) unsafe fn push(&mut self, netmem: bindings::netmem_ref) {
         let len = self.len;
 
@@ -308,6 +338,25 @@ impl CountedIovs {
             *slot = netmem;
             // INVARIANT: By the requirements of this function.
             self.len = len + 1;
+            self.has_loans |= netmem & NET_IOV == 0;
+        }
+    }
+
+    /// Gives loans back, and keeps the rest.
+    #[cold]
+    fn put_loans(&mut self) {
+        let all = core::mem::take(&mut self.len);
+
+        for at in 0..all.min(RETURN_BATCH) {
+            let netmem = self.netmems[at];
+
+            if netmem & NET_IOV == 0 {
+                // SAFETY: By the type invariants there is a reference to give up.
+                unsafe { bindings::net_devmem_put_token(netmem) };
+            } else {
+                self.netmems[self.len] = netmem;
+                self.len += 1;
+            }
         }
     }
 
@@ -336,6 +385,9 @@ impl CountedIovs {
 
 impl Drop for CountedIovs {
     fn drop(&mut self) {
+        if self.has_loans {
+            self.put_loans();
+        }
         self.put();
         let Some(run) = self.run else { return };
 

@@ -30,7 +30,10 @@ use super::{
     bindings,
     iov_iter::OffsetRanges,
     memory::TxExtents,
-    netmem::DevmemIov,
+    netmem::{
+        DevmemIov,
+        Loan, //
+    },
     run::{
         End,
         STRIDE, //
@@ -114,28 +117,35 @@ unsafe fn skb_next(skb: *const bindings::sk_buff) -> *mut bindings::sk_buff {
 ///
 /// # Invariants
 ///
-/// The pointer is to a valid skb that nobody else uses for `'a`. Its frags that are device memory have a page
-/// pool. With `eat`, it has `pp_ref_count` references to them and no frag list, and it is thrown away after
-/// `'a` if all its bytes are passed.
+/// The pointer is to a valid skb that nobody else uses for `'a`. Without a `loan` its frags that are device memory
+/// have a page pool. With `eat`, it has `pp_ref_count` references to them and no frag list, and it is thrown away
+/// after `'a` if all its bytes are passed.
 pub(crate) struct RxSkBuff<'a> {
     skb: NonNull<bindings::sk_buff>,
     eat: bool,
+    loan: Option<Loan<'a>>,
     lost_frags: Cell<bool>,
     _skb: PhantomData<&'a mut ()>,
 }
 
-impl RxSkBuff<'_> {
+impl<'a> RxSkBuff<'a> {
     /// # Safety
     ///
     /// `skb` has to be to a valid skb that nobody else uses for the lifetime of the result, and that was received
-    /// by TCP: its frags that are device memory have a page pool. Those that are sent from have none, but on their
-    /// way to a socket of this machine skb_orphan_frags_rx() refuses them. With `eat`, the rest of the type
-    /// invariants have to hold. If [`Self::has_lost_frags`] in the end, it has to be thrown away.
-    pub(super) unsafe fn from_raw(skb: NonNull<bindings::sk_buff>, eat: bool) -> Self {
+    /// by TCP. Without `loan` its frags that are device memory have to have a page pool: those that are sent from
+    /// have none, and get here by a local binding only, with a loan. With `eat`, the rest of the type
+    /// invariants have to hold, and there is no loan. If [`Self::has_lost_frags`] in the end, it has to be thrown
+    /// away.
+    pub(super) unsafe fn from_raw(
+        skb: NonNull<bindings::sk_buff>,
+        eat: bool,
+        loan: Option<Loan<'a>>,
+    ) -> Self {
         // INVARIANT: By the requirements of this function.
         Self {
             skb,
             eat,
+            loan,
             lost_frags: Cell::new(false),
             _skb: PhantomData,
         }
@@ -158,6 +168,11 @@ impl RxSkBuff<'_> {
     pub(crate) fn max_tokens(&self) -> u32 {
         // SAFETY: By the type invariants the skb is valid, with its frag list, and holds its frags.
         unsafe { bindings::net_devmem_max_tokens(self.skb.as_ptr()) }
+    }
+
+    /// What tokens for its frags stand for, if it is not these.
+    pub(super) fn loan(&self) -> Option<Loan<'a>> {
+        self.loan
     }
 
     /// Whether its frags' references are somebody else's, and so it has to be thrown away.
@@ -220,19 +235,12 @@ impl<'a> Frags<'a> {
         self.eaten.is_some()
     }
 
-    /// The `netmem_ref`s of what is device memory, each with a reference: that of the frag if the skb is
-    /// thrown away, and else another one, which is taken when it is asked for.
+    /// The `netmem_ref`s of what is device memory. If the skb is thrown away, the frags' references come with them.
     pub(super) fn into_netmems(self) -> impl Iterator<Item = bindings::netmem_ref> + 'a {
-        let owned = self.eaten.is_some();
-
         self.leave_references()
             .iter()
             .filter_map(Frag::devmem_iov)
-            .map(move |iov| match owned {
-                true => iov.as_netmem(),
-                // SAFETY: By the type invariants of `RxSkBuff` it has a page pool.
-                false => unsafe { iov.take_reference() },
-            })
+            .map(|iov| iov.as_netmem())
     }
 }
 

@@ -6,6 +6,7 @@
 //! [`include/linux/socket.h`](srctree/include/linux/socket.h)
 
 use core::{
+    iter::repeat_with,
     marker::PhantomData,
     mem::{
         offset_of,
@@ -28,7 +29,10 @@ use kernel::{
 
 use super::{
     bindings,
-    netmem::CountedIovs,
+    netmem::{
+        CountedIovs,
+        Loan, //
+    },
     nospec::array_index,
     run::{
         End,
@@ -37,7 +41,8 @@ use super::{
     skbuff::{
         run_of,
         Frag,
-        Frags, //
+        Frags,
+        RxSkBuff, //
     },
     token::{
         self,
@@ -115,9 +120,14 @@ impl LockedSock<'_> {
         Self(unsafe { Sock::from_raw(ptr) })
     }
 
-    /// The tokens of the socket, for a `recvmsg()`: no more than `limit` in all.
-    pub(crate) fn reader_tokens(&self, limit: u32) -> ReaderTokens<'_> {
-        ReaderTokens { sk: self, limit }
+    /// The tokens of the socket, for the frags of `skb` in a `recvmsg()`: no more than `limit` in all.
+    pub(crate) fn reader_tokens<'a>(&'a self, skb: &RxSkBuff<'a>, limit: u32) -> ReaderTokens<'a> {
+        // INVARIANT: There is no other skb.
+        ReaderTokens {
+            sk: self,
+            loan: skb.loan(),
+            limit,
+        }
     }
 }
 
@@ -129,9 +139,9 @@ impl LockedSock<'_> {
 /// # Invariants
 ///
 /// `xa` is the `sk_user_frags` of `sk`. The current thread holds its lock. Its
-/// entries are `XA_ZERO_ENTRY`, for tokens that are reserved, or the `netmem_ref` of a net_iov, with a
-/// reference to it. What `slots` have they have with a reference to each net_iov, and those of one follow each other in
-/// their area.
+/// entries are `XA_ZERO_ENTRY`, for tokens that are reserved, or what tokens stand for: the `netmem_ref` of a
+/// net_iov, or a loan, with a reference to it. So are those of `slots`, which may stand for several net_iovs, with a
+/// reference to each: these follow each other in their area.
 pub(crate) struct Tokens<'a> {
     sk: &'a Sock<'a>,
     xa: *mut bindings::xarray,
@@ -269,8 +279,13 @@ impl Drop for Tokens<'_> {
 }
 
 /// The tokens of a socket that somebody reads from.
+///
+/// # Invariants
+///
+/// `loan` is that of the skb which is read: there is one in each call.
 pub(crate) struct ReaderTokens<'a> {
     sk: &'a LockedSock<'a>,
+    loan: Option<Loan<'a>>,
     limit: u32,
 }
 
@@ -306,7 +321,7 @@ impl ReaderTokens<'_> {
 
     /// Lets tokens stand for `netmems`, which come with references, and are asked for with the lock held.
     /// A reference without a token is lost.
-    fn commit_netmems<I>(&mut self, tokens: &[u32], netmems: impl FnOnce() -> I)
+    fn commit_netmems<I>(&mut self, tokens: impl Iterator<Item = u32>, netmems: impl FnOnce() -> I)
     where
         I: Iterator<Item = bindings::netmem_ref>,
     {
@@ -315,10 +330,15 @@ impl ReaderTokens<'_> {
             return;
         };
 
-        for (&token, netmem) in tokens.iter().zip(netmems()) {
+        for (token, netmem) in tokens.zip(netmems()) {
             let committed = slots.commit(token, netmem);
             debug_assert!(committed, "a token that was not free");
         }
+    }
+
+    /// Lets each of `tokens` stand for `loan`, of however many frags of the skb it was told.
+    fn commit_loan(&mut self, tokens: impl Iterator<Item = u32>, loan: Loan<'_>) {
+        self.commit_netmems(tokens, || repeat_with(|| loan.take_reference()));
     }
 }
 
@@ -352,9 +372,14 @@ impl<'a> token::Tokens<Frags<'a>> for ReaderTokens<'_> {
     }
 
     fn commit(&mut self, tokens: &[u32], frags: &[Frag]) {
+        let tokens = tokens.iter().copied();
+        if let Some(loan) = self.loan {
+            return self.commit_loan(tokens, loan);
+        }
         let iovs = frags.iter().filter_map(Frag::devmem_iov);
 
-        // SAFETY: Frags are handed out of an `RxSkBuff` only, by whose type invariants they have a page pool.
+        // SAFETY: Frags are handed out of an `RxSkBuff` only. By its type invariants, it having no loan, they have a
+        // page pool.
         self.commit_netmems(tokens, || iovs.map(|iov| unsafe { iov.take_reference() }));
     }
 
@@ -363,7 +388,7 @@ impl<'a> token::Tokens<Frags<'a>> for ReaderTokens<'_> {
         if !frags.are_eaten() {
             return self.commit(tokens, frags.as_slice());
         }
-        self.commit_netmems(tokens, || frags.into_netmems());
+        self.commit_netmems(tokens.iter().copied(), || frags.into_netmems());
     }
 
     fn room(&mut self, run: &Run) -> usize {
@@ -377,8 +402,13 @@ impl<'a> token::Tokens<Frags<'a>> for ReaderTokens<'_> {
     }
 
     fn commit_runs(&mut self, runs: &[Told], frags: &[Frag]) {
+        if let Some(loan) = self.loan {
+            // None goes on: see `room()`, where no token stands for what was sent from a local binding.
+            return self.commit_loan(runs.iter().map(|told| told.token), loan);
+        }
         for iov in frags.iter().filter_map(Frag::devmem_iov) {
-            // SAFETY: Frags are handed out of an `RxSkBuff` only, by whose type invariants they have a page pool.
+            // SAFETY: Frags are handed out of an `RxSkBuff` only. By its type invariants, it having no loan, they have
+            // a page pool.
             unsafe { iov.take_reference() };
         }
         self.commit_counted(runs, frags);

@@ -2,8 +2,9 @@
 
 //! Tokens: the names under which user space holds net_iovs.
 //!
-//! A token stands for a reference to a net_iov, or to each of several that follow each other, handed out by `recvmsg()`
-//! and given up by `setsockopt(SO_DEVMEM_DONTNEED)` or with the socket. It is an index into the socket's [`Slots`].
+//! A token stands for a reference to a net_iov, to each of several that follow each other, or to what stands for those
+//! that the same machine has sent. It is handed out by `recvmsg()` and given up by `setsockopt(SO_DEVMEM_DONTNEED)` or
+//! with the socket. It is an index into the socket's [`Slots`].
 //! `recvmsg()` has to tell a token before it stands for anything, since telling it may fault. No
 //! reservation is needed for that: nobody else uses the slots that are free while the socket is locked.
 //!
@@ -111,7 +112,7 @@ impl Slots<'_> {
         most - tokens.len()
     }
 
-    /// Lets a token, if it is free, stand for `netmem`, that of a net_iov, with a reference.
+    /// Lets a token, if it is free, stand for `netmem`, that of a net_iov, or a loan, with a reference.
     ///
     /// Returns whether it is.
     #[inline]

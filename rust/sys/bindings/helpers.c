@@ -154,6 +154,11 @@ unsigned int rust_helper_netmem_tx(const struct net_device *dev)
 	return dev->netmem_tx;
 }
 
+bool rust_helper_net_devmem_takes_local(const struct net_device *dev)
+{
+	return net_devmem_takes_local(dev);
+}
+
 struct net *rust_helper_genl_info_net(const struct genl_info *info)
 {
 	return genl_info_net(info);
@@ -172,6 +177,11 @@ int rust_helper_genlmsg_len(const struct genlmsghdr *gnlh)
 u32 rust_helper_net_devmem_max_tokens(const struct sk_buff *skb)
 {
 	return net_devmem_max_tokens(skb);
+}
+
+netmem_ref rust_helper_net_devmem_loan_token(struct net_devmem_loan *loan)
+{
+	return net_devmem_loan_token(loan);
 }
 
 unsigned int rust_helper_skb_headlen(const struct sk_buff *skb)

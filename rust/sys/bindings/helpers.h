@@ -17,6 +17,7 @@ struct iov_iter;
 struct net;
 struct net_device;
 struct net_devmem_binding;
+struct net_devmem_loan;
 struct net_devmem_tokens;
 struct net_iov;
 struct page_pool;
@@ -60,12 +61,14 @@ void rust_helper_netdev_put(struct net_device *dev, netdevice_tracker *tracker);
 struct net_device *rust_helper_rx_queue_hw_dev(struct net_device *dev,
 					       unsigned int rxq);
 unsigned int rust_helper_netmem_tx(const struct net_device *dev);
+bool rust_helper_net_devmem_takes_local(const struct net_device *dev);
 
 struct net *rust_helper_genl_info_net(const struct genl_info *info);
 void *rust_helper_genlmsg_data(const struct genlmsghdr *gnlh);
 int rust_helper_genlmsg_len(const struct genlmsghdr *gnlh);
 
 u32 rust_helper_net_devmem_max_tokens(const struct sk_buff *skb);
+netmem_ref rust_helper_net_devmem_loan_token(struct net_devmem_loan *loan);
 
 unsigned int rust_helper_skb_headlen(const struct sk_buff *skb);
 bool rust_helper_skb_frags_readable(const struct sk_buff *skb);

@@ -17,6 +17,7 @@ use super::{
     super::{
         bindings,
         memory::{
+            LocalMemory,
             RxMemory,
             TxMemory, //
         },
@@ -32,9 +33,8 @@ use super::{
 ///
 /// # Invariants
 ///
-/// `provider` is that of a [`DevmemProvider`] `P`. Once `base` is initialised, its ops are those of `P`. `M` is
-/// the [`RxBinding`]'s of `P` if its direction is `DMA_FROM_DEVICE`, and the [`TxBinding`]'s if it is
-/// `DMA_TO_DEVICE`.
+/// `provider` is that of a [`DevmemProvider`] `P`. Once `base` is initialised, its ops are those of `P`. `M` goes with
+/// its [`Kind`]: it is that of [`RxBinding`] or [`TxBinding`] of `P`, or of [`LocalBinding`].
 #[pin_data]
 #[repr(C)]
 pub(super) struct Binding<M> {
@@ -50,6 +50,33 @@ pub(super) type RxBinding<P> = Binding<RxMemory<<P as MemoryProvider>::Source>>;
 
 /// A binding of `P` that is sent from.
 pub(super) type TxBinding<P> = Binding<TxMemory<<P as MemoryProvider>::Source>>;
+
+/// A binding that is sent from to readers on this machine.
+pub(super) type LocalBinding = Binding<LocalMemory>;
+
+/// What a binding is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Receive,
+    Transmit,
+    Local,
+}
+
+impl Kind {
+    /// # Safety
+    ///
+    /// `base` has to be a binding that is initialised, and alive.
+    pub(super) unsafe fn of(base: *const bindings::net_devmem_binding) -> Self {
+        // SAFETY: By the requirements of this function. Neither changes.
+        let (direction, local) = unsafe { ((*base).direction, (*base).local) };
+
+        match Direction::from_raw(direction) {
+            Direction::FromDevice => Self::Receive,
+            Direction::ToDevice if local.is_null() => Self::Transmit,
+            Direction::ToDevice => Self::Local,
+        }
+    }
+}
 
 impl<M> Binding<M> {
     /// A binding of `P`, whose part for the core is to be initialised.
@@ -106,18 +133,17 @@ pub(super) unsafe fn received_by<'a, P: DevmemProvider>(
 ) -> Option<&'a RxBinding<P>> {
     let module = this_module::<P::OwnerModule>().as_ptr();
     // SAFETY: By the requirements of this function. The ops of a binding are there for as long as it is.
-    let (owner, direction) = unsafe {
+    let (owner, kind) = unsafe {
         let base = base.as_ptr();
-        ((*(*base).ops).owner, (*base).direction)
+        ((*(*base).ops).owner, Kind::of(base))
     };
 
     // What is built in has no owner, so that there is no telling whose it is.
-    if owner.is_null() || owner != module || Direction::from_raw(direction) != Direction::FromDevice
-    {
+    if owner.is_null() || owner != module || kind != Kind::Receive {
         return None;
     }
     // SAFETY: All bindings of this module are made here, and begin the same.
     let provider = unsafe { Binding::<()>::from_base(base.as_ptr()) }.provider;
-    // SAFETY: By the type invariants, it being that provider and direction.
+    // SAFETY: By the type invariants, it being that provider and kind.
     (provider == TypeId::of::<P>()).then(|| unsafe { Binding::from_base(base.as_ptr()) })
 }

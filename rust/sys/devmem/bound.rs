@@ -18,6 +18,7 @@ use super::super::{
     genetlink::RxBindRequest,
     net_device::{
         device_ptr,
+        LocalDevice,
         LockedNetDevice,
         TxDevice, //
     }, //
@@ -57,8 +58,13 @@ pub(crate) struct Bound<D> {
 /// A binding of receive queues.
 pub(crate) type RxBound<'a> = Bound<LockedNetDevice<'a>>;
 
-/// A binding to be sent from.
-pub(crate) type TxBound<'a> = Bound<TxDevice<'a>>;
+/// A binding to be sent from: by a device that does DMA, or to readers on this machine.
+pub(crate) enum TxBound<'a> {
+    /// The former.
+    Mapped(Bound<TxDevice<'a>>),
+    /// The latter.
+    Local(Bound<LocalDevice<'a>>),
+}
 
 impl<D> Bound<D> {
     /// # Safety
@@ -87,10 +93,13 @@ impl<D> Bound<D> {
     }
 }
 
-impl Bound<TxDevice<'_>> {
+impl TxBound<'_> {
     /// Leaves the binding to the core.
     pub(super) fn into_base(self) -> *mut bindings::net_devmem_binding {
-        self.leave()
+        match self {
+            Self::Mapped(bound) => bound.leave(),
+            Self::Local(bound) => bound.leave(),
+        }
     }
 }
 

@@ -26,12 +26,14 @@ use super::{
             TxBindRequest, //
         },
         memory::{
+            LocalMemory,
             Memory,
             RxMemory,
             TxMemory, //
         },
         net_device::{
             device_ptr,
+            LocalDevice,
             LockedNetDevice,
             TxDevice, //
         },
@@ -63,8 +65,8 @@ impl<M: Memory> Drop for Initialised<M> {
     fn drop(&mut self) {
         // What is accounted ends below, and so after what it is for.
         self.0.memory.mapped().unmap();
-        // SAFETY: By the type invariant the binding is initialised and not published. The mapping has a
-        // reference to the DMA device of its own.
+        // SAFETY: By the type invariant the binding is initialised and not published. The mapping, if there is
+        // one, has a reference to the DMA device of its own.
         unsafe { bindings::net_devmem_binding_uninit(self.0.base().as_ptr()) }
     }
 }
@@ -115,19 +117,51 @@ impl<'a, S: Source> Draft<'a, TxMemory<S>> {
         if !draft.dev.dma_device().is_some_and(is_for) {
             return Err(EINVAL);
         }
-        let account = mapped.take_account().ok_or(EINVAL)?;
-        // SAFETY: The binding is initialised, and ours. Nothing is accounted for it yet.
-        unsafe { (*draft.binding.0.base().as_ptr()).pinned = account };
+        draft.account()?;
+        Ok(draft)
+    }
+}
+
+impl<'a> Draft<'a, LocalMemory> {
+    /// Makes a binding of `P` that is mapped for no device, which `request` asks for: what is sent from it by `dev`
+    /// is for readers on this machine. All else is as with [`transmit`](Self::transmit).
+    /// `EINVAL` if the memory is not accounted.
+    pub(crate) fn local<P: DevmemProvider>(
+        dev: LocalDevice<'a>,
+        memory: impl PinInit<LocalMemory, Error>,
+        request: &TxBindRequest<'_>,
+    ) -> Result<Self> {
+        if !P::HAS_FILL {
+            return Err(EOPNOTSUPP);
+        }
+        let raw = dev.as_ptr();
+
+        // SAFETY: The device is locked. The memory is as the type invariants of `Binding` have it. It is a
+        // bind-tx request.
+        let draft = unsafe { Self::new::<P>(dev, raw, core::ptr::null_mut(), memory, request)? };
+
+        draft.account()?;
         Ok(draft)
     }
 }
 
 impl<'a, M: Memory> Draft<'a, M> {
+    /// Leaves to the core what the memory is accounted as. `EINVAL` if it is not.
+    fn account(&self) -> Result {
+        let account = self.binding.0.memory.mapped().take_account();
+        let account = account.ok_or(EINVAL)?;
+
+        // SAFETY: The binding is initialised, and ours. Nothing is accounted for it yet: there is one account for the
+        // memory, and that was just taken.
+        unsafe { (*self.binding.0.base().as_ptr()).pinned = account };
+        Ok(())
+    }
+
     /// # Safety
     ///
     /// `raw` has to be the device for which `dev` has a lock. `M` has to be as the type
-    /// invariants of [`Binding`] tell for `P` and [`M::DIRECTION`](Memory::DIRECTION), and `request` one for
-    /// that direction: the core looks at its attributes.
+    /// invariants of [`Binding`] tell for `P`, [`M::DIRECTION`](Memory::DIRECTION) and whether it is
+    /// [local](Memory::local), and `request` one for that direction: the core looks at its attributes.
     unsafe fn new<P: DevmemProvider>(
         dev: M::Device<'a>,
         raw: *mut bindings::net_device,
@@ -145,12 +179,18 @@ impl<'a, M: Memory> Draft<'a, M> {
         let binding = unsafe { Binding::new::<P>(base, memory) };
         let binding = KBox::pin_init(binding, GFP_KERNEL_ACCOUNT)?;
         let base = binding.base().as_ptr();
-        let dma_dev = binding.memory.mapped().device().ok_or(ENODEV)?;
+        let local = binding.memory.local();
+        let dma_dev = match local {
+            Some(_) => None,
+            None => Some(binding.memory.mapped().device().ok_or(ENODEV)?),
+        };
 
         // SAFETY: `base` is ours, and zeroed but for what the core wants filled in. By the
         // requirements of this function `raw` is alive and the ops are in use; `dma_dev` is alive,
-        // and `request` is valid by its type invariants.
+        // if there is one, and `request` is valid by its type invariants. The memory keeps what is local until
+        // the core has it unmapped.
         unsafe {
+            (*base).local = local.map_or(core::ptr::null_mut(), NonNull::as_ptr);
             (*base).niov_shift = binding.memory.niov_shift();
             (*base).peer = match binding.memory.mapped().is_peer_to_peer() {
                 None => bindings::net_devmem_peer_NET_DEVMEM_PEER_UNKNOWN,
@@ -160,7 +200,7 @@ impl<'a, M: Memory> Draft<'a, M> {
             to_result(bindings::net_devmem_binding_init(
                 base,
                 raw,
-                device_ptr(&dma_dev),
+                dma_dev.as_deref().map_or(core::ptr::null_mut(), device_ptr),
                 request.info(),
             ))?;
         }

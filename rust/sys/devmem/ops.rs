@@ -22,6 +22,7 @@ use super::{
         },
         iov_iter::OffsetRanges,
         memory::Memory,
+        netmem::Loan,
         skbuff::{
             RxSkBuff,
             TxSkBuff, //
@@ -31,10 +32,11 @@ use super::{
             Message,
             Sock, //
         },
-        source::Direction,
         token::Range, //
     },
     binding::{
+        Kind,
+        LocalBinding,
         RxBinding,
         TxBinding, //
     },
@@ -129,6 +131,7 @@ impl<P: DevmemProvider> DevmemVTable<P> {
     ///
     /// All pointers have to be valid, but `run` may be null, the socket locked and `skb` in its receive queue. With
     /// `eat`, `skb` is thrown away if all its bytes are passed, it has no frag list, and its frags have page pools.
+    /// Without `loan`, which has to be null or held, all its frags of device memory have.
     unsafe extern "C" fn recvmsg(
         sk: *mut bindings::sock,
         skb: *mut bindings::sk_buff,
@@ -137,6 +140,7 @@ impl<P: DevmemProvider> DevmemVTable<P> {
         len: c_int,
         eat: bool,
         run: *mut bindings::net_devmem_run,
+        loan: *mut bindings::net_devmem_loan,
     ) -> c_int {
         let (Some(sk), Some(skb), Some(msg)) =
             (NonNull::new(sk), NonNull::new(skb), NonNull::new(msg))
@@ -148,7 +152,7 @@ impl<P: DevmemProvider> DevmemVTable<P> {
         let (sk, mut skb, mut msg) = unsafe {
             (
                 LockedSock::from_raw(sk),
-                RxSkBuff::from_raw(skb, eat),
+                RxSkBuff::from_raw(skb, eat, Loan::from_raw(loan)),
                 Message::from_raw(msg, NonNull::new(run).filter(|_| P::RUNS)),
             )
         };
@@ -198,7 +202,7 @@ impl<P: DevmemProvider> DevmemVTable<P> {
 
     /// # Safety
     ///
-    /// All pointers have to be valid, `skb` nobody else's, and `base` a transmit binding of `P` to
+    /// All pointers have to be valid, `skb` nobody else's, and `base` a transmit binding of `P`, local or not, to
     /// which there is a reference. All frags of `skb` are net_iovs of that binding.
     unsafe extern "C" fn fill_skb(
         skb: *mut bindings::sk_buff,
@@ -211,8 +215,13 @@ impl<P: DevmemProvider> DevmemVTable<P> {
         else {
             return EINVAL.to_errno();
         };
-        // SAFETY: By the requirements of this function.
-        let extents = &unsafe { TxBinding::<P>::from_base(base) }.memory.extents;
+        // SAFETY: By the requirements of this function, and since the type of the memory goes with the kind.
+        let extents = unsafe {
+            match Kind::of(base) {
+                Kind::Local => &LocalBinding::from_base(base).memory.extents,
+                _ => &TxBinding::<P>::from_base(base).memory.extents,
+            }
+        };
 
         from_result(|| {
             let room = usize::try_from(len)?;
@@ -246,11 +255,12 @@ impl<P: DevmemProvider> DevmemVTable<P> {
         stats: *mut bindings::net_devmem_stats,
     ) {
         // SAFETY: By the requirements of this function, and since the type of the memory goes with
-        // the direction.
+        // the kind.
         let found = unsafe {
-            match Direction::from_raw((*base).direction) {
-                Direction::FromDevice => RxBinding::<P>::from_base(base).memory.stats(),
-                Direction::ToDevice => TxBinding::<P>::from_base(base).memory.stats(),
+            match Kind::of(base) {
+                Kind::Receive => RxBinding::<P>::from_base(base).memory.stats(),
+                Kind::Transmit => TxBinding::<P>::from_base(base).memory.stats(),
+                Kind::Local => LocalBinding::from_base(base).memory.stats(),
             }
         };
 
@@ -275,11 +285,12 @@ impl<P: DevmemProvider> DevmemVTable<P> {
     /// `base` has to be a binding of `P` that was published, and is not freed meanwhile.
     unsafe extern "C" fn unmap(base: *mut bindings::net_devmem_binding) {
         // SAFETY: By the requirements of this function, and since the type of the memory goes with
-        // the direction.
+        // the kind.
         unsafe {
-            match Direction::from_raw((*base).direction) {
-                Direction::FromDevice => RxBinding::<P>::from_base(base).memory.mapped().unmap(),
-                Direction::ToDevice => TxBinding::<P>::from_base(base).memory.mapped().unmap(),
+            match Kind::of(base) {
+                Kind::Receive => RxBinding::<P>::from_base(base).memory.mapped().unmap(),
+                Kind::Transmit => TxBinding::<P>::from_base(base).memory.mapped().unmap(),
+                Kind::Local => LocalBinding::from_base(base).memory.mapped().unmap(),
             }
         }
     }
@@ -289,11 +300,12 @@ impl<P: DevmemProvider> DevmemVTable<P> {
     /// `base` has to be a binding of `P` that was published, and to which there are no references.
     unsafe extern "C" fn free(base: *mut bindings::net_devmem_binding) {
         // SAFETY: Who published it left the box to the core, which by the requirements of this
-        // function is done with it. The type of the memory goes with the direction.
+        // function is done with it. The type of the memory goes with the kind.
         unsafe {
-            match Direction::from_raw((*base).direction) {
-                Direction::FromDevice => RxBinding::<P>::free(base),
-                Direction::ToDevice => TxBinding::<P>::free(base),
+            match Kind::of(base) {
+                Kind::Receive => RxBinding::<P>::free(base),
+                Kind::Transmit => TxBinding::<P>::free(base),
+                Kind::Local => LocalBinding::free(base),
             }
         }
     }
