@@ -296,6 +296,7 @@ fn json(binding: &BindingStatus, interface: Option<&str>, event: Option<EventKin
         "provider": binding.provider,
         "queues": binding.queues,
         "shared": binding.shared,
+        "local": binding.local,
     });
     let told = [
         ("event", event.map(|event| event_name(event).into())),

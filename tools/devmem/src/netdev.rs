@@ -84,6 +84,8 @@ pub mod dmabuf {
     pub const RETURNED: u16 = 16;
     /// How many did not.
     pub const OUTSTANDING: u16 = 17;
+    /// Whether what is sent from the binding stays on the machine.
+    pub const LOCAL: u16 = 18;
 }
 
 /// Counters of a binding.
@@ -506,6 +508,7 @@ impl Binding {
 pub struct BindTx {
     ifindex: u32,
     shared: bool,
+    local: bool,
 }
 
 impl BindTx {
@@ -514,6 +517,7 @@ impl BindTx {
         Self {
             ifindex,
             shared: false,
+            local: false,
         }
     }
 
@@ -528,16 +532,26 @@ impl BindTx {
         self
     }
 
+    /// Sends to readers on this machine, by a device that does no DMA: lo, veth or netkit. They are told where in
+    /// the dma-buf it is, as from a NIC, or get a copy.
+    ///
+    /// The dma-buf is mapped for no device. What would leave the machine is dropped. A kernel that does not know
+    /// this refuses the request.
+    pub fn local(mut self) -> Self {
+        self.local = true;
+        self
+    }
+
     /// The request, for changing it before it is sent with [`Netdev::bind_tx`]; until then the dma-buf has
     /// to be open, as for [`BindRx::attrs`].
     pub fn attrs<'fd>(&self, dmabuf: &'fd impl AsFd) -> Attrs<'fd> {
         let attrs = Attrs::new()
             .u32(dmabuf::IFINDEX, self.ifindex)
             .fd(dmabuf::FD, dmabuf.as_fd());
-        match self.shared {
-            true => attrs.flag(dmabuf::SHARED),
-            false => attrs,
-        }
+        [(self.shared, dmabuf::SHARED), (self.local, dmabuf::LOCAL)]
+            .into_iter()
+            .filter(|(is_set, _)| *is_set)
+            .fold(attrs, |attrs, (_, flag)| attrs.flag(flag))
     }
 
     /// Binds, in the network namespace of the calling thread. Needs no capability, but how many bindings a

@@ -122,6 +122,8 @@ pub struct BindingStatus {
     pub max_tokens: Option<u32>,
     /// Whether everybody may send from it, see [`BindTx::shared`](crate::BindTx::shared).
     pub shared: bool,
+    /// Whether what is sent from it stays on the machine, see [`BindTx::local`](crate::BindTx::local).
+    pub local: bool,
     /// Whether the device reaches the memory where it is, as far as the exporter of the dma-buf says. If not, it may be
     /// host memory, that it was moved to.
     ///
@@ -160,6 +162,7 @@ impl BindingStatus {
                 rx_page_size: get(dmabuf::RX_PAGE_SIZE),
                 max_tokens: get(dmabuf::MAX_TOKENS),
                 shared: find(dmabuf::SHARED).is_some(),
+                local: find(dmabuf::LOCAL).is_some(),
                 peer_to_peer: get(dmabuf::PEER_TO_PEER).map(|is| is != 0),
                 buffers: number(attrs, dmabuf::BUFFERS),
                 in_use: number(attrs, dmabuf::IN_USE),
@@ -373,6 +376,7 @@ mod tests {
                 rx_page_size: Some(16384),
                 max_tokens: Some(20),
                 shared: false,
+                local: false,
                 peer_to_peer: Some(false),
                 buffers: Some(256),
                 in_use: Some(10),
@@ -389,9 +393,9 @@ mod tests {
 
     #[test]
     fn what_is_not_told_is_none() {
-        let attrs = mandatory().flag(dmabuf::SHARED);
+        let attrs = mandatory().flag(dmabuf::SHARED).flag(dmabuf::LOCAL);
         let status = BindingStatus::parse(attrs.as_bytes()).unwrap();
-        assert!(status.shared);
+        assert!(status.shared && status.local);
         assert_eq!(
             (status.ifindex, status.buffers, status.in_use),
             (None, None, None)
