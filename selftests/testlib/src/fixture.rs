@@ -22,6 +22,7 @@ use nix::errno::Errno;
 use crate::bpf;
 use crate::pair::Connection;
 use crate::pair::Ip;
+use crate::pair::Joint;
 use crate::pair::Pair;
 use crate::peer::Peer;
 use crate::peer::Segment;
@@ -211,14 +212,39 @@ impl Sending {
         Ok(sending)
     }
 
+    /// A connection over IPv4 between two ends without a NIC, that may send from the memory.
+    pub fn local(joint: Joint) -> Result<Self, Stop> {
+        Self::local_from(joint, Self::memory()?)
+    }
+
+    /// The same from this memory.
+    pub fn local_from(joint: Joint, memory: DmaBuf) -> Result<Self, Stop> {
+        let sending = Self::over(Pair::local(joint)?, memory, |pair| {
+            pair.connect(&pair.listen(Ip::V4, Self::PORT)?)
+        })?;
+        enable_zerocopy(&sending.connection.tx)?;
+        Ok(sending)
+    }
+
+    fn memory() -> io::Result<DmaBuf> {
+        let memory = DmaBuf::udmabuf(Self::MEMORY as usize)?;
+        tx::fill(&memory)?;
+        Ok(memory)
+    }
+
     /// A connection made in a way of its own, which may not send from the memory before `SO_ZEROCOPY` is
     /// set.
     pub fn connected_by(
         connect: impl FnOnce(&Pair) -> io::Result<Connection>,
     ) -> Result<Self, Stop> {
-        let memory = DmaBuf::udmabuf(Self::MEMORY as usize)?;
-        tx::fill(&memory)?;
-        let pair = Pair::sending()?;
+        Self::over(Pair::sending()?, Self::memory()?, connect)
+    }
+
+    fn over(
+        pair: Pair,
+        memory: DmaBuf,
+        connect: impl FnOnce(&Pair) -> io::Result<Connection>,
+    ) -> Result<Self, Stop> {
         let binding = pair.tx.bind_tx(&memory)?;
         let connection = connect(&pair)?;
         Ok(Self {

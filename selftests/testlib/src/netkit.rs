@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A netkit device that has leased a queue, as containers have them.
+//! A netkit device that has leased a queue, as containers have them; and pairs that have leased none.
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::process::Command;
@@ -36,9 +37,11 @@ const RTM_NEWLINK: u16 = 16;
 const NEW: u16 = netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::EXCLUSIVE;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_NETKIT_PEER_INFO: u16 = 1;
 const IFLA_NETKIT_PAIRING: u16 = 10;
 const NETKIT_DEVICE_SINGLE: u32 = 1;
 
@@ -147,6 +150,27 @@ fn lease(physical: &End, rxq: u32, ifindex: u32) -> io::Result<()> {
         .u32(queue::TYPE, queue::TYPE_RX)
         .nested(NETDEV_A_QUEUE_LEASE, &lease);
     Netdev::open()?.request(NETDEV_CMD_QUEUE_CREATE, &attrs)?;
+    Ok(())
+}
+
+/// Makes a pair of devices that lead from one namespace to another, by their names there.
+pub(crate) fn make_pair(one: (&Netns, &str), other: (&Netns, &str)) -> io::Result<()> {
+    const IFINFOMSG: [u8; 16] = [0; 16];
+    let at_other = Attrs::new()
+        .string(IFLA_IFNAME, other.1)
+        .u32(IFLA_NET_NS_FD, other.0.as_fd().as_raw_fd() as u32);
+    let peer = [&IFINFOMSG, at_other.as_bytes()].concat();
+    let data = Attrs::new().bytes(IFLA_NETKIT_PEER_INFO, &peer);
+    let info = Attrs::new()
+        .string(IFLA_INFO_KIND, "netkit")
+        .nested(IFLA_INFO_DATA, &data);
+    let attrs = Attrs::new()
+        .string(IFLA_IFNAME, one.1)
+        .nested(IFLA_LINKINFO, &info);
+
+    let request = netlink::message(RTM_NEWLINK, NEW, &IFINFOMSG, attrs.as_bytes());
+    one.0
+        .run(|| netlink::Socket::open(netlink::ROUTE)?.request(&request))?;
     Ok(())
 }
 

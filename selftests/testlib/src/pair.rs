@@ -57,6 +57,7 @@ use crate::ifctl::Flow;
 use crate::ifctl::Interface;
 use crate::ifctl::Rss;
 use crate::keeper;
+use crate::netkit;
 use crate::provider;
 use crate::report;
 use crate::report::reason_to_skip;
@@ -203,16 +204,34 @@ enum Device {
     Given(Before),
     /// The other end of such a NIC. If it is of this machine it is put back, too.
     Other(Option<Before>),
+    /// One that does no DMA. It goes with its namespace.
+    Local,
 }
 
 impl Device {
     fn before(&self) -> Option<&Before> {
         match self {
-            Self::Simulated(_) => None,
+            Self::Simulated(_) | Self::Local => None,
             Self::Given(before) => Some(before),
             Self::Other(before) => before.as_ref(),
         }
     }
+}
+
+/// What joins two ends on one machine without a NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joint {
+    /// The loopback device of one namespace.
+    Lo,
+    /// A pair of netkit devices between two namespaces.
+    Netkit,
+    /// A pair of veth devices.
+    Veth,
+}
+
+impl Joint {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Lo, Self::Netkit, Self::Veth];
 }
 
 /// What a NIC that was given cannot do.
@@ -316,11 +335,49 @@ impl End {
         })
     }
 
+    /// A device that does no DMA, and that is there. It gets another address, too.
+    fn local(ns: Netns, name: &str, addresses: (Ipv4Addr, Ipv6Addr)) -> io::Result<Self> {
+        let end = Self {
+            ifindex: ns.ifindex(name)?,
+            ns,
+            ifname: name.to_owned(),
+            device: Device::Local,
+        };
+        end.interface(|interface| {
+            interface.set_ipv4(addresses.0)?;
+            interface.set_ipv6(end.ifindex, addresses.1)?;
+            interface.set_up(true)
+        })?;
+        Ok(end)
+    }
+
+    /// Makes a namespace whose way out is through this one, where it may send by this device. Returns its end.
+    pub fn container(&self, joint: Joint) -> io::Result<Self> {
+        let inside = Netns::new()?;
+        let (here, there) = join(joint, &self.ns, &inside)?;
+        let address = |host: u8| {
+            (
+                Ipv4Addr::new(198, 51, 100, host),
+                Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, host.into()),
+            )
+        };
+        Self::local(self.ns.run(Netns::current)?, here, address(1))?;
+        let container = Self::local(inside, there, address(2))?;
+        container.ip(&format!("route add default via {}", address(1).0))?;
+        self.sysctl("ipv4/ip_forward", "1")?;
+        Ok(container)
+    }
+
     fn interface<T: Send>(
         &self,
         f: impl FnOnce(&Interface) -> io::Result<T> + Send,
     ) -> io::Result<T> {
         self.ns.run(|| f(&Interface::new(&self.ifname)?))
+    }
+
+    /// Whether it does no DMA: what it sends stays on this machine.
+    pub fn is_local(&self) -> bool {
+        matches!(self.device, Device::Local)
     }
 
     /// Its number on the bus.
@@ -550,7 +607,7 @@ impl End {
     fn note(&self, change: &str) -> io::Result<()> {
         self.learn(change)?;
         match self.device {
-            Device::Simulated(_) => Ok(()),
+            Device::Simulated(_) | Device::Local => Ok(()),
             Device::Given(_) => keeper::note(format!("{GIVEN} {change}")),
             Device::Other(_) => keeper::note(format!("{OTHER} {change}")),
         }
@@ -636,7 +693,7 @@ impl Drop for End {
         let done = match &self.device {
             Device::Simulated(_) => self.delete(),
             Device::Given(before) | Device::Other(Some(before)) => self.restore(before),
-            Device::Other(None) => Ok(()),
+            Device::Other(None) | Device::Local => Ok(()),
         };
         if let Err(err) = done {
             report::diag(format_args!("putting {} away: {err}", self.ifname));
@@ -715,6 +772,20 @@ impl Pair {
             return Err(only_simulated("a device in a namespace of choice"));
         }
         Self::of(End::in_namespace(rx, 1)?, End::new(2)?)
+    }
+
+    /// Makes two ends without a NIC.
+    pub fn local(joint: Joint) -> io::Result<Self> {
+        let rx = Netns::new()?;
+        let tx = match joint {
+            Joint::Lo => rx.run(Netns::current)?,
+            _ => Netns::new()?,
+        };
+        let (here, there) = join(joint, &rx, &tx)?;
+        Ok(Self {
+            rx: End::local(rx, here, address_of(1))?,
+            tx: End::local(tx, there, address_of(2))?,
+        })
     }
 
     /// Makes another pair between the namespaces of this one; its ends have addresses of their own,
@@ -923,6 +994,29 @@ pub fn sender(ip: Ip) -> IpAddr {
         Ip::V4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
         Ip::V6 => IpAddr::V6(ipv6_of(2)),
     }
+}
+
+/// Joins two namespaces. Returns what the devices are called there.
+fn join(joint: Joint, one: &Netns, other: &Netns) -> io::Result<(&'static str, &'static str)> {
+    const HERE: &str = "here";
+    const THERE: &str = "there";
+    match joint {
+        Joint::Lo => return Ok(("lo", "lo")),
+        Joint::Netkit => netkit::make_pair((one, HERE), (other, THERE))?,
+        Joint::Veth => {
+            let ns = path_of(other);
+            let args = format!("link add {HERE} type veth peer name {THERE} netns {ns}");
+            let made = one.run(|| Command::new("ip").args(args.split(' ')).status())?;
+            if !made.success() {
+                return Err(io::Error::other(format!("ip {args}: {made}")));
+            }
+        }
+    }
+    Ok((HERE, THERE))
+}
+
+fn address_of(host: u8) -> (Ipv4Addr, Ipv6Addr) {
+    (Ipv4Addr::new(192, 0, 2, host), ipv6_of(host))
 }
 
 fn ipv6_of(host: u8) -> Ipv6Addr {

@@ -77,11 +77,18 @@ pub fn total(extents: &[Extent]) -> u64 {
 }
 
 impl End {
+    /// The request to bind memory for this end to send.
+    pub fn request_tx(&self) -> BindTx {
+        let request = BindTx::new(self.ifindex);
+        match self.is_local() {
+            true => request.local(),
+            false => request,
+        }
+    }
+
     /// Binds memory for this end to send, and has a look which provider serves.
     pub fn bind_tx(&self, memory: &DmaBuf) -> Result<TxBinding, Error> {
-        let binding = self
-            .ns
-            .run(|| Ok(BindTx::new(self.ifindex).bind(memory)))??;
+        let binding = self.ns.run(|| Ok(self.request_tx().bind(memory)))??;
         if provider::bindings()?.is_some() {
             let info = provider::binding(binding.id())?.expect("the new binding");
             assert_eq!(

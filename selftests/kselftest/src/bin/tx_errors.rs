@@ -837,6 +837,7 @@ fn bind_requests() -> Outcome {
             "EINVAL",
         ),
         ("shared, a number", good().u32(dmabuf::SHARED, 1), "ERANGE"),
+        ("local, a number", good().u32(dmabuf::LOCAL, 1), "ERANGE"),
         ("unknown attribute", good().u32(77, 1), "EINVAL"),
     ];
     let before = State::of(&pair)?;

@@ -29,6 +29,7 @@ use devmem_testlib::child::unshare_user;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::machine;
 use devmem_testlib::pair::Ip;
+use devmem_testlib::pair::Joint;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Probe;
 use devmem_testlib::provider;
@@ -88,10 +89,10 @@ const TOO_MUCH: Reason = (
 );
 
 /// Makes bindings until that fails, which it may do for one reason only.
-fn bind_many(ifindex: u32, memory: &DmaBuf, reason: Reason) -> io::Result<Vec<TxBinding>> {
+fn bind_many(request: &BindTx, memory: &DmaBuf, reason: Reason) -> io::Result<Vec<TxBinding>> {
     let mut bindings = Vec::new();
     for _ in 0..TRIES {
-        match BindTx::new(ifindex).bind(memory) {
+        match request.bind(memory) {
             Ok(binding) => bindings.push(binding),
             Err(Error::Refused { errno, ack }) => {
                 let message = ack.message.as_deref();
@@ -122,7 +123,7 @@ fn binder(
         while let Ok(order) = talk.hear() {
             match order.as_str() {
                 "drop" => drop(bindings.pop()),
-                _ => bindings.extend(bind_many(pair.tx.ifindex, memory, reason)?),
+                _ => bindings.extend(bind_many(&pair.tx.request_tx(), memory, reason)?),
             }
             talk.tell(bindings.len())?;
         }
@@ -220,7 +221,7 @@ pub fn bindings_by_user_namespaces() -> Outcome {
             if let Some(limit) = limit {
                 fs::write(BINDINGS_LIMIT, limit.to_string())?;
             }
-            let bindings = bind_many(pair.tx.ifindex, &memory, TOO_MANY)?;
+            let bindings = bind_many(&pair.tx.request_tx(), &memory, TOO_MANY)?;
             talk.tell(bindings.len())?;
             talk.wait_for_the_end()
         })?;
@@ -302,6 +303,28 @@ pub fn memory_of_a_user() -> Outcome {
     Ok(())
 }
 
+/// What is sent to the same machine only counts as well, in both ways, though no device has it mapped.
+pub fn local_memory_of_a_user() -> Outcome {
+    let _limit = Limit::set()?;
+    let memory = DmaBuf::udmabuf(PART)?;
+    let page = DmaBuf::udmabuf(PAGE)?;
+    let pair = Pair::local(Joint::Lo)?;
+    let mut first = binder(&pair, &memory, TOO_MUCH, || become_limited_user(NOBODY))?;
+    let mut second = binder(&pair, &memory, TOO_MUCH, || become_limited_user(NOBODY))?;
+    let mut other = binder(&pair, &page, TOO_MANY, || become_user(SOMEBODY))?;
+
+    check("nobody", ask(&mut first, "bind")?, 2);
+    check("somebody", ask(&mut other, "bind")?, BINDINGS);
+    ask(&mut first, "drop")?;
+    provider::wait_for("room for another binding", || {
+        Ok(ask(&mut second, "bind")? != 0)
+    });
+    for child in [first, second, other] {
+        child.end()?;
+    }
+    Ok(())
+}
+
 /// The root of a container has power over its devices, and its queues.
 pub fn memory_of_a_container() -> Outcome {
     let memory = DmaBuf::udmabuf(LOCKED + PAGE)?;
@@ -310,7 +333,7 @@ pub fn memory_of_a_container() -> Outcome {
         enter_user(talk, CloneFlags::CLONE_NEWNET)?;
         let ifindex = talk.hear_number()?;
         setresuid(0.into(), 0.into(), 0.into())?;
-        talk.tell(bind_many(ifindex, &memory, TOO_MUCH)?.len())?;
+        talk.tell(bind_many(&BindTx::new(ifindex), &memory, TOO_MUCH)?.len())?;
         talk.wait_for_the_end()
     })?;
     let_root_in(&mut child, NOBODY)?;
