@@ -713,8 +713,9 @@ pub(crate) struct TxExtents {
 }
 
 impl TxExtents {
-    /// The extents of a source, and net_iovs for them.
-    fn of(source: &impl Source) -> Result<Self, MemoryError> {
+    /// The extents of a source, and net_iovs for them, whose addresses are what `address` makes of those of the
+    /// extents.
+    fn of(source: &impl Source, address: fn(u64) -> u64) -> Result<Self, MemoryError> {
         let count = extent::count(source.segments())?;
         let mut ends = KVVec::with_capacity(count, may_fail())?;
         let mut end = 0;
@@ -726,7 +727,7 @@ impl TxExtents {
         let (_, slots) = extent::slots(&ends).ok_or(LayoutError::Empty)?;
         let firsts = KVVec::from_elem(0, slots, may_fail())?;
 
-        let addresses = extent::extents(source.segments()).map(|extent| extent.addr);
+        let addresses = extent::extents(source.segments()).map(|extent| address(extent.addr));
         let area = NetIovArea::new(count, addresses)?;
         let map = ExtentMap::new(ends, firsts, source.size()).ok_or(LayoutError::TooMany)?;
 
@@ -787,7 +788,7 @@ impl<S: Source> TxMemory<S> {
         if source.direction() != Self::DIRECTION {
             return Err(MemoryError::Direction);
         }
-        let extents = TxExtents::of(&source)?;
+        let extents = TxExtents::of(&source, |address| address)?;
 
         Ok(try_pin_init!(Self {
             extents,
@@ -835,7 +836,8 @@ impl LocalMemory {
     /// Makes net_iovs for a dma-buf. `NoMemory` if there is none for 76 bytes for each 2 GiB of it, charged to the
     /// current task's memory cgroup.
     pub(crate) fn new(buf: Unmapped) -> Result<impl PinInit<Self, Error>, MemoryError> {
-        let extents = TxExtents::of(&buf)?;
+        // No device is told where it is: there is no address that one could be given by mistake.
+        let extents = TxExtents::of(&buf, |_| 0)?;
 
         Ok(try_pin_init!(Self {
             extents,
