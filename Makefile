@@ -60,6 +60,10 @@ PHONY += fuzz-netlink
 fuzz-netlink: ## malformed requests, cmsgs and tokens, guided by KCOV, for DURATION=600 seconds (SEED=)
 	@scripts/fuzz netlink
 
+PHONY += fuzz-bulk
+fuzz-bulk: ## a malicious peer of the bulk library, on the host, for DURATION=600 seconds (SEED=)
+	@scripts/fuzz bulk
+
 PHONY += bench
 bench: ## measure both providers, instructions and time (MODE=instructions|time|seam|profile SERIES= ROUNDS=)
 	@scripts/bench

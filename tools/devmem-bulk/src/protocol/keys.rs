@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! Keys: by what name the peer gets at which memory, what for, and until when.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use super::wire::Status;
+
+/// The name of a part of an end's memory. Who knows it may use it, over connections whose end has it.
+///
+/// It is random, and nobody guesses one. Who passes it on passes on what it is good for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(pub [u8; 16]);
+
+/// Not the key, which logs would tell to whoever reads them.
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Key(..)")
+    }
+}
+
+/// What a key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rights {
+    /// Gets.
+    Read,
+    /// Puts.
+    Write,
+    /// Both.
+    ReadWrite,
+}
+
+impl Rights {
+    fn allow(self, wanted: Self) -> bool {
+        self == wanted || self == Self::ReadWrite
+    }
+}
+
+/// What a key names: a part of the memory `M`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Grant<M> {
+    /// The memory.
+    pub memory: M,
+    /// Where in it the part begins.
+    pub offset: u64,
+    /// How long the part is.
+    pub len: u64,
+    /// What for.
+    pub rights: Rights,
+    /// Until when, on the clock of [`Keys::set_now`]: for ever if `None`.
+    pub expiry: Option<Duration>,
+}
+
+/// The keys of an end, or of several that share them.
+///
+/// A key that was taken back is as if it had never been.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Keys<M> {
+    grants: BTreeMap<Key, Grant<M>>,
+    now: Duration,
+    timed: bool,
+}
+
+impl<M> Default for Keys<M> {
+    fn default() -> Self {
+        Self {
+            grants: BTreeMap::new(),
+            now: Duration::ZERO,
+            timed: false,
+        }
+    }
+}
+
+impl<M> Keys<M> {
+    /// None at all.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a key, which has to be random.
+    ///
+    /// # Errors
+    ///
+    /// Gives the grant back if the key is there already, or if its part does not end before 2^64.
+    pub fn add(&mut self, key: Key, grant: Grant<M>) -> Result<(), Grant<M>> {
+        if self.grants.contains_key(&key) || grant.offset.checked_add(grant.len).is_none() {
+            return Err(grant);
+        }
+        self.timed |= grant.expiry.is_some();
+        self.grants.insert(key, grant);
+        Ok(())
+    }
+
+    /// Takes a key back: from now on it is good for nothing. What it named, if it was there.
+    pub fn revoke(&mut self, key: Key) -> Option<Grant<M>> {
+        self.grants.remove(&key)
+    }
+
+    /// Whether there was ever one with an expiry, so that somebody has to know the time.
+    pub fn is_timed(&self) -> bool {
+        self.timed
+    }
+
+    /// What time it is, on a clock that does not go back.
+    pub fn set_now(&mut self, now: Duration) {
+        self.now = self.now.max(now);
+    }
+
+    /// Whether there are any.
+    pub fn is_empty(&self) -> bool {
+        self.grants.is_empty()
+    }
+
+    /// The memory that this key names, and where in it the byte at `offset` is, if the key is good for `len` bytes from
+    /// there on.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Key`], [`Status::Rights`] or [`Status::Range`].
+    pub fn resolve(
+        &self,
+        key: Key,
+        wanted: Rights,
+        offset: u64,
+        len: u64,
+    ) -> Result<(&M, u64), Status> {
+        let grant = self.grants.get(&key).ok_or(Status::Key)?;
+        if grant.expiry.is_some_and(|end| self.now >= end) {
+            return Err(Status::Key);
+        }
+        if !grant.rights.allow(wanted) {
+            return Err(Status::Rights);
+        }
+        let end = offset.checked_add(len).ok_or(Status::Range)?;
+        if end > grant.len {
+            return Err(Status::Range);
+        }
+        let at = grant.offset.checked_add(offset).ok_or(Status::Range)?;
+        Ok((&grant.memory, at))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = Key([7; 16]);
+
+    fn keys(rights: Rights, expiry: Option<Duration>) -> Keys<char> {
+        let mut keys = Keys::new();
+        let grant = Grant {
+            memory: 'm',
+            offset: 100,
+            len: 10,
+            rights,
+            expiry,
+        };
+        keys.add(KEY, grant).unwrap();
+        keys
+    }
+
+    #[test]
+    fn a_key_is_good_for_its_range() {
+        let keys = keys(Rights::Read, None);
+        for (offset, len, at) in [
+            (0, 10, Ok(100)),
+            (0, 0, Ok(100)),
+            (10, 0, Ok(110)),
+            (9, 1, Ok(109)),
+            (9, 2, Err(Status::Range)),
+            (11, 0, Err(Status::Range)),
+            (0, u64::MAX, Err(Status::Range)),
+            (1, u64::MAX, Err(Status::Range)),
+            (u64::MAX, 1, Err(Status::Range)),
+        ] {
+            let got = keys.resolve(KEY, Rights::Read, offset, len);
+            assert_eq!(got, at.map(|at| (&'m', at)), "{offset} {len}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_good_for_its_rights() {
+        use Rights::*;
+        for (has, wants, ok) in [
+            (Read, Read, true),
+            (Read, Write, false),
+            (Write, Read, false),
+            (Write, Write, true),
+            (ReadWrite, Read, true),
+            (ReadWrite, Write, true),
+        ] {
+            let got = keys(has, None).resolve(KEY, wants, 0, 1).map(|_| ());
+            let expected = if ok { Ok(()) } else { Err(Status::Rights) };
+            assert_eq!(got, expected, "{has:?} {wants:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_good_until_it_is_not() {
+        let mut keys = keys(Rights::Read, Some(Duration::from_secs(2)));
+        let good = |keys: &Keys<char>| keys.resolve(KEY, Rights::Read, 0, 1).is_ok();
+        keys.set_now(Duration::from_millis(1999));
+        assert!(good(&keys));
+        keys.set_now(Duration::from_secs(2));
+        assert!(!good(&keys));
+        // That clock does not go back.
+        keys.set_now(Duration::ZERO);
+        assert!(!good(&keys));
+    }
+
+    #[test]
+    fn a_key_that_was_taken_back_never_was() {
+        let mut keys = keys(Rights::Read, None);
+        assert_eq!(
+            keys.resolve(Key([8; 16]), Rights::Read, 0, 1),
+            Err(Status::Key)
+        );
+        assert!(keys.revoke(KEY).is_some());
+        assert!(keys.revoke(KEY).is_none() && keys.is_empty());
+        assert_eq!(keys.resolve(KEY, Rights::Read, 0, 1), Err(Status::Key));
+    }
+
+    #[test]
+    fn a_grant_that_wraps_is_none_and_a_key_names_one() {
+        let mut keys = keys(Rights::Read, None);
+        let grant = Grant {
+            memory: 'n',
+            offset: u64::MAX,
+            len: 1,
+            rights: Rights::Read,
+            expiry: None,
+        };
+        assert!(keys.add(Key([9; 16]), grant.clone()).is_err());
+        let grant = Grant { offset: 0, ..grant };
+        assert!(keys.add(KEY, grant.clone()).is_err());
+        assert!(keys.add(Key([9; 16]), grant).is_ok());
+    }
+
+    #[test]
+    fn logs_do_not_tell_keys() {
+        assert_eq!(format!("{KEY:?}"), "Key(..)");
+    }
+}
