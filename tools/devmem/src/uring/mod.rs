@@ -5,7 +5,7 @@
 //! [`Receiver`] receives as [`crate::Receiver`] does. Its tokens are cheap to drop: they are collected,
 //! and go back to the NIC with the same system call that receives the next data, both in flight at once. Only what
 //! other threads drop while it waits for data goes back by itself.
-//! [`Sender`] sends as [`crate::Sender`] does.
+//! [`Sender`] sends as [`crate::Sender`] does. [`Writer`] writes what programs say beside that.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,10 +44,12 @@ mod memory;
 mod recv;
 mod ring;
 mod send;
+mod write;
 
 pub use recv::Receiver;
 pub use ring::Ring;
 pub use send::Sender;
+pub use write::Writer;
 
 /// The crate that the types of requests are of.
 pub use io_uring;

@@ -352,6 +352,13 @@ impl<'s> Receiver<'s> {
         )))
     }
 
+    /// Has tokens that are dropped from now on go back with the requests of the next call of [`try_recv`](Self::try_recv),
+    /// even if there was nothing at the last one: for who has waited for a [`Ring`] and makes that call before it waits
+    /// again.
+    pub fn collect(&mut self) {
+        self.collector.set_waiting(false);
+    }
+
     fn recv_until(
         &mut self,
         flags: i32,
@@ -870,6 +877,10 @@ mod tests {
         assert!(!collector.push(7), "who waits for the ring");
         a.write_all(b"some").unwrap();
         ring.wait(Some(LONG)).unwrap();
+        assert!(collector.is_waiting());
+        rx.collect();
+        assert!(collector.push(8), "who is about to make the next call");
+        assert!(collector.take().is_some());
         assert_eq!(rx.try_recv().unwrap().unwrap().total(), 4);
         assert!(!collector.is_waiting());
 

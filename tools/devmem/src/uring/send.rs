@@ -58,6 +58,8 @@ const SEND: u64 = 1;
 const REAP: u64 = 2;
 /// `user_data` of requests to be told of errors.
 const WATCH: u64 = 3;
+/// `user_data` of requests to be told of room.
+const ROOM: u64 = 4;
 
 /// Messages of the error queue for which there is room from the start.
 const TOLD: usize = 64;
@@ -100,6 +102,10 @@ struct Inner {
     over: bool,
     /// Whether the error queue was empty since that told of one.
     dry: bool,
+    /// Whether a request that tells of room in the socket is in flight.
+    waits_for_room: bool,
+    /// Whether one has told of some.
+    room: bool,
     /// Whether a request that reads the error queue is in flight.
     reaping: bool,
     /// Whether there was an error since that was added.
@@ -127,8 +133,7 @@ impl<'s, T: Source> Sender<'s, T> {
     ///
     /// What [`completed`](Self::completed) gives is a completion that [`Ring::wait`] waits for, from the first call of it
     /// on, also if a call that sends or waits has come by it before. With `MSG_DONTWAIT` [`send_flags`](Self::send_flags) and
-    /// [`resume_flags`](Self::resume_flags) do not wait; when there is room again a request of the program's own tells
-    /// (`IORING_OP_POLL_ADD`).
+    /// [`resume_flags`](Self::resume_flags) do not wait; when there is room again [`tell_room`](Self::tell_room) tells.
     ///
     /// # Errors
     ///
@@ -154,6 +159,8 @@ impl<'s, T: Source> Sender<'s, T> {
                 unwatched: None,
                 over: false,
                 dry: false,
+                waits_for_room: false,
+                room: false,
                 reaping: false,
                 told_while_reaping: false,
                 sent: None,
@@ -247,6 +254,22 @@ impl<'s, T: Source> Sender<'s, T> {
         let result = resume(self, binding.number(), rest, How::within(timeout));
         self.pass_on();
         result
+    }
+
+    /// Has [`Ring::wait`] return when there is room in the socket for another call, or the connection is over: for who
+    /// does not wait. Says whether there is by now, as far as that is known.
+    ///
+    /// # Errors
+    ///
+    /// Those of `io_uring_enter()`.
+    pub fn tell_room(&mut self) -> io::Result<bool> {
+        let inner = self.inner.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        inner.take_completions();
+        if mem::take(&mut inner.room) {
+            return Ok(true);
+        }
+        inner.request_room()?;
+        Ok(false)
     }
 
     /// Ends the connection at once, as [`crate::Sender::abort`] does, so that everything comes back.
@@ -545,6 +568,20 @@ impl Inner {
         Ok(())
     }
 
+    /// Adds a request to be told of room.
+    fn request_room(&mut self) -> io::Result<()> {
+        if self.waits_for_room {
+            return Ok(());
+        }
+        let entry = opcode::PollAdd::new(Fd(self.fd.as_raw_fd()), libc::POLLOUT as u32)
+            .build()
+            .user_data(ROOM);
+        // SAFETY: The entry refers to no memory.
+        unsafe { self.ring.push(entry) }?;
+        self.waits_for_room = true;
+        Ok(())
+    }
+
     /// Adds requests that tell who waits for the ring, if there is something to be told: that some are `done`, say.
     fn pass_on(&mut self, done: bool) {
         if !self.shared || !self.asked {
@@ -561,6 +598,10 @@ impl Inner {
         while let Some(entry) = self.ring.next() {
             match entry.user_data() {
                 SEND => self.sent = Some(entry.result()),
+                ROOM => {
+                    self.waits_for_room = false;
+                    self.room = true;
+                }
                 WATCH => {
                     self.watching = cqueue::more(entry.flags());
                     self.dry = false;
@@ -722,6 +763,32 @@ mod tests {
         };
         assert_eq!(sent, 4);
         to.read_exact(&mut [0; 4]).unwrap();
+    }
+
+    /// A call that found no room is made again when there is some.
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn who_waits_for_the_ring_hears_of_room() {
+        const LONG: Duration = Duration::from_secs(60);
+        let Some(ring) = ring(ENTRIES) else { return };
+        let (a, mut b) = connection(Ipv4Addr::LOCALHOST.into()).unwrap();
+        a.set_nonblocking(true).unwrap();
+        while (&a).write(&[0; 1 << 16]).is_ok() {}
+        let mut sender = Sender::<Kept>::on(&ring, &a).unwrap();
+        settle(&ring, &mut sender);
+        assert!(!sender.tell_room().unwrap());
+        settle(&ring, &mut sender);
+        assert!(!sender.tell_room().unwrap(), "nobody has read");
+        let reader = thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            while b.read(&mut buffer).unwrap() > 0 {}
+        });
+        while !sender.tell_room().unwrap() {
+            ring.wait(Some(LONG)).unwrap();
+        }
+        drop(sender);
+        a.shutdown(Shutdown::Write).unwrap();
+        reader.join().unwrap();
     }
 
     /// Also if a call that sends was made meanwhile, which takes what there is off the ring.
