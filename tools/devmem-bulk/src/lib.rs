@@ -2,8 +2,66 @@
 
 //! Bulk transfer between dma-bufs over device-memory TCP: put, get, notify.
 //!
+//! An [`Endpoint`] has a control connection and lanes, which are steered to queues that are bound to a [`Landing`].
+//! [`Memory`] is what is transferred; a [`Registry`] names parts of it by keys, for the peer. Puts and gets end when
+//! all bytes are in place.
+//!
+//! An end that serves, and does nothing else:
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::net::TcpListener;
+//! use std::time::Duration;
+//!
+//! use devmem::{BindRx, DmaBuf};
+//! use devmem_bulk::{Acceptor, Landing, Memory, Options, Registry, Rights};
+//!
+//! let ifindex = nix::net::if_::if_nametoindex("eth0")?;
+//! // To queue 4, to which `ethtool -N eth0 flow-type tcp4 dst-port 5202 action 4` steers the lanes.
+//! let landing = DmaBuf::udmabuf(64 << 20)?;
+//! let landing = Landing::new(BindRx::new(ifindex).queue(4).bind(&landing)?, &landing)?;
+//! let memory = Memory::bound(&DmaBuf::udmabuf(256 << 20)?, ifindex)?;
+//! let registry = Registry::new()?;
+//! let key = registry.register(&memory, 0, memory.size(), Rights::ReadWrite, None)?;
+//! // The peer gets to know it by other means.
+//! println!("{:02x?}", key.0);
+//!
+//! let control = TcpListener::bind("192.0.2.1:5201")?;
+//! let lanes = TcpListener::bind("192.0.2.1:5202")?;
+//! let options = Options::new(registry).landing(landing, 1);
+//! let mut endpoint = Acceptor::new(control, lanes).accept(options, Duration::from_secs(10))?;
+//! println!("{:?}", endpoint.serve(|event| println!("{event:?}"))?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! And one that puts 1 MiB there, and gets it back:
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (ifindex, key) = (1, devmem_bulk::Key([0; 16]));
+//! use std::time::Duration;
+//!
+//! use devmem::DmaBuf;
+//! use devmem_bulk::{Memory, Options, Registry, connect};
+//!
+//! let memory = Memory::bound(&DmaBuf::udmabuf(2 << 20)?, ifindex)?;
+//! let (control, lanes) = ("192.0.2.1:5201".parse()?, "192.0.2.1:5202".parse()?);
+//! let options = Options::new(Registry::new()?);
+//! let mut endpoint = connect::connect(control, lanes, 1, options, Duration::from_secs(10))?;
+//! endpoint.put(&memory, 0, 1 << 20, key, 0).map_err(|refused| format!("{refused:?}"))?;
+//! endpoint.flush(drop)?.map_err(|failure| format!("{failure:?}"))?;
+//! endpoint.get(&memory, 1 << 20, 1 << 20, key, 0).map_err(|refused| format!("{refused:?}"))?;
+//! endpoint.flush(drop)?.map_err(|failure| format!("{failure:?}"))?;
+//! endpoint.close();
+//! while endpoint.wait(None)?.is_some() {}
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! [`protocol`] is what both ends say, and what they make of it, without any I/O: `Documentation/bulk.rst` describes
-//! it.
+//! it. How what has landed gets to its place is a [`Place`]: the CPU copies ([`HostCopy`]), or the program is handed
+//! out the pieces ([`HandOut`]); a device's engine would be another one.
 
 #![forbid(unsafe_code)]
 // Whatever a number is, it is not cut to fit: that would be another place, or another length.
@@ -13,4 +71,27 @@
 // Who calls what can fail has to know how.
 #![warn(clippy::missing_errors_doc)]
 
+pub mod connect;
+pub mod endpoint;
+pub mod memory;
+pub mod place;
 pub mod protocol;
+
+pub use connect::Acceptor;
+pub use endpoint::Endpoint;
+pub use endpoint::Options;
+pub use memory::Landing;
+pub use memory::Lane;
+pub use memory::Memory;
+pub use memory::Registry;
+pub use place::HandOut;
+pub use place::HostCopy;
+pub use place::Place;
+pub use protocol::End;
+pub use protocol::Event;
+pub use protocol::Failure;
+pub use protocol::Key;
+pub use protocol::Limits;
+pub use protocol::Refused;
+pub use protocol::Rights;
+pub use protocol::Status;

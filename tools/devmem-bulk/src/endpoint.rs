@@ -1,0 +1,818 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! An end of a connection: sockets, a ring, and the state machine that says what to do with them.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use devmem::Extent;
+use devmem::Piece;
+use devmem::Source;
+use devmem::uring::Receiver;
+use devmem::uring::Ring;
+use devmem::uring::Sender;
+use devmem::uring::Writer;
+use log::debug;
+use log::warn;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
+
+use crate::memory::Landing;
+use crate::memory::Memory;
+use crate::memory::Registry;
+use crate::place::Data;
+use crate::place::HostCopy;
+use crate::place::Job;
+use crate::place::Landed;
+use crate::place::Place;
+use crate::protocol;
+use crate::protocol::End;
+use crate::protocol::Event;
+use crate::protocol::Failure;
+use crate::protocol::Key;
+use crate::protocol::Limits;
+use crate::protocol::Machine;
+use crate::protocol::Outgoing;
+use crate::protocol::Refused;
+use crate::protocol::Target;
+use crate::protocol::wire::NOTE;
+
+/// Requests that the ring has room for at once.
+const ENTRIES: u32 = 256;
+/// What is written to, and read from, the control connection at once.
+const CONTROL: usize = 64 << 10;
+/// What is read from a lane at once, if it is not in device memory, and how many pieces.
+const DATA: usize = 256 << 10;
+const FRAGS: usize = 256;
+/// What the CPU copies into a lane at once.
+const COPIED: usize = 256 << 10;
+/// Segments of a lane that wait for others.
+const QUEUE: usize = 2;
+/// Pieces that are placed at once, before anything else is looked at.
+const BATCH: usize = 256;
+/// How often a socket is read before others have their turn.
+const TURN: usize = 16;
+/// After that long without an answer of its kernel a peer is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How long the peer may take to hear that a connection has ended in an orderly way.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How often to look whether others are done with what they were handed out.
+const HANDED_OUT: Duration = Duration::from_millis(5);
+
+/// What an endpoint is made of, beside its sockets.
+#[derive(Debug)]
+pub struct Options {
+    /// How much it takes upon itself. How many lanes there are follows from the sockets.
+    pub limits: Limits,
+    /// The keys that its peer may use.
+    pub registry: Registry,
+    /// Where payload lands, if it lands in device memory.
+    pub landing: Option<Arc<Landing>>,
+}
+
+impl Options {
+    /// Payload comes in host memory.
+    pub fn new(registry: Registry) -> Self {
+        Self {
+            limits: Limits::default(),
+            registry,
+            landing: None,
+        }
+    }
+
+    /// Payload lands here. All of its window is this endpoint's, in equal parts for its lanes.
+    pub fn landing(mut self, landing: Arc<Landing>, lanes: u16) -> Self {
+        self.limits.window = landing.window() / u64::from(lanes.max(1));
+        self.landing = Some(landing);
+        self
+    }
+}
+
+/// One end of a connection.
+///
+/// It does nothing by itself: whoever has it [waits](Self::wait) for events, or [serves](Self::serve) the peer, in a
+/// thread of its own say, so that whoever has the memory may sleep.
+///
+/// In the steady state, `io_uring_enter()` is its only system call; that the CPU reads or writes a dma-buf takes an
+/// `ioctl(DMA_BUF_IOCTL_SYNC)`, for which io_uring has no request.
+pub struct Endpoint {
+    machine: Machine,
+    registry: Registry,
+    landing: Option<Arc<Landing>>,
+    place: Box<dyn Place + Send>,
+    /// What its requests are about.
+    own: HashMap<u64, (Arc<Memory>, u64)>,
+    lanes: Vec<Wire>,
+    control: Arc<TcpStream>,
+    control_rx: Receiver<'static>,
+    control_tx: Writer,
+    /// Until when the peer may close its end, once this one has nothing to say any more.
+    farewell: Option<Instant>,
+    /// Whether it has.
+    hung_up: bool,
+    /// Whether some socket had more when its turn was over: then nobody tells.
+    more: bool,
+    /// Why this end could not go on.
+    trouble: Option<io::Error>,
+    ring: Ring,
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("lanes", &self.lanes.len())
+            .field("end", &self.machine.end())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A lane: its socket.
+struct Wire {
+    /// Until the connection is over.
+    rx: Option<Receiver<'static>>,
+    copies: Option<Writer>,
+    tx: Sender<'static, Part>,
+    /// What has landed, and nobody knows yet where it belongs.
+    held: VecDeque<Landed>,
+    /// Bytes that are free again, and for how many of these there was credit.
+    released: Arc<AtomicU64>,
+    credited: u64,
+    /// Bytes that have been handed out.
+    out: u64,
+    queue: VecDeque<Sending>,
+    /// Whether the peer has closed it.
+    closed: bool,
+}
+
+/// What is left of a segment on its way into a socket.
+struct Sending {
+    memory: Arc<Memory>,
+    extent: Extent,
+}
+
+/// A part of a memory that the NIC reads, which keeps the memory.
+#[derive(Debug)]
+struct Part {
+    extent: Extent,
+    _memory: Arc<Memory>,
+}
+
+impl Source for Part {
+    fn extents(&self) -> impl Iterator<Item = Extent> {
+        [self.extent].into_iter()
+    }
+}
+
+impl Endpoint {
+    /// An end of these sockets: the control connection, and the lanes in the same order as at the other end. Both have
+    /// to be made; see [`connect`](crate::connect::connect) and [`Acceptor`](crate::connect::Acceptor).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Ring::new`], [`Receiver::multishot_on`] and [`Sender::on`].
+    pub fn new(control: TcpStream, lanes: Vec<TcpStream>, options: Options) -> io::Result<Self> {
+        let ring = Ring::new(ENTRIES)?;
+        let mut limits = options.limits;
+        limits.lanes = u16::try_from(lanes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        control.set_nodelay(true)?;
+        for socket in std::iter::once(&control).chain(&lanes) {
+            setsockopt(socket, sockopt::KeepAlive, &true)?;
+            let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
+            setsockopt(socket, sockopt::TcpUserTimeout, &silence)?;
+        }
+        let control = Arc::new(control);
+        let lanes = lanes
+            .into_iter()
+            .map(|socket| Wire::new(&ring, Arc::new(socket)))
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            machine: Machine::new(limits),
+            registry: options.registry,
+            landing: options.landing,
+            place: Box::new(HostCopy::new()),
+            own: HashMap::new(),
+            lanes,
+            control_rx: Receiver::multishot_on(&ring, Arc::clone(&control), CONTROL, 1)?,
+            control_tx: Writer::on(&ring, Arc::clone(&control), CONTROL)?,
+            control,
+            farewell: None,
+            hung_up: false,
+            more: false,
+            trouble: None,
+            ring,
+        })
+    }
+
+    /// Puts what lands in place by other means than the CPU.
+    pub fn place_by(mut self, place: impl Place + Send + 'static) -> Self {
+        self.place = Box::new(place);
+        self
+    }
+
+    /// Puts `len` bytes from `from` of a memory on to `to` of what `key` names. The number of the request, which ends with
+    /// [`Event::Done`]; until then whatever is written to these bytes may be what is sent.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be tried: [`Refused::Busy`] if it can be later.
+    pub fn put(
+        &mut self,
+        memory: &Arc<Memory>,
+        from: u64,
+        len: u64,
+        key: Key,
+        to: u64,
+    ) -> Result<u64, Refused> {
+        self.check(memory, from, len)?;
+        let id = self.machine.put(key, to, len)?;
+        self.own.insert(id, (Arc::clone(memory), from));
+        Ok(id)
+    }
+
+    /// Gets `len` bytes from `from` on of what `key` names to `to` of a memory. The number of the request, which ends with
+    /// [`Event::Done`].
+    ///
+    /// # Errors
+    ///
+    /// As of [`put`](Self::put).
+    pub fn get(
+        &mut self,
+        memory: &Arc<Memory>,
+        to: u64,
+        len: u64,
+        key: Key,
+        from: u64,
+    ) -> Result<u64, Refused> {
+        self.check(memory, to, len)?;
+        let id = self.machine.get(key, from, len)?;
+        self.own.insert(id, (Arc::clone(memory), to));
+        Ok(id)
+    }
+
+    /// Tells the peer's program something once all that was put before is in place. The number of the request, which ends
+    /// with [`Event::Done`] when the program has taken it.
+    ///
+    /// # Errors
+    ///
+    /// As of [`put`](Self::put).
+    pub fn notify(&mut self, note: [u8; NOTE]) -> Result<u64, Refused> {
+        self.machine.notify(note)
+    }
+
+    /// Gives up a request, which ends soon, one way or another.
+    pub fn cancel(&mut self, id: u64) {
+        self.machine.cancel(id);
+    }
+
+    /// There will be no more requests of this end. The connection is over when the peer says the same.
+    pub fn close(&mut self) {
+        self.machine.close();
+    }
+
+    fn check(&self, memory: &Memory, offset: u64, len: u64) -> Result<(), Refused> {
+        match offset.checked_add(len) {
+            Some(end) if end <= memory.size() => Ok(()),
+            _ => Err(Refused::Length),
+        }
+    }
+
+    /// How the connection ended, if it has.
+    pub fn end(&self) -> Option<End> {
+        self.machine.end()
+    }
+
+    /// Why this end could not go on, if it [ended](Self::end) so.
+    pub fn trouble(&self) -> Option<&io::Error> {
+        self.trouble.as_ref()
+    }
+
+    /// The next event, if there is one by now.
+    ///
+    /// # Errors
+    ///
+    /// Those of `io_uring_enter()`.
+    pub fn try_event(&mut self) -> io::Result<Option<Event>> {
+        self.go_on()?;
+        Ok(self.event())
+    }
+
+    /// Waits for an event: `None` if there was none for so long, or if the connection is over and all events were told.
+    ///
+    /// # Errors
+    ///
+    /// Those of `io_uring_enter()`.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Option<Event>> {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            self.go_on()?;
+            if let Some(event) = self.event() {
+                return Ok(Some(event));
+            }
+            let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
+            if self.is_over()? || left.is_some_and(|left| left.is_zero()) {
+                return Ok(None);
+            }
+            if self.more {
+                continue;
+            }
+            let out = self.lanes.iter().any(|lane| lane.out > 0);
+            let farewell = self
+                .farewell
+                .map(|end| end.saturating_duration_since(Instant::now()));
+            let left = [left, farewell, out.then_some(HANDED_OUT)]
+                .into_iter()
+                .flatten()
+                .min();
+            match self.ring.wait(left) {
+                Err(err) if err.kind() == io::ErrorKind::TimedOut => (),
+                other => other?,
+            }
+        }
+    }
+
+    /// Waits until the peer has said hello, and requests can be made.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`wait`](Self::wait); [`TimedOut`](io::ErrorKind::TimedOut);
+    /// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted) if the connection is over before that.
+    pub fn wait_open(&mut self, timeout: Duration) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            self.go_on()?;
+            if let Some(end) = self.machine.end() {
+                let what = format!("{end:?}");
+                return Err(io::Error::new(io::ErrorKind::ConnectionAborted, what));
+            }
+            if self.machine.is_open() {
+                return Ok(());
+            }
+            if self.more {
+                continue;
+            }
+            self.ring
+                .wait(Some(timeout.saturating_sub(start.elapsed())))?;
+        }
+    }
+
+    /// Waits until all requests made so far are over, and tells what the first one that failed failed for. Notes of the
+    /// peer, and what is told of other requests, go to `others`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`wait`](Self::wait).
+    pub fn flush(&mut self, mut others: impl FnMut(Event)) -> io::Result<Result<(), Failure>> {
+        let first_new = self.machine.next_id();
+        let mut result = Ok(());
+        while self.machine.oldest().is_some_and(|id| id < first_new) {
+            match self.wait(None)? {
+                Some(Event::Done { id, result: ended }) if id < first_new => {
+                    result = result.and(ended);
+                }
+                Some(event) => others(event),
+                None => break,
+            }
+        }
+        Ok(result)
+    }
+
+    /// Serves the peer until it says that it is done, or is gone: its puts and gets need nothing else. To end that,
+    /// shut its control connection down.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`wait`](Self::wait).
+    pub fn serve(&mut self, mut each: impl FnMut(Event)) -> io::Result<End> {
+        loop {
+            match self.wait(None)? {
+                Some(Event::Closing) => self.machine.close(),
+                Some(event) => each(event),
+                None => return Ok(self.machine.end().unwrap_or(End::Local)),
+            }
+        }
+    }
+
+    fn event(&mut self) -> Option<Event> {
+        let event = self.machine.event()?;
+        if let Event::Done { id, .. } = event {
+            self.own.remove(&id);
+        }
+        Some(event)
+    }
+
+    /// Whether the connection is over, and the peer knows it.
+    fn is_over(&mut self) -> io::Result<bool> {
+        if self.machine.end().is_none() {
+            return Ok(false);
+        }
+        // A peer that does not listen any more does not matter.
+        if !self.machine.output().is_empty() || !self.control_tx.is_idle().unwrap_or(true) {
+            return Ok(false);
+        }
+        if self.farewell.is_none() {
+            self.farewell = Some(Instant::now() + FAREWELL);
+            if self.control.shutdown(Shutdown::Write).is_err() {
+                self.hung_up = true;
+            }
+        }
+        let in_vain = self.farewell.is_some_and(|end| Instant::now() >= end);
+        Ok((self.hung_up && self.lanes.is_empty()) || in_vain)
+    }
+
+    /// Does whatever can be done without waiting.
+    fn go_on(&mut self) -> io::Result<()> {
+        self.more = false;
+        if self.machine.end().is_none() {
+            // What is dropped from here on goes back with what is waited for next.
+            self.lanes.iter_mut().for_each(Wire::collect);
+            let result = self
+                .hear()
+                .and_then(|()| self.receive())
+                .and_then(|()| self.send());
+            if let Err(err) = result {
+                // A socket says how its peer went, or what was wrong with the memory here.
+                match is_gone(&err) {
+                    true => self.machine.gone(),
+                    false => self.machine.fail(),
+                }
+                self.trouble.get_or_insert(err);
+            }
+        }
+        if let Some(end) = self.machine.end() {
+            self.say_farewell(end);
+        }
+        match self.control_tx.write(self.machine.output()) {
+            Ok(said) => self.machine.said(said),
+            Err(_) => {
+                self.machine.gone();
+                let left = self.machine.output().len();
+                self.machine.said(left);
+            }
+        }
+        self.ring.submit()
+    }
+
+    /// Lets go of what is not needed any more once the connection is over.
+    fn say_farewell(&mut self, end: End) {
+        // A lane stays until nobody reads any more what it sent: memory that the NIC reads never comes back else.
+        for wire in &mut self.lanes {
+            wire.leave(end);
+        }
+        self.lanes.retain(|wire| wire.tx.in_flight() > 0);
+        // What the peer still says about requests that are over is read: else it may not get to read what it was told.
+        loop {
+            match self.control_rx.try_recv() {
+                Ok(Some(received)) if !received.is_eof() => (),
+                Ok(None) => break,
+                Ok(Some(_)) | Err(_) => {
+                    self.hung_up = true;
+                    break;
+                }
+            }
+        }
+        self.hung_up |= end != End::Orderly;
+    }
+
+    /// What came of a lane; an error if that ends the connection. Once this end has said that it is done it is the control
+    /// connection that tells how the peer went.
+    fn unless_bye(&mut self, lane: usize, result: io::Result<()>) -> io::Result<()> {
+        match result {
+            Err(err) if is_gone(&err) && self.machine.has_said_bye() => {
+                self.lanes[lane].closed = true;
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Takes what came by the control connection.
+    fn hear(&mut self) -> io::Result<()> {
+        for _ in 0..TURN {
+            let Some(received) = self.control_rx.try_recv()? else {
+                return Ok(());
+            };
+            if received.is_eof() {
+                self.machine.gone();
+                return Ok(());
+            }
+            for piece in received {
+                match piece {
+                    Piece::Plain(bytes) | Piece::Linear(bytes) => {
+                        self.machine.input(bytes, &self.registry.lock());
+                    }
+                    Piece::Frag(_) => {
+                        return Err(io::Error::other(
+                            "the control connection is steered to device memory",
+                        ));
+                    }
+                }
+            }
+        }
+        self.more = true;
+        Ok(())
+    }
+
+    /// Takes what came by the lanes, and puts in place what is known to belong somewhere.
+    fn receive(&mut self) -> io::Result<()> {
+        for lane in 0..self.machine.lanes() {
+            let at = usize::from(lane);
+            // What was there before somebody said where it belongs.
+            while self.place(lane) {}
+            let mut turns = 0;
+            loop {
+                let mut landed = 0;
+                let taken = self.lanes[at].take(self.landing.as_ref(), &mut landed);
+                // Before anything else comes: there is only so much that may.
+                self.machine.landed(lane, landed);
+                if landed == 0 || taken.is_err() {
+                    self.unless_bye(at, taken)?;
+                    break;
+                }
+                while self.place(lane) {}
+                turns += 1;
+                if turns == TURN {
+                    self.more = true;
+                    break;
+                }
+            }
+            self.release(lane);
+            if self.lanes[at].closed && !self.machine.has_said_bye() {
+                self.machine.gone();
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts some pieces of a lane in place; says whether there may be more.
+    fn place(&mut self, lane: u16) -> bool {
+        let wire = &mut self.lanes[usize::from(lane)];
+        // Until all of it is in place nobody takes a key back.
+        let keys = self.registry.lock();
+        let mut jobs = Vec::new();
+        let mut placements = Vec::new();
+        while let Some(piece) = wire.held.front_mut() {
+            if jobs.len() == BATCH {
+                break;
+            }
+            let Some(placement) = self.machine.assign(lane, piece.len(), &keys) else {
+                break;
+            };
+            let landed = match placement.len == piece.len() {
+                true => wire.held.pop_front(),
+                false => Some(piece.split(placement.len)),
+            };
+            wire.out += placement.len;
+            let to = match &placement.target {
+                Target::Memory { memory, offset } => Some((Arc::clone(memory), *offset)),
+                Target::Own { id, at } => self
+                    .own
+                    .get(id)
+                    .map(|(memory, offset)| (Arc::clone(memory), offset + at)),
+                Target::Nowhere => None,
+            };
+            match to {
+                Some((memory, offset)) => {
+                    jobs.push(Job {
+                        landed,
+                        memory,
+                        offset,
+                        placed: false,
+                    });
+                    placements.push(placement);
+                }
+                None => self.machine.placed(placement, true),
+            }
+        }
+        let more = jobs.len() == BATCH;
+        self.place.place(&mut jobs);
+        for (job, placement) in jobs.into_iter().zip(placements) {
+            self.machine.placed(placement, job.placed);
+        }
+        more
+    }
+
+    /// Gives credit for what is free again.
+    fn release(&mut self, lane: u16) {
+        let wire = &mut self.lanes[usize::from(lane)];
+        let released = wire.released.load(Ordering::Acquire);
+        let new = released - wire.credited;
+        if new > 0 {
+            wire.credited = released;
+            wire.out = wire.out.saturating_sub(new);
+            self.machine.released(lane, new);
+        }
+    }
+
+    /// Sends what there is credit and room for.
+    fn send(&mut self) -> io::Result<()> {
+        loop {
+            let lanes = &self.lanes;
+            let ready = |lane: u16| {
+                let wire = lanes.get(usize::from(lane));
+                wire.is_some_and(|wire| wire.queue.len() < QUEUE)
+            };
+            let segment = self.machine.next_segment(ready, &self.registry.lock());
+            let Some(Outgoing { lane, len, source }) = segment else {
+                break;
+            };
+            let (memory, offset) = match source {
+                protocol::Source::Memory { memory, offset } => (memory, offset),
+                protocol::Source::Own { id, at } => match self.own.get(&id) {
+                    Some((memory, offset)) => (Arc::clone(memory), offset + at),
+                    None => return Err(io::Error::other("a request that there is not")),
+                },
+            };
+            let extent = Extent {
+                offset,
+                len: len.into(),
+            };
+            let wire = &mut self.lanes[usize::from(lane)];
+            wire.queue.push_back(Sending { memory, extent });
+        }
+        for lane in 0..self.lanes.len() {
+            let sent = self.lanes[lane].send();
+            self.unless_bye(lane, sent)?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends the connection, if it has not ended, without a word. What the NIC reads of memory comes back first, if it does
+/// within a while.
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.machine.gone();
+        let end = self.machine.end().unwrap_or(End::Gone);
+        let deadline = Instant::now() + FAREWELL;
+        loop {
+            self.say_farewell(end);
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.lanes.is_empty() || left.is_zero() || self.ring.wait(Some(left)).is_err() {
+                break;
+            }
+        }
+        if !self.lanes.is_empty() {
+            warn!("memory that was being sent from stays bound");
+        }
+    }
+}
+
+impl Wire {
+    fn new(ring: &Ring, socket: Arc<TcpStream>) -> io::Result<Self> {
+        Ok(Self {
+            rx: Some(Receiver::multishot_on(
+                ring,
+                Arc::clone(&socket),
+                DATA,
+                FRAGS,
+            )?),
+            copies: Some(Writer::on(ring, Arc::clone(&socket), COPIED)?),
+            tx: Sender::on(ring, socket)?,
+            held: VecDeque::new(),
+            released: Arc::default(),
+            credited: 0,
+            out: 0,
+            queue: VecDeque::new(),
+            closed: false,
+        })
+    }
+
+    /// Tokens that are dropped do not go back one by one.
+    fn collect(&mut self) {
+        if let Some(rx) = &mut self.rx {
+            rx.collect();
+        }
+    }
+
+    /// Takes some of what has come, and tells how many bytes it was.
+    fn take(&mut self, landing: Option<&Arc<Landing>>, bytes: &mut u64) -> io::Result<()> {
+        let Some(rx) = self.rx.as_mut().filter(|_| !self.closed) else {
+            return Ok(());
+        };
+        let Some(received) = rx.try_recv()? else {
+            return Ok(());
+        };
+        if received.is_eof() {
+            self.closed = true;
+            return Ok(());
+        }
+        for piece in received {
+            let (data, len) = match piece {
+                Piece::Frag(frag) => match landing {
+                    Some(landing) if landing.id() == frag.dmabuf_id => {
+                        let data = Data::Frag {
+                            landing: Arc::clone(landing),
+                            offset: frag.offset,
+                            _token: frag.token,
+                        };
+                        (data, u64::from(frag.size))
+                    }
+                    _ => {
+                        return Err(io::Error::other(
+                            "a lane is steered to device memory of another binding",
+                        ));
+                    }
+                },
+                Piece::Plain(part) | Piece::Linear(part) => {
+                    (Data::Host(part.to_vec()), part.len() as u64)
+                }
+            };
+            *bytes += len;
+            self.held.push_back(Landed::new(data, len, &self.released));
+        }
+        Ok(())
+    }
+
+    /// The connection is over: nothing comes that anybody wants, and nothing is to be sent. What was sent comes back.
+    fn leave(&mut self, end: End) {
+        if self.rx.take().is_some() {
+            self.copies = None;
+            self.held.clear();
+            self.queue.clear();
+            // If both are done the peer has all of it.
+            if end != End::Orderly {
+                if let Err(err) = self.tx.abort() {
+                    debug!("a lane cannot be aborted: {err}");
+                }
+            }
+        }
+        // How the connection ended is told once, and is no news.
+        let mut told = false;
+        loop {
+            match self.tx.completed() {
+                Ok(Some(_)) => (),
+                Err(_) if !told => told = true,
+                Ok(None) | Err(_) => break,
+            }
+        }
+    }
+
+    /// Sends what there is room for.
+    fn send(&mut self) -> io::Result<()> {
+        if self.closed {
+            return Ok(());
+        }
+        // What the kernel is done with is nobody's any more.
+        while self.tx.completed()?.is_some() {}
+        let Some(copies) = &mut self.copies else {
+            return Ok(());
+        };
+        while copies.is_idle()? {
+            let Some(Sending { memory, extent }) = self.queue.front_mut() else {
+                break;
+            };
+            let sent = match memory.tx() {
+                Some(binding) => {
+                    let part = Part {
+                        extent: *extent,
+                        _memory: Arc::clone(memory),
+                    };
+                    match self.tx.send_flags(binding, part, libc::MSG_DONTWAIT) {
+                        Ok(()) => extent.len,
+                        Err(err) => {
+                            // What was not sent is sent as another part.
+                            let sent = err.sent;
+                            match err.errno() {
+                                Some(libc::EAGAIN) if sent > 0 || self.tx.tell_room()? => (),
+                                Some(libc::EAGAIN) => break,
+                                // There is, when some have completed.
+                                Some(libc::ENOBUFS) if self.tx.in_flight() > 0 => break,
+                                _ => return Err(err.error),
+                            }
+                            sent
+                        }
+                    }
+                }
+                None => {
+                    let len = usize::try_from(extent.len).map_or(COPIED, |len| len.min(COPIED));
+                    let mut bytes = vec![0; len];
+                    memory.read(extent.offset, &mut bytes)?;
+                    copies.write(&bytes)? as u64
+                }
+            };
+            extent.offset += sent;
+            extent.len -= sent;
+            if extent.len == 0 {
+                self.queue.pop_front();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an error of a socket says that the peer is gone.
+fn is_gone(err: &io::Error) -> bool {
+    matches!(
+        err.raw_os_error(),
+        Some(libc::ECONNRESET | libc::EPIPE | libc::ETIMEDOUT | libc::EHOSTUNREACH)
+    )
+}

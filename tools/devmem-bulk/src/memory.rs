@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! Memory: what is transferred, what it lands in, and who may.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+use devmem::BindTx;
+use devmem::Binding;
+use devmem::DmaBuf;
+use devmem::Region;
+use devmem::TxBinding;
+use devmem::dmabuf::CpuWrite;
+use devmem::dmabuf::Mapping;
+
+use crate::protocol::Key;
+use crate::protocol::Keys;
+use crate::protocol::Rights;
+use crate::protocol::keys::Grant;
+
+/// How bytes of a memory leave this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// The NIC reads them.
+    Nic,
+    /// The CPU copies them into the socket.
+    Copied,
+}
+
+/// A dma-buf that puts and gets are about, at either end.
+pub struct Memory {
+    map: Mapping,
+    /// All of it, for the CPU to write.
+    region: Mutex<Region>,
+    tx: Option<TxBinding>,
+    size: u64,
+}
+
+impl fmt::Debug for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Memory")
+            .field("size", &self.size)
+            .field("lane", &self.lane())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Memory {
+    /// A memory that is bound to the device through which the peer is reached, if that can send from it. Whatever else
+    /// is bound, the CPU copies: see [`lane`](Self::lane).
+    ///
+    /// Binds in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Memory::new`]; those of [`BindTx::bind`], but for `EOPNOTSUPP`, of a device that cannot do it.
+    pub fn bound(dmabuf: &DmaBuf, ifindex: u32) -> io::Result<Arc<Self>> {
+        let tx = match BindTx::new(ifindex).bind(dmabuf) {
+            Ok(tx) => Some(tx),
+            Err(err) if err.errno() == Some(libc::EOPNOTSUPP) => None,
+            Err(err) => return Err(err.into()),
+        };
+        Self::with(dmabuf, tx)
+    }
+
+    /// A memory from which the CPU copies what is sent.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`DmaBuf::map`] and [`DmaBuf::region`].
+    pub fn new(dmabuf: &DmaBuf) -> io::Result<Arc<Self>> {
+        Self::with(dmabuf, None)
+    }
+
+    /// A memory that is sent from by this binding, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`new`](Self::new).
+    pub fn with(dmabuf: &DmaBuf, tx: Option<TxBinding>) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            map: dmabuf.map()?,
+            region: Mutex::new(dmabuf.region()?),
+            tx,
+            size: dmabuf.size() as u64,
+        }))
+    }
+
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How its bytes leave this machine.
+    pub fn lane(&self) -> Lane {
+        match self.tx {
+            Some(_) => Lane::Nic,
+            None => Lane::Copied,
+        }
+    }
+
+    /// Copies the bytes at `offset` into `to`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Mapping::begin_read`] and [`copy_out`](devmem::dmabuf::CpuRead::copy_out).
+    pub fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        self.map.begin_read()?.copy_out(offset, to)
+    }
+
+    /// Copies `from` to `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Region::begin_write`] and [`copy_in`](devmem::dmabuf::CpuWrite::copy_in).
+    pub fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
+        self.write_by(|cpu| cpu.copy_in(offset, from))
+    }
+
+    /// Has several parts written, and tells the exporter once.
+    pub(crate) fn write_by(
+        &self,
+        write: impl FnOnce(&mut CpuWrite<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        // Nothing here leaves things half done but the bytes themselves.
+        let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
+        write(&mut region.begin_write()?)
+    }
+
+    pub(crate) fn tx(&self) -> Option<&TxBinding> {
+        self.tx.as_ref()
+    }
+}
+
+/// The dma-buf that payload lands in: bound to the queues to which the lanes are steered.
+pub struct Landing {
+    binding: Binding,
+    map: Mapping,
+    size: u64,
+}
+
+impl fmt::Debug for Landing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Landing")
+            .field("binding", &self.binding.id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Landing {
+    /// The memory of a binding.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`DmaBuf::map`].
+    pub fn new(binding: Binding, dmabuf: &DmaBuf) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            binding,
+            map: dmabuf.map()?,
+            size: dmabuf.size() as u64,
+        }))
+    }
+
+    /// The number of the binding, by which frags tell that they are in here.
+    pub fn id(&self) -> u32 {
+        self.binding.id()
+    }
+
+    /// How many bytes the peers may have under way to it. A short segment takes a whole buffer, so it is a quarter of the
+    /// memory, for all lanes of all endpoints together.
+    pub fn window(&self) -> u64 {
+        self.size / 4
+    }
+
+    pub(crate) fn map(&self) -> &Mapping {
+        &self.map
+    }
+}
+
+/// The keys of some endpoints, and what they name. Clones are the same one.
+#[derive(Clone)]
+pub struct Registry(Arc<Inner>);
+
+struct Inner {
+    keys: Mutex<Keys<Arc<Memory>>>,
+    random: File,
+    start: Instant,
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry").finish_non_exhaustive()
+    }
+}
+
+impl Registry {
+    /// Without any keys.
+    ///
+    /// # Errors
+    ///
+    /// Those of `open()` of what makes keys, `/dev/urandom`.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(Inner {
+            keys: Mutex::default(),
+            random: File::open("/dev/urandom")?,
+            start: Instant::now(),
+        })))
+    }
+
+    /// Lets whoever has the key that this returns do as `rights` say with a part of a memory, no longer than a while if
+    /// that is said.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if the part is not all in the memory; those of `read()` of
+    /// `/dev/urandom`.
+    pub fn register(
+        &self,
+        memory: &Arc<Memory>,
+        offset: u64,
+        len: u64,
+        rights: Rights,
+        lifetime: Option<Duration>,
+    ) -> io::Result<Key> {
+        if offset
+            .checked_add(len)
+            .is_none_or(|end| end > memory.size())
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the part is not all in the memory",
+            ));
+        }
+        let mut key = Key([0; 16]);
+        (&self.0.random).read_exact(&mut key.0)?;
+        let grant = Grant {
+            memory: Arc::clone(memory),
+            offset,
+            len,
+            rights,
+            expiry: lifetime.map(|lifetime| self.0.start.elapsed().saturating_add(lifetime)),
+        };
+        self.lock()
+            .add(key, grant)
+            .map_err(|_| io::Error::other("a key that there is already"))?;
+        Ok(key)
+    }
+
+    /// Takes a key back; says whether there was such a key. Nothing is written by it any more once this returns. What the
+    /// peer was already told is coming to it is sent nevertheless.
+    pub fn revoke(&self, key: Key) -> bool {
+        self.lock().revoke(key).is_some()
+    }
+
+    /// The keys, on which the time is now.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Keys<Arc<Memory>>> {
+        // Nothing here leaves things half done.
+        let mut keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        if keys.is_timed() {
+            keys.set_now(self.0.start.elapsed());
+        }
+        keys
+    }
+}
