@@ -50,6 +50,7 @@ pub mod runner;
 pub mod sockopt;
 pub mod state;
 pub mod storm;
+pub mod syscalls;
 pub mod taken;
 pub mod taker;
 pub mod tls;

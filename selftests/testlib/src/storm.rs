@@ -41,6 +41,11 @@ static SETTINGS: LazyLock<(u64, u32)> = LazyLock::new(|| {
     (seed, scale("STORM_ROUNDS", 1))
 });
 
+/// What everything is chosen by that is chosen at random.
+pub fn seed() -> u64 {
+    SETTINGS.0
+}
+
 /// The number that an environment variable holds, or what it is otherwise.
 pub fn scale(variable: &str, otherwise: u32) -> u32 {
     env::var(variable).map_or(otherwise, |number| {

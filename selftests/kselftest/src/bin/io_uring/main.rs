@@ -3,7 +3,6 @@
 //! Device memory by io_uring, and io_uring's own zero-copy receive beside it.
 
 mod raw;
-mod trace;
 mod zcrx;
 
 use std::collections::BTreeSet;
@@ -51,6 +50,7 @@ use devmem_testlib::report;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
 use devmem_testlib::storm;
+use devmem_testlib::syscalls;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
@@ -221,7 +221,7 @@ fn no_other_system_call() -> Outcome {
         let bench = Receiving::new()?;
         let calls = thread::scope(|scope| -> io::Result<_> {
             let sender = traffic::send_in(scope, &bench.connection.tx, 0, LEN, MIB);
-            let calls = trace::system_calls_of(|section| {
+            let calls = syscalls::system_calls_of(|section| {
                 let mut stream = Stream::of(&bench)?;
                 let mut rx = make(&bench.connection.rx)?;
                 section.begin();
@@ -616,7 +616,7 @@ fn send() -> Outcome {
     let connection = pair.connect(&pair.listen(Ip::V4, PORT)?)?;
     let calls = thread::scope(|scope| -> io::Result<_> {
         let reader = scope.spawn(|| read_plainly(&connection.rx, MEMORY));
-        let calls = trace::system_calls_of(|section| {
+        let calls = syscalls::system_calls_of(|section| {
             let mut tx = uring::Sender::new(&connection.tx)?;
             let mut back = Vec::with_capacity(MEMORY / PART as usize);
             section.begin();

@@ -17,19 +17,24 @@ use nix::unistd::ForkResult;
 use nix::unistd::Pid;
 use nix::unistd::fork;
 
+use crate::report;
+
 /// What is counted is between [`begin`](Self::begin) and [`end`](Self::end).
+#[derive(Debug)]
 pub struct Section(());
 
 /// Marks begin and end: a system call that nothing in between makes.
 const MARK: libc::c_long = libc::SYS_getppid;
 
 impl Section {
+    /// From here on.
     pub fn begin(&self) {
         // Whatever is allocated from here on, the allocator has it already. No more than it keeps.
         drop((0..25).map(|_| vec![1_u8; 4000]).collect::<Vec<_>>());
         mark();
     }
 
+    /// Up to here.
     pub fn end(&self) {
         mark();
     }
@@ -58,7 +63,7 @@ pub fn system_calls_of(
             let code = match outcome {
                 Ok(Ok(())) => 0,
                 Ok(Err(err)) => {
-                    devmem_testlib::report::diag(format_args!("the traced process: {err}"));
+                    report::diag(format_args!("the traced process: {err}"));
                     1
                 }
                 // The hook has told already.
