@@ -5,6 +5,11 @@
 //! A world is two machines, what is on its way between them, and what they are still to do. From each one every step is
 //! taken that somebody could take next. What has been seen is told by a hash of 128 bits.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "nothing in a world has more than a few bytes"
+)]
+
 use std::collections::HashSet;
 use std::collections::VecDeque;
 use std::collections::hash_map::DefaultHasher;

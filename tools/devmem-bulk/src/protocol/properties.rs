@@ -61,22 +61,19 @@ fn frame() -> impl Strategy<Value = Frame> {
             })
         ),
         (any::<u16>(), any::<u64>()).prop_map(|(lane, limit)| Frame::Credit { lane, limit }),
-        request
-            .clone()
-            .prop_map(|(id, key, offset, len)| Frame::Put {
-                id,
-                key: Key(key),
-                offset,
-                len
-            }),
+        request.prop_map(|(id, key, offset, len)| Frame::Put {
+            id,
+            key: Key(key),
+            offset,
+            len
+        }),
         request.prop_map(|(id, key, offset, len)| Frame::Get {
             id,
             key: Key(key),
             offset,
             len
         }),
-        data.clone()
-            .prop_map(|(id, lane, len)| Frame::PutData { id, lane, len }),
+        data.prop_map(|(id, lane, len)| Frame::PutData { id, lane, len }),
         data.prop_map(|(id, lane, len)| Frame::GetData { id, lane, len }),
         (any::<u64>(), any::<u8>()).prop_map(|(id, byte)| Frame::Notify {
             id,

@@ -26,7 +26,6 @@ use devmem_testlib::report;
 use devmem_testlib::report::Stop;
 use devmem_testlib::runner;
 use devmem_testlib::storm;
-use devmem_testlib::syscalls;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
