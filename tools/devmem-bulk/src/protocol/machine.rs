@@ -387,9 +387,19 @@ impl Machine {
         self.limits.lanes
     }
 
-    /// The request of this end that has been under way for longest.
+    /// The first request of this end that is under way, or of which the program has not been told how it ended.
     pub fn oldest(&self) -> Option<u64> {
-        self.own.keys().next().copied()
+        let ended = self.events.iter().filter_map(|(event, _)| match event {
+            Event::Done { id, .. } => Some(*id),
+            _ => None,
+        });
+        self.own
+            .keys()
+            .next()
+            .copied()
+            .into_iter()
+            .chain(ended)
+            .min()
     }
 
     /// The number that the next request gets.
@@ -553,7 +563,8 @@ impl Machine {
         }
         self.partial.drain(..from);
         // Whoever says much and listens to nothing.
-        let most = 4 * FULL + 256 * usize::try_from(self.limits.requests).unwrap_or(0);
+        let requests = usize::try_from(self.limits.requests).unwrap_or(usize::MAX);
+        let most = requests.saturating_mul(256).saturating_add(4 * FULL);
         if self.over.is_none() && self.output.len() > most {
             self.finish(End::Broken(Fault::Requests));
         }
@@ -1235,5 +1246,63 @@ impl Incoming {
             }
         }
         self.segments = segments;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that has heard a hello.
+    fn open(limits: Limits) -> Machine {
+        let mut machine = Machine::new(limits.clone());
+        let hello = Machine::new(limits).output().to_vec();
+        machine.input::<()>(&hello, &Keys::new());
+        machine
+    }
+
+    fn hear(machine: &mut Machine, frame: &Frame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        machine.input::<()>(&bytes, &Keys::new());
+    }
+
+    /// Who waits until there is none any more has heard of all.
+    #[test]
+    fn a_request_is_there_until_the_program_knows_how_it_ended() {
+        let mut machine = open(Limits::default());
+        for _ in 0..2 {
+            machine.get(Key([0; 16]), 0, 1).unwrap();
+        }
+        for id in 0..2 {
+            let status = Status::Key;
+            hear(&mut machine, &Frame::Done { id, status });
+        }
+        for id in 0..2 {
+            assert_eq!(machine.oldest(), Some(id));
+            let result = Err(Failure::Status(Status::Key));
+            assert_eq!(machine.event(), Some(Event::Done { id, result }));
+        }
+        assert_eq!(machine.oldest(), None);
+    }
+
+    #[test]
+    fn limits_that_are_as_large_as_can_be_are_some() {
+        let mut machine = open(Limits {
+            lanes: u16::MAX,
+            window: u64::MAX,
+            requests: u32::MAX,
+            segment: u32::MAX,
+            ..Limits::default()
+        });
+        let id = machine.get(Key([0; 16]), 0, u64::MAX).unwrap();
+        let len = u32::MAX;
+        hear(&mut machine, &Frame::GetData { id, lane: 63, len });
+        machine.landed(63, len.into());
+        let placement = machine.assign::<()>(63, u64::MAX, &Keys::new()).unwrap();
+        assert_eq!(placement.len, len.into());
+        machine.placed(placement, true);
+        machine.released(63, len.into());
+        assert!(machine.is_open());
     }
 }
