@@ -53,14 +53,21 @@ pub struct Grant<M> {
     pub expiry: Option<Duration>,
 }
 
+impl<M> Grant<M> {
+    fn has_expired(&self, now: Duration) -> bool {
+        self.expiry.is_some_and(|end| now >= end)
+    }
+}
+
 /// The keys of an end, or of several that share them.
 ///
-/// A key that was taken back is as if it had never been.
+/// A key that was taken back, or has expired, is as if it had never been.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Keys<M> {
     grants: BTreeMap<Key, Grant<M>>,
     now: Duration,
-    timed: bool,
+    /// When the next one expires.
+    next: Option<Duration>,
 }
 
 impl<M> Default for Keys<M> {
@@ -68,7 +75,7 @@ impl<M> Default for Keys<M> {
         Self {
             grants: BTreeMap::new(),
             now: Duration::ZERO,
-            timed: false,
+            next: None,
         }
     }
 }
@@ -88,7 +95,7 @@ impl<M> Keys<M> {
         if self.grants.contains_key(&key) || grant.offset.checked_add(grant.len).is_none() {
             return Err(grant);
         }
-        self.timed |= grant.expiry.is_some();
+        self.next = self.next.into_iter().chain(grant.expiry).min();
         self.grants.insert(key, grant);
         Ok(())
     }
@@ -98,14 +105,20 @@ impl<M> Keys<M> {
         self.grants.remove(&key)
     }
 
-    /// Whether there was ever one with an expiry, so that somebody has to know the time.
+    /// Whether there is one with an expiry, so that somebody has to know the time.
     pub fn is_timed(&self) -> bool {
-        self.timed
+        self.next.is_some()
     }
 
-    /// What time it is, on a clock that does not go back.
+    /// What time it is, on a clock that does not go back. Keys that expire are gone, and do not keep what they named.
     pub fn set_now(&mut self, now: Duration) {
         self.now = self.now.max(now);
+        let now = self.now;
+        if self.next.is_none_or(|next| now < next) {
+            return;
+        }
+        self.grants.retain(|_, grant| !grant.has_expired(now));
+        self.next = self.grants.values().filter_map(|grant| grant.expiry).min();
     }
 
     /// Whether there are any.
@@ -127,7 +140,7 @@ impl<M> Keys<M> {
         len: u64,
     ) -> Result<(&M, u64), Status> {
         let grant = self.grants.get(&key).ok_or(Status::Key)?;
-        if grant.expiry.is_some_and(|end| self.now >= end) {
+        if grant.has_expired(self.now) {
             return Err(Status::Key);
         }
         if !grant.rights.allow(wanted) {
@@ -208,6 +221,27 @@ mod tests {
         // That clock does not go back.
         keys.set_now(Duration::ZERO);
         assert!(!good(&keys));
+    }
+
+    /// Else it kept the memory of all keys that there ever were.
+    #[test]
+    fn nothing_is_kept_of_a_key_that_has_expired() {
+        let mut keys = keys(Rights::Read, Some(Duration::from_secs(2)));
+        for (number, expiry) in [(1, Some(3)), (2, None)] {
+            let grant = Grant {
+                memory: 'n',
+                offset: 0,
+                len: 1,
+                rights: Rights::Read,
+                expiry: expiry.map(Duration::from_secs),
+            };
+            keys.add(Key([number; 16]), grant).unwrap();
+        }
+        keys.set_now(Duration::from_secs(2));
+        assert!(keys.revoke(KEY).is_none() && keys.is_timed());
+        keys.set_now(Duration::from_secs(3));
+        assert!(keys.revoke(Key([1; 16])).is_none() && !keys.is_timed());
+        assert!(keys.revoke(Key([2; 16])).is_some() && keys.is_empty());
     }
 
     #[test]
