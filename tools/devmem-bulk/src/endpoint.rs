@@ -723,7 +723,13 @@ impl Wire {
                     }
                 },
                 Piece::Plain(part) | Piece::Linear(part) => {
-                    (Data::Host(part.to_vec()), part.len() as u64)
+                    let len = part.len() as u64;
+                    // However little of it comes at once.
+                    if self.held.back_mut().is_some_and(|last| last.append(part)) {
+                        *bytes += len;
+                        continue;
+                    }
+                    (Data::Host(part.to_vec()), len)
                 }
             };
             *bytes += len;

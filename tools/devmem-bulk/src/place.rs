@@ -16,6 +16,9 @@ use log::warn;
 use crate::memory::Landing;
 use crate::memory::Memory;
 
+/// Bytes in host memory that are one piece.
+const MOST: usize = 64 << 10;
+
 /// Bytes of a lane that have landed somewhere, in one piece. What that is goes back to the NIC, and the peer is given
 /// credit for it, when this is dropped.
 #[derive(Debug)]
@@ -79,6 +82,21 @@ impl Landed {
         }
     }
 
+    /// Adds bytes that have landed behind these, if there is room for that.
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> bool {
+        let Some(Data::Host(all)) = Arc::get_mut(&mut self.data) else {
+            return false;
+        };
+        // Not if these are not the last ones.
+        let last = self.from + self.len == all.len() as u64;
+        if !last || bytes.len() > MOST.saturating_sub(all.len()) {
+            return false;
+        }
+        all.extend_from_slice(bytes);
+        self.len += bytes.len() as u64;
+        true
+    }
+
     /// Cuts off the first `len` bytes, of which there are more.
     pub(crate) fn split(&mut self, len: u64) -> Self {
         let len = len.min(self.len);
@@ -116,6 +134,9 @@ pub struct Job {
 /// What puts in place what has landed.
 pub trait Place {
     /// Puts these in place, or makes that known to who has it done: for the peer they are in place then.
+    ///
+    /// Meanwhile nobody takes a key back: who calls [`Registry::register`](crate::Registry::register) or
+    /// [`revoke`](crate::Registry::revoke) in here waits for ever.
     fn place(&mut self, jobs: &mut [Job]);
 }
 
@@ -242,5 +263,56 @@ impl Place for HandOut {
             };
             job.placed = self.0.send(piece).is_ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(bytes: &[u8], released: &Arc<AtomicU64>) -> Landed {
+        Landed::new(Data::Host(bytes.to_vec()), bytes.len() as u64, released)
+    }
+
+    /// A peer may send them one by one.
+    #[test]
+    fn single_bytes_become_few_pieces() {
+        let released = Arc::default();
+        let mut pieces = vec![host(&[0], &released)];
+        let all: Vec<u8> = (0..200_000_u32).map(|i| i.to_le_bytes()[0]).collect();
+        for byte in &all[1..] {
+            let last = pieces.last_mut().unwrap();
+            if !last.append(&[*byte]) {
+                pieces.push(host(&[*byte], &released));
+            }
+        }
+        let got: Vec<u8> = pieces
+            .iter()
+            .filter_map(Landed::host)
+            .flatten()
+            .copied()
+            .collect();
+        assert!(got == all);
+        assert!(pieces.len() < 10, "{} pieces", pieces.len());
+        drop(pieces);
+        assert_eq!(released.load(Ordering::Relaxed), all.len() as u64);
+    }
+
+    /// Somebody may be looking at it.
+    #[test]
+    fn nothing_is_added_to_what_is_shared() {
+        let released = Arc::default();
+        let mut piece = host(b"abc", &released);
+        let first = piece.split(1);
+        assert!(!piece.append(b"d"));
+        assert_eq!(
+            (first.host(), piece.host()),
+            (Some(&b"a"[..]), Some(&b"bc"[..]))
+        );
+        drop(first);
+        assert!(piece.append(b"d"));
+        assert_eq!(piece.host(), Some(&b"bcd"[..]));
+        drop(piece);
+        assert_eq!(released.load(Ordering::Relaxed), 4);
     }
 }
