@@ -28,8 +28,9 @@ use nix::sys::socket::sockopt;
 
 use crate::memory::Landing;
 use crate::memory::Memory;
-use crate::memory::Registry;
+use crate::memory::Reading;
 use crate::place::Data;
+use crate::memory::Registry;
 use crate::place::HostCopy;
 use crate::place::Job;
 use crate::place::Landed;
@@ -155,7 +156,7 @@ struct Wire {
 
 /// What is left of a segment on its way into a socket.
 struct Sending {
-    memory: Arc<Memory>,
+    memory: Reading,
     extent: Extent,
 }
 
@@ -163,7 +164,7 @@ struct Sending {
 #[derive(Debug)]
 struct Part {
     extent: Extent,
-    _memory: Arc<Memory>,
+    _memory: Reading,
 }
 
 impl Source for Part {
@@ -620,7 +621,9 @@ impl Endpoint {
                 let wire = lanes.get(usize::from(lane));
                 wire.is_some_and(|wire| wire.queue.len() < QUEUE)
             };
-            let segment = self.machine.next_segment(ready, &self.registry.lock());
+            // Who takes a key back sees then who reads by it.
+            let keys = self.registry.lock();
+            let segment = self.machine.next_segment(ready, &keys);
             let Some(Outgoing { lane, len, source }) = segment else {
                 break;
             };
@@ -647,6 +650,8 @@ impl Endpoint {
 }
 
 /// Ends the connection, if it has not ended, without a word. What the NIC reads of memory comes back first, if it does
+            let memory = Reading::new(memory);
+            drop(keys);
 /// within a while.
 impl Drop for Endpoint {
     fn drop(&mut self) {
@@ -780,7 +785,7 @@ impl Wire {
                 Some(binding) => {
                     let part = Part {
                         extent: *extent,
-                        _memory: Arc::clone(memory),
+                        _memory: memory.clone(),
                     };
                     match self.tx.send_flags(binding, part, libc::MSG_DONTWAIT) {
                         Ok(()) => extent.len,

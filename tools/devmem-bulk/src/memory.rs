@@ -6,10 +6,13 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::io::Read;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -42,6 +45,7 @@ pub struct Memory {
     region: Mutex<Region>,
     tx: Option<TxBinding>,
     size: u64,
+    readings: AtomicUsize,
 }
 
 impl fmt::Debug for Memory {
@@ -91,6 +95,7 @@ impl Memory {
             region: Mutex::new(dmabuf.region()?),
             tx,
             size: dmabuf.size() as u64,
+            readings: AtomicUsize::new(0),
         }))
     }
 
@@ -105,6 +110,16 @@ impl Memory {
             Some(_) => Lane::Nic,
             None => Lane::Copied,
         }
+    }
+
+    /// Whether bytes of it are on their way to a peer: then what is written to it now may be what is sent.
+    ///
+    /// A peer that is not trusted may say that it has all of a put before it has, and what it was told is coming is sent
+    /// though the key was taken back. So memory that is to hold what such a peer must not know is not used for that
+    /// before this says no, which it does for good once nobody can put from it and no key names it. Endpoints let go of
+    /// what was sent as they are [waited](crate::Endpoint::wait) for, and of all when they are dropped.
+    pub fn is_being_read(&self) -> bool {
+        self.readings.load(Ordering::SeqCst) > 0
     }
 
     /// Copies the bytes at `offset` into `to`.
@@ -137,6 +152,37 @@ impl Memory {
 
     pub(crate) fn tx(&self) -> Option<&TxBinding> {
         self.tx.as_ref()
+    }
+}
+
+/// A memory of which bytes are on their way to a peer.
+#[derive(Debug)]
+pub(crate) struct Reading(Arc<Memory>);
+
+impl Reading {
+    pub(crate) fn new(memory: Arc<Memory>) -> Self {
+        memory.readings.fetch_add(1, Ordering::SeqCst);
+        Self(memory)
+    }
+}
+
+impl Clone for Reading {
+    fn clone(&self) -> Self {
+        Self::new(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.readings.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Deref for Reading {
+    type Target = Memory;
+
+    fn deref(&self) -> &Memory {
+        &self.0
     }
 }
 
@@ -255,7 +301,7 @@ impl Registry {
     }
 
     /// Takes a key back; says whether there was such a key. Nothing is written by it any more once this returns. What the
-    /// peer was already told is coming to it is sent nevertheless.
+    /// peer was already told is coming to it is sent nevertheless: see [`Memory::is_being_read`].
     pub fn revoke(&self, key: Key) -> bool {
         self.lock().revoke(key).is_some()
     }
