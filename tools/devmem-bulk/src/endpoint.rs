@@ -29,8 +29,8 @@ use nix::sys::socket::sockopt;
 use crate::memory::Landing;
 use crate::memory::Memory;
 use crate::memory::Reading;
-use crate::place::Data;
 use crate::memory::Registry;
+use crate::place::Data;
 use crate::place::HostCopy;
 use crate::place::Job;
 use crate::place::Landed;
@@ -45,6 +45,7 @@ use crate::protocol::Machine;
 use crate::protocol::Outgoing;
 use crate::protocol::Refused;
 use crate::protocol::Target;
+use crate::protocol::wire::MAX_LANES;
 use crate::protocol::wire::NOTE;
 
 /// Requests that the ring has room for at once.
@@ -64,7 +65,9 @@ const BATCH: usize = 256;
 const TURN: usize = 16;
 /// After that long without an answer of its kernel a peer is gone.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long the peer may take to hear that a connection has ended in an orderly way.
+/// After so many seconds without a word its kernel is asked.
+const PROBE: u32 = 5;
+/// How long the peer may take to hear that a connection has ended.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// How often to look whether others are done with what they were handed out.
 const HANDED_OUT: Duration = Duration::from_millis(5);
@@ -116,10 +119,12 @@ pub struct Endpoint {
     control: Arc<TcpStream>,
     control_rx: Receiver<'static>,
     control_tx: Writer,
-    /// Until when the peer may close its end, once this one has nothing to say any more.
+    /// Until when the peer may hear that, and close its end, once the connection is over.
     farewell: Option<Instant>,
-    /// Whether it has.
+    /// Whether it has closed it.
     hung_up: bool,
+    /// Whether this end has nothing to say any more.
+    silent: bool,
     /// Whether some socket had more when its turn was over: then nobody tells.
     more: bool,
     /// Why this end could not go on.
@@ -179,16 +184,17 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// Those of [`Ring::new`], [`Receiver::multishot_on`] and [`Sender::on`].
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for no lanes, or more than [`MAX_LANES`]; those of [`Ring::new`],
+    /// [`Receiver::multishot_on`] and [`Sender::on`].
     pub fn new(control: TcpStream, lanes: Vec<TcpStream>, options: Options) -> io::Result<Self> {
-        let ring = Ring::new(ENTRIES)?;
+        let count = u16::try_from(lanes.len()).ok();
+        let count = count.filter(|count| (1..=MAX_LANES).contains(count));
         let mut limits = options.limits;
-        limits.lanes = u16::try_from(lanes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        limits.lanes = count.ok_or(io::ErrorKind::InvalidInput)?;
+        let ring = Ring::new(ENTRIES)?;
         control.set_nodelay(true)?;
         for socket in std::iter::once(&control).chain(&lanes) {
-            setsockopt(socket, sockopt::KeepAlive, &true)?;
-            let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
-            setsockopt(socket, sockopt::TcpUserTimeout, &silence)?;
+            hear_of_death(socket)?;
         }
         let control = Arc::new(control);
         let lanes = lanes
@@ -207,6 +213,7 @@ impl Endpoint {
             control,
             farewell: None,
             hung_up: false,
+            silent: false,
             more: false,
             trouble: None,
             ring,
@@ -319,7 +326,7 @@ impl Endpoint {
                 return Ok(Some(event));
             }
             let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-            if self.is_over()? || left.is_some_and(|left| left.is_zero()) {
+            if self.is_over() || left.is_some_and(|left| left.is_zero()) {
                 return Ok(None);
             }
             if self.more {
@@ -410,23 +417,25 @@ impl Endpoint {
         Some(event)
     }
 
-    /// Whether the connection is over, and the peer knows it.
-    fn is_over(&mut self) -> io::Result<bool> {
+    /// Whether the connection is over, and the peer knows it, or does not listen.
+    fn is_over(&mut self) -> bool {
         if self.machine.end().is_none() {
-            return Ok(false);
+            return false;
         }
-        // A peer that does not listen any more does not matter.
+        let farewell = self
+            .farewell
+            .get_or_insert_with(|| Instant::now() + FAREWELL);
+        if Instant::now() >= *farewell {
+            return true;
+        }
+        // A peer that is gone does not matter.
         if !self.machine.output().is_empty() || !self.control_tx.is_idle().unwrap_or(true) {
-            return Ok(false);
+            return false;
         }
-        if self.farewell.is_none() {
-            self.farewell = Some(Instant::now() + FAREWELL);
-            if self.control.shutdown(Shutdown::Write).is_err() {
-                self.hung_up = true;
-            }
+        if !std::mem::replace(&mut self.silent, true) {
+            self.hung_up |= self.control.shutdown(Shutdown::Write).is_err();
         }
-        let in_vain = self.farewell.is_some_and(|end| Instant::now() >= end);
-        Ok((self.hung_up && self.lanes.is_empty()) || in_vain)
+        self.hung_up && self.lanes.is_empty()
     }
 
     /// Does whatever can be done without waiting.
@@ -470,15 +479,15 @@ impl Endpoint {
         }
         self.lanes.retain(|wire| wire.tx.in_flight() > 0);
         // What the peer still says about requests that are over is read: else it may not get to read what it was told.
-        loop {
+        self.more = true;
+        for _ in 0..TURN {
             match self.control_rx.try_recv() {
-                Ok(Some(received)) if !received.is_eof() => (),
-                Ok(None) => break,
-                Ok(Some(_)) | Err(_) => {
-                    self.hung_up = true;
-                    break;
-                }
+                Ok(Some(received)) if !received.is_eof() => continue,
+                Ok(None) => (),
+                Ok(Some(_)) | Err(_) => self.hung_up = true,
             }
+            self.more = false;
+            break;
         }
         self.hung_up |= end != End::Orderly;
     }
@@ -634,6 +643,8 @@ impl Endpoint {
                     None => return Err(io::Error::other("a request that there is not")),
                 },
             };
+            let memory = Reading::new(memory);
+            drop(keys);
             let extent = Extent {
                 offset,
                 len: len.into(),
@@ -650,8 +661,6 @@ impl Endpoint {
 }
 
 /// Ends the connection, if it has not ended, without a word. What the NIC reads of memory comes back first, if it does
-            let memory = Reading::new(memory);
-            drop(keys);
 /// within a while.
 impl Drop for Endpoint {
     fn drop(&mut self) {
@@ -820,10 +829,139 @@ impl Wire {
     }
 }
 
+/// Has a socket tell that its peer is gone, if that does not say so.
+fn hear_of_death(socket: &TcpStream) -> io::Result<()> {
+    let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
+    setsockopt(socket, sockopt::TcpUserTimeout, &silence)?;
+    // Who waits for the peer sends nothing that would be acknowledged, but for this.
+    setsockopt(socket, sockopt::KeepAlive, &true)?;
+    setsockopt(socket, sockopt::TcpKeepIdle, &PROBE)?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &PROBE)?;
+    Ok(())
+}
+
 /// Whether an error of a socket says that the peer is gone.
 fn is_gone(err: &io::Error) -> bool {
     matches!(
         err.raw_os_error(),
         Some(libc::ECONNRESET | libc::EPIPE | libc::ETIMEDOUT | libc::EHOSTUNREACH)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::io::Write;
+    use std::net::Ipv4Addr;
+    use std::net::TcpListener;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use nix::sys::socket::getsockopt;
+
+    use crate::protocol::Fault;
+    use crate::protocol::wire::Frame;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    /// The other end takes little that it does not read.
+    fn connection() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        setsockopt(&listener, sockopt::RcvBuf, &1).unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    /// An end with one lane, and the sockets of its peer; `None` on a machine that does not allow io_uring.
+    fn endpoint() -> Option<(Endpoint, TcpStream, TcpStream)> {
+        let ((control, there), (lane, lane_there)) = (connection(), connection());
+        let options = Options::new(Registry::new().unwrap());
+        match Endpoint::new(control, vec![lane], options) {
+            Ok(endpoint) => Some((endpoint, there, lane_there)),
+            Err(err)
+                if matches!(err.raw_os_error(), Some(libc::EPERM | libc::ENOSYS))
+                    && std::env::var_os("DEVMEM_NO_SKIPS").is_none() =>
+            {
+                eprintln!("SKIP: no io_uring here: {err}");
+                None
+            }
+            Err(err) => panic!("no endpoint: {err}"),
+        }
+    }
+
+    #[test]
+    fn an_endpoint_has_as_many_lanes_as_the_protocol_knows() {
+        let (control, _there) = connection();
+        for count in [0, 65] {
+            let lanes = (0..count).map(|_| control.try_clone().unwrap()).collect();
+            let options = Options::new(Registry::new().unwrap());
+            let err = Endpoint::new(control.try_clone().unwrap(), lanes, options).unwrap_err();
+            assert_eq!(err.kind(), io::ErrorKind::InvalidInput, "{count}");
+        }
+    }
+
+    /// Also if nothing is under way, so that there is nothing to be acknowledged.
+    #[test]
+    fn silence_is_noticed_soon() {
+        let (socket, _there) = connection();
+        hear_of_death(&socket).unwrap();
+        let idle = getsockopt(&socket, sockopt::TcpKeepIdle).unwrap();
+        let interval = getsockopt(&socket, sockopt::TcpKeepInterval).unwrap();
+        let most = getsockopt(&socket, sockopt::TcpUserTimeout).unwrap();
+        assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+        assert_eq!(u128::from(most), SILENCE.as_millis());
+        assert!(idle + 2 * interval <= most / 1000, "{idle} s, {interval} s");
+    }
+
+    /// It is told how the connection ended, and nothing that it says after that matters.
+    #[test]
+    fn a_peer_that_goes_on_talking_is_left() {
+        let Some((mut endpoint, mut there, _lane)) = endpoint() else {
+            return;
+        };
+        let mut listening = there.try_clone().unwrap();
+        thread::spawn(move || while listening.read(&mut [0; 4096]).is_ok_and(|len| len > 0) {});
+        let talking = thread::spawn(move || while there.write_all(&[0; 1 << 20]).is_ok() {});
+        let (to, left) = mpsc::channel();
+        thread::spawn(move || {
+            let end = endpoint.serve(drop).unwrap();
+            drop(endpoint);
+            to.send(end)
+        });
+        let end = left.recv_timeout(LONG).expect("it is still there");
+        assert_eq!(end, End::Broken(Fault::Malformed));
+        talking.join().unwrap();
+    }
+
+    /// However slowly it does.
+    #[test]
+    fn a_peer_that_does_not_listen_is_left() {
+        let Some((mut endpoint, mut there, _lane)) = endpoint() else {
+            return;
+        };
+        setsockopt(&endpoint.control, sockopt::SndBuf, &1).unwrap();
+        let mut hello = Machine::new(Limits::default()).output().to_vec();
+        let key = Key([0; 16]);
+        let (offset, len) = (0, 1);
+        for id in 0..200_000 {
+            Frame::Get {
+                id,
+                key,
+                offset,
+                len,
+            }
+            .encode(&mut hello);
+        }
+        let asking = thread::spawn(move || {
+            let _ = there.write_all(&hello);
+            there
+        });
+        let start = Instant::now();
+        while endpoint.wait(Some(LONG)).unwrap().is_some() {}
+        assert!(start.elapsed() < 3 * FAREWELL, "{:?}", start.elapsed());
+        assert_eq!(endpoint.end(), Some(End::Broken(Fault::Requests)));
+        drop(endpoint);
+        drop(asking.join());
+    }
 }
