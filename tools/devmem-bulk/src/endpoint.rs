@@ -17,6 +17,7 @@ use std::time::Instant;
 use devmem::Extent;
 use devmem::Piece;
 use devmem::Source;
+use devmem::recv::take_runs;
 use devmem::uring::Receiver;
 use devmem::uring::Ring;
 use devmem::uring::Sender;
@@ -185,7 +186,7 @@ impl Endpoint {
     /// # Errors
     ///
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) for no lanes, or more than [`MAX_LANES`]; those of [`Ring::new`],
-    /// [`Receiver::multishot_on`] and [`Sender::on`].
+    /// [`Receiver::multishot_on`], [`Sender::on`] and [`take_runs`].
     pub fn new(control: TcpStream, lanes: Vec<TcpStream>, options: Options) -> io::Result<Self> {
         let count = u16::try_from(lanes.len()).ok();
         let count = count.filter(|count| (1..=MAX_LANES).contains(count));
@@ -199,7 +200,13 @@ impl Endpoint {
         let control = Arc::new(control);
         let lanes = lanes
             .into_iter()
-            .map(|socket| Wire::new(&ring, Arc::new(socket)))
+            .map(|socket| {
+                // Fewer pieces, and tokens, than the NIC has filled buffers.
+                if options.landing.is_some() {
+                    take_runs(&socket)?;
+                }
+                Wire::new(&ring, Arc::new(socket))
+            })
             .collect::<io::Result<_>>()?;
         Ok(Self {
             machine: Machine::new(limits),
