@@ -222,8 +222,8 @@ mod tests {
         let (control, _) = listener.accept().unwrap();
         let writer = thread::spawn(move || {
             // Until the other end is closed.
-            let mut bytes = MAGIC.iter().chain(&[1, 0, 2, 3]);
-            while let Some(&byte) = bytes.next() {
+            let bytes = MAGIC.iter().chain(&[1, 0, 2, 3]);
+            for &byte in bytes {
                 if slow.write_all(&[byte]).is_err() {
                     break;
                 }
