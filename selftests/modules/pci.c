@@ -69,6 +69,7 @@ static int pci_recover(struct pci_dev *pdev)
 {
 	const struct pci_error_handlers *handlers = pdev->driver->err_handler;
 	pci_ers_result_t result;
+	int err = 0;
 
 	if (!handlers || !handlers->error_detected || !handlers->slot_reset ||
 	    !handlers->resume)
@@ -76,17 +77,17 @@ static int pci_recover(struct pci_dev *pdev)
 
 	pdev->error_state = pci_channel_io_frozen;
 	result = handlers->error_detected(pdev, pci_channel_io_frozen);
-	if (result == PCI_ERS_RESULT_NEED_RESET &&
-	    !__pci_reset_function_locked(pdev)) {
+	if (result == PCI_ERS_RESULT_NEED_RESET) {
+		err = __pci_reset_function_locked(pdev);
 		pdev->error_state = pci_channel_io_normal;
 		result = handlers->slot_reset(pdev);
 	}
 	pdev->error_state = pci_channel_io_normal;
-	if (result != PCI_ERS_RESULT_RECOVERED)
-		return -EIO;
-
+	/* Also without a reset: others want the NIC back. */
 	handlers->resume(pdev);
-	return 0;
+	if (!err && result != PCI_ERS_RESULT_RECOVERED)
+		err = -EIO;
+	return err;
 }
 
 int devmem_test_pci(const struct devmem_test_pci *spec)

@@ -177,16 +177,18 @@ impl Before {
             Ok(mtu) if mtu != self.mtu => interface.set_mtu(self.mtu),
             mtu => mtu.map(drop),
         };
-        let ring_sizes = match self.ring_sizes {
-            Some((rx, tx)) if interface.ring_sizes()? != (rx, tx) => {
-                interface.set_ring_sizes(rx, tx)
-            }
-            _ => Ok(()),
-        };
-        let channels = match self.channels {
-            Some(count) if interface.channels()? != count => interface.set_channels(count),
-            _ => Ok(()),
-        };
+        let ring_sizes =
+            self.ring_sizes
+                .map_or(Ok(()), |sizes| match interface.ring_sizes()? == sizes {
+                    true => Ok(()),
+                    false => interface.set_ring_sizes(sizes.0, sizes.1),
+                });
+        let channels = self
+            .channels
+            .map_or(Ok(()), |count| match interface.channels()? == count {
+                true => Ok(()),
+                false => interface.set_channels(count),
+            });
         mtu.and(ring_sizes).and(channels)
     }
 

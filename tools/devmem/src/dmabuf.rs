@@ -224,8 +224,9 @@ impl DmaBuf {
     /// # Errors
     ///
     /// `ENOTTY` if vfio-pci of this kernel does not export memory ([`VFIO_DEVICE_FEATURE_DMA_BUF`]), and
-    /// `EOPNOTSUPP` if it does not do so for this device; `ENODEV` if the device has no such BAR; `EINVAL` if offset and length
-    /// are not of whole pages, or not in the BAR, or if its memory cannot be reached by others.
+    /// `EOPNOTSUPP` if it does not do so for this device; `ENODEV` if the device has no such BAR, or somebody else has taken it;
+    /// `EINVAL` if offset and length are not of whole pages, or not in the BAR, if there can be no BAR of that number, or if
+    /// its memory cannot be reached by others; `EOVERFLOW` for an offset that no BAR can have.
     ///
     /// [`VFIO_DEVICE_FEATURE_DMA_BUF`]: https://git.kernel.org/pub/scm/linux/kernel/git/torvalds/linux.git/tree/include/uapi/linux/vfio.h
     pub fn vfio(device: &vfio::Device, region: u32, part: Extent) -> io::Result<Self> {

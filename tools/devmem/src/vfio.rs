@@ -153,17 +153,21 @@ pub struct Region {
 }
 
 impl Device {
-    /// Opens a device by its address, `0000:04:00.0` say: [by its own file](Self::open_by_iommufd) if there is one, else
-    /// [by its group](Self::open_by_group).
+    /// Opens a device by its address, `0000:04:00.0` say: [by its own file](Self::open_by_iommufd) if there is one that may
+    /// be opened, else [by its group](Self::open_by_group).
     ///
     /// # Errors
     ///
     /// Those of the two.
     pub fn open(address: &str) -> io::Result<Self> {
         let has_file = own_file(address).is_ok_and(|file| file.exists());
-        match has_file && Path::new("/dev/iommu").exists() {
-            true => Self::open_by_iommufd(address),
-            false => Self::open_by_group(address),
+        if !has_file || !Path::new("/dev/iommu").exists() {
+            return Self::open_by_group(address);
+        }
+        match Self::open_by_iommufd(address) {
+            // Rules for users are about groups, mostly.
+            Err(err) if err.kind() == ErrorKind::PermissionDenied => Self::open_by_group(address),
+            opened => opened,
         }
     }
 
@@ -279,11 +283,12 @@ impl Device {
     }
 
     /// Resets the device. Dma-bufs of it are taken back as by [`enable_memory`](Self::enable_memory), and it
-    /// answers again afterwards.
+    /// answers afterwards if it did before.
     ///
     /// # Errors
     ///
-    /// Those of `VFIO_DEVICE_RESET`: `EINVAL` if the device cannot be reset by itself.
+    /// Those of `VFIO_DEVICE_RESET`: `EINVAL` if the device cannot be reset by itself, `EAGAIN` if the kernel is at work
+    /// on it.
     pub fn reset(&self) -> io::Result<()> {
         // SAFETY: Takes no argument.
         unsafe { ioctls::vfio_device_reset(self.as_fd().as_raw_fd()) }?;
@@ -334,16 +339,26 @@ fn not_found(what: String) -> io::Error {
     io::Error::new(ErrorKind::NotFound, what)
 }
 
-fn sysfs(address: &str) -> PathBuf {
-    Path::new("/sys/bus/pci/devices").join(address)
+/// What sysfs tells of the device, which there is.
+fn device(address: &str) -> io::Result<PathBuf> {
+    let dir = Path::new("/sys/bus/pci/devices").join(address);
+    match dir.try_exists()? {
+        true => Ok(dir),
+        false => Err(not_found(format!(
+            "{address}: there is no such device on PCI"
+        ))),
+    }
 }
 
 /// The file that is a device of VFIO's.
 fn own_file(address: &str) -> io::Result<PathBuf> {
-    let name = fs::read_dir(sysfs(address).join("vfio-dev"))
-        .and_then(|mut entries| entries.next().transpose())
-        .ok()
-        .flatten()
+    let device = device(address)?;
+    let entry = match fs::read_dir(device.join("vfio-dev")) {
+        Ok(mut entries) => entries.next().transpose()?,
+        Err(err) if err.kind() == ErrorKind::NotFound => None,
+        Err(err) => return Err(err),
+    };
+    let name = entry
         .ok_or_else(|| {
             not_found(format!(
                 "{address}: the driver of the device is not vfio-pci"
@@ -362,17 +377,26 @@ struct Group {
 
 impl Group {
     fn of(address: &str) -> io::Result<Self> {
-        let dir = sysfs(address).join("iommu_group");
-        let number = fs::canonicalize(&dir)
-            .ok()
-            .and_then(|path| Some(path.file_name()?.to_str()?.to_owned()))
-            .ok_or_else(|| {
-                not_found(format!(
-                    "{address}: the device has no group: there is no IOMMU, and vfio did not make one"
-                ))
-            })?;
+        let dir = device(address)?.join("iommu_group");
+        let no_group = || {
+            not_found(format!(
+                "{address}: the device has no group: there is no IOMMU, and vfio did not make one"
+            ))
+        };
+        let path = match fs::canonicalize(&dir) {
+            Err(err) if err.kind() == ErrorKind::NotFound => return Err(no_group()),
+            path => path?,
+        };
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(no_group)?
+            .to_owned();
         // Other groups have no name, or another one.
-        let name = fs::read_to_string(dir.join("name")).unwrap_or_default();
+        let name = match fs::read_to_string(dir.join("name")) {
+            Err(err) if err.kind() == ErrorKind::NotFound => String::new(),
+            name => name?,
+        };
         Ok(Self {
             number,
             without_iommu: name.trim_end() == NO_IOMMU_GROUP,
