@@ -547,12 +547,6 @@ pub(crate) struct Unmapped {
     locked: Option<LockedMemory>,
 }
 
-// SAFETY: What is accounted may be given back by any thread. For the dma-buf see there.
-unsafe impl Send for Unmapped {}
-
-// SAFETY: `&Unmapped` gives access to the dma-buf only, which may be shared.
-unsafe impl Sync for Unmapped {}
-
 impl Unmapped {
     /// Keeps `buf`, which is accounted as what is mapped to be sent from.
     pub(crate) fn new(buf: DmaBuf, locked: LockedMemory) -> Result<Self, MapError> {

@@ -285,7 +285,8 @@ impl<'a> Deref for RxBindRequest<'a> {
 ///
 /// # Invariants
 ///
-/// The message conforms to the policy of bind-tx. The array of attributes has a place for each of those.
+/// The message conforms to the policy of bind-tx. The array of attributes has a place for each of those, and for each that
+/// this type knows.
 pub(crate) struct TxBindRequest<'a>(BindRequest<'a>);
 
 impl<'a> TxBindRequest<'a> {

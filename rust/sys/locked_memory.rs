@@ -27,6 +27,12 @@ pub(crate) struct LockedMemory {
     size: u64,
 }
 
+// SAFETY: mm_unaccount_pinned_pages() may be called by any thread: it changes an atomic counter of a user, and puts that.
+unsafe impl Send for LockedMemory {}
+
+// SAFETY: `&LockedMemory` gives a number, and nothing else.
+unsafe impl Sync for LockedMemory {}
+
 impl LockedMemory {
     /// Accounts memory that is going to be pinned. `ENOBUFS` if the user has too much then, as the extended ack says.
     pub(crate) fn new(request: &TxBindRequest<'_>, size: u64) -> Result<Self> {

@@ -827,7 +827,7 @@ static_assert!(extent::MAX_LEN == 1 << bindings::NET_DEVMEM_LOCAL_SHIFT);
 #[pin_data]
 pub(crate) struct LocalMemory {
     pub(super) extents: TxExtents,
-    /// Until nobody has anything of it any more that was not read.
+    /// Until nobody has anything of it any more, or a token for it.
     #[pin]
     buf: Mapped<Unmapped>,
 }

@@ -40,6 +40,11 @@ static_assert!(size_of::<bindings::net_iov>() == STRIDE);
 /// Marks a `netmem_ref` that is a `struct net_iov`, and not a page.
 const NET_IOV: usize = 1;
 
+/// Whether it is a loan that a token stands for, and no net_iov: it is aligned to more than the bits that mark others.
+fn is_loan(token: bindings::netmem_ref) -> bool {
+    token & NET_IOV == 0
+}
+
 /// The `netmem_ref` of a net_iov.
 pub(super) fn net_iov_to_netmem(niov: NonNull<bindings::net_iov>) -> bindings::netmem_ref {
     niov.as_ptr() as usize | NET_IOV
@@ -338,7 +343,7 @@ impl CountedIovs {
             *slot = netmem;
             // INVARIANT: By the requirements of this function.
             self.len = len + 1;
-            self.has_loans |= netmem & NET_IOV == 0;
+            self.has_loans |= is_loan(netmem);
         }
     }
 
@@ -347,14 +352,16 @@ impl CountedIovs {
     fn put_loans(&mut self) {
         let all = core::mem::take(&mut self.len);
 
-        for at in 0..all.min(RETURN_BATCH) {
-            let netmem = self.netmems[at];
+        for at in 0..all {
+            let Some(&netmem) = self.netmems.get(at) else {
+                return;
+            };
 
-            if netmem & NET_IOV == 0 {
+            if is_loan(netmem) {
                 // SAFETY: By the type invariants there is a reference to give up.
                 unsafe { bindings::net_devmem_put_token(netmem) };
-            } else {
-                self.netmems[self.len] = netmem;
+            } else if let Some(slot) = self.netmems.get_mut(self.len) {
+                *slot = netmem;
                 self.len += 1;
             }
         }

@@ -117,9 +117,9 @@ unsafe fn skb_next(skb: *const bindings::sk_buff) -> *mut bindings::sk_buff {
 ///
 /// # Invariants
 ///
-/// The pointer is to a valid skb that nobody else uses for `'a`. Without a `loan` its frags that are device memory
-/// have a page pool. With `eat`, it has `pp_ref_count` references to them and no frag list, and it is thrown away
-/// after `'a` if all its bytes are passed.
+/// The pointer is to a valid skb that nobody else uses for `'a`, and whose frags nobody changes. Without a `loan`
+/// those that are device memory have a page pool. With `eat`, it has `pp_ref_count` references to them and no frag
+/// list, and it is thrown away after `'a` if all its bytes are passed.
 pub(crate) struct RxSkBuff<'a> {
     skb: NonNull<bindings::sk_buff>,
     eat: bool,
@@ -132,10 +132,10 @@ impl<'a> RxSkBuff<'a> {
     /// # Safety
     ///
     /// `skb` has to be to a valid skb that nobody else uses for the lifetime of the result, and that was received
-    /// by TCP. Without `loan` its frags that are device memory have to have a page pool: those that are sent from
-    /// have none, and get here by a local binding only, with a loan. With `eat`, the rest of the type
-    /// invariants have to hold, and there is no loan. If [`Self::has_lost_frags`] in the end, it has to be thrown
-    /// away.
+    /// by TCP; others may have its frags, as long as they do not change them. Without `loan` those that are device
+    /// memory have to have a page pool: those that are sent from have none, and get here by a local binding only,
+    /// with a loan. With `eat`, the rest of the type invariants have to hold, and there is no loan. If
+    /// [`Self::has_lost_frags`] in the end, it has to be thrown away.
     pub(super) unsafe fn from_raw(
         skb: NonNull<bindings::sk_buff>,
         eat: bool,
@@ -235,7 +235,8 @@ impl<'a> Frags<'a> {
         self.eaten.is_some()
     }
 
-    /// The `netmem_ref`s of what is device memory. If the skb is thrown away, the frags' references come with them.
+    /// The `netmem_ref`s of what is device memory. If the skb is thrown away, the frags' references come with them, and if
+    /// not, none do.
     pub(super) fn into_netmems(self) -> impl Iterator<Item = bindings::netmem_ref> + 'a {
         self.leave_references()
             .iter()

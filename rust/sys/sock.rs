@@ -330,6 +330,7 @@ impl ReaderTokens<'_> {
             return;
         };
 
+        // In this order: no reference is taken that there is no token for.
         for (token, netmem) in tokens.zip(netmems()) {
             let committed = slots.commit(token, netmem);
             debug_assert!(committed, "a token that was not free");

@@ -67,7 +67,8 @@ impl Kind {
     ///
     /// `base` has to be a binding that is initialised, and alive.
     pub(super) unsafe fn of(base: *const bindings::net_devmem_binding) -> Self {
-        // SAFETY: By the requirements of this function. Neither changes.
+        // SAFETY: By the requirements of this function. Neither changes: what is local may be gone by now, but it is only
+        // asked whether there was something.
         let (direction, local) = unsafe { ((*base).direction, (*base).local) };
 
         match Direction::from_raw(direction) {

@@ -60,9 +60,9 @@ pub(crate) type RxBound<'a> = Bound<LockedNetDevice<'a>>;
 
 /// A binding to be sent from: by a device that does DMA, or to readers on this machine.
 pub(crate) enum TxBound<'a> {
-    /// The former.
+    /// Mapped for the device that sends.
     Mapped(Bound<TxDevice<'a>>),
-    /// The latter.
+    /// Mapped for nobody.
     Local(Bound<LocalDevice<'a>>),
 }
 

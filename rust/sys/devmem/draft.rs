@@ -98,13 +98,13 @@ impl<'a, S: Source> Draft<'a, TxMemory<S>> {
     /// Makes a binding of `P` for frags that `dev` transmits, which `request` asks for. It is the current
     /// task's: the core sees to who may send from it, and to how many a user has (`ENOSPC`). `EINVAL` if
     /// the DMA of `dev` is not done by the device that the memory is mapped for, or if that is not accounted,
-    /// `EOPNOTSUPP` if `P` has no [`fill`](DevmemProvider::fill).
+    /// `EOPNOTSUPP` if `P` has no [`fill`](DevmemProvider::fill), or if a local binding is asked for.
     pub(crate) fn transmit<P: DevmemProvider<Source = S>>(
         dev: TxDevice<'a>,
         memory: impl PinInit<TxMemory<S>, Error>,
         request: &TxBindRequest<'_>,
     ) -> Result<Self> {
-        if !P::HAS_FILL {
+        if !P::HAS_FILL || request.local().is_some() {
             return Err(EOPNOTSUPP);
         }
         let (raw, vdev) = (dev.as_ptr(), dev.virtual_device().cast());
@@ -124,8 +124,9 @@ impl<'a, S: Source> Draft<'a, TxMemory<S>> {
 
 impl<'a> Draft<'a, LocalMemory> {
     /// Makes a binding of `P` that is mapped for no device, which `request` asks for: what is sent from it by `dev`
-    /// is for readers on this machine. All else is as with [`transmit`](Self::transmit).
-    /// `EINVAL` if the memory is not accounted.
+    /// is for readers on this machine. Whose it is, and how many there are, is as with [`transmit`](Self::transmit).
+    /// `EINVAL` if the memory is not accounted, or if no local binding is asked for; `EOPNOTSUPP` if `P` has no
+    /// [`fill`](DevmemProvider::fill).
     pub(crate) fn local<P: DevmemProvider>(
         dev: LocalDevice<'a>,
         memory: impl PinInit<LocalMemory, Error>,
@@ -133,6 +134,9 @@ impl<'a> Draft<'a, LocalMemory> {
     ) -> Result<Self> {
         if !P::HAS_FILL {
             return Err(EOPNOTSUPP);
+        }
+        if request.local().is_none() {
+            return Err(EINVAL);
         }
         let raw = dev.as_ptr();
 

@@ -129,9 +129,9 @@ impl<P: DevmemProvider> DevmemVTable<P> {
 
     /// # Safety
     ///
-    /// All pointers have to be valid, but `run` may be null, the socket locked and `skb` in its receive queue. With
-    /// `eat`, `skb` is thrown away if all its bytes are passed, it has no frag list, and its frags have page pools.
-    /// Without `loan`, which has to be null or held, all its frags of device memory have.
+    /// All pointers have to be valid, but `run` and `loan` may be null, the socket locked and `skb` in its receive queue.
+    /// With `eat`, `skb` is thrown away if all its bytes are passed, it has no frag list, its frags have page pools, and
+    /// `loan` is null. If it is not, it has to be held; if it is, all frags of device memory have page pools.
     unsafe extern "C" fn recvmsg(
         sk: *mut bindings::sock,
         skb: *mut bindings::sk_buff,
@@ -147,8 +147,9 @@ impl<P: DevmemProvider> DevmemVTable<P> {
         else {
             return EINVAL.to_errno();
         };
-        // SAFETY: By the requirements of this function. While the socket is locked nobody changes
-        // what is in its receive queue. What is there was received.
+        // SAFETY: By the requirements of this function. While the socket is locked nobody changes what is in its receive
+        // queue. What is there was received. If it was sent from a local binding, it has its frags in common with what the
+        // sender may have to send again: who changes that takes a copy of these first (skb_unclone(), pskb_copy()).
         let (sk, mut skb, mut msg) = unsafe {
             (
                 LockedSock::from_raw(sk),
@@ -218,8 +219,9 @@ impl<P: DevmemProvider> DevmemVTable<P> {
         // SAFETY: By the requirements of this function, and since the type of the memory goes with the kind.
         let extents = unsafe {
             match Kind::of(base) {
+                Kind::Receive => return EINVAL.to_errno(),
+                Kind::Transmit => &TxBinding::<P>::from_base(base).memory.extents,
                 Kind::Local => &LocalBinding::from_base(base).memory.extents,
-                _ => &TxBinding::<P>::from_base(base).memory.extents,
             }
         };
 
