@@ -355,6 +355,8 @@ impl End {
 
     /// Makes a namespace whose way out is through this one, where it may send by this device. Returns its end.
     pub fn container(&self, joint: Joint) -> io::Result<Self> {
+        // That forwards from now on, and has a device and a route more.
+        self.on_the_bus("a way out for others")?;
         let inside = Netns::new()?;
         let (here, there) = join(joint, &self.ns, &inside)?;
         let address = |host: u8| {

@@ -3,7 +3,6 @@
 //! Device memory between processes of one machine: what is sent from local bindings, by lo, netkit and veth.
 
 use std::io;
-use std::io::Read;
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -11,13 +10,17 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
 
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::Extent;
+use devmem::Receiver;
 use devmem::diag;
+use devmem::diag::Held;
+use devmem::diag::Holder;
+use devmem::dmabuf::Mapping;
 use devmem::netdev::Netdev;
+use devmem::netns::Netns;
 use devmem::recv::take_runs;
 use devmem::send::enable_zerocopy;
 use devmem::status::State;
@@ -27,17 +30,19 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::fixture::Sending;
 use devmem_testlib::netkit::Netkit;
+use devmem_testlib::odd::OddDmaBuf;
 use devmem_testlib::odd::Segment;
 use devmem_testlib::odd::Shape;
+use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::End;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::Joint;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::Got;
 use devmem_testlib::probe::Probe;
-use devmem_testlib::probe::errno;
 use devmem_testlib::probe::received;
 use devmem_testlib::probe::soon;
+use devmem_testlib::probe::tcp_info;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::pump::reset_on_close;
@@ -49,13 +54,14 @@ use devmem_testlib::tx;
 use devmem_testlib::tx::Completions;
 use devmem_testlib::tx::extent;
 use devmem_testlib::tx::fails;
+use devmem_testlib::xdp;
 use nix::errno::Errno;
 
 const PAGE: u64 = 4096;
 /// More than what a call may bring.
 const ALL: usize = 1 << 20;
-/// What does not come by then is kept from coming.
-const A_WHILE: Duration = Duration::from_millis(300);
+/// Bytes of a net_iov of a local binding.
+const EDGE: u64 = 1 << 31;
 
 /// The parts of the dma-buf that a call told of, and their tokens.
 fn parts(got: &Got) -> (Vec<Extent>, Vec<u32>) {
@@ -80,16 +86,13 @@ fn joined(parts: &[Extent]) -> Vec<Extent> {
 
 /// Receives so many bytes, all in device memory of this binding.
 #[track_caller]
-fn told(bench: &Sending, probe: &mut Probe<'_>, bytes: u64) -> (Vec<Extent>, Vec<u32>) {
+fn told(id: u32, probe: &mut Probe<'_>, bytes: u64) -> (Vec<Extent>, Vec<u32>) {
     let (mut all, mut tokens) = (Vec::new(), Vec::new());
     while tx::total(&all) < bytes {
         let got = probe.call(&Call::new(ALL));
         assert!(!got.is_empty(), "the stream ended");
         assert_eq!(got.frags().count(), got.pieces.len(), "{got:?}");
-        assert!(
-            got.frags().all(|frag| frag.dmabuf_id == bench.binding.id()),
-            "{got:?}"
-        );
+        assert!(got.frags().all(|frag| frag.dmabuf_id == id), "{got:?}");
         let (parts, told) = parts(&got);
         all.extend(parts);
         tokens.extend(told);
@@ -105,18 +108,70 @@ fn returns(socket: &TcpStream, tokens: &[u32]) -> io::Result<()> {
     Ok(())
 }
 
-/// Checks that a sender waits for its completions.
+/// Waits until nothing of what was sent is the sender's TCP's any more.
+fn acknowledged(socket: &TcpStream) -> io::Result<()> {
+    soon("all to be acknowledged", || {
+        Ok(traffic::unacknowledged(socket)? == 0)
+    });
+    // Who is about to free it has the socket locked.
+    tcp_info(socket).map(drop)
+}
+
+/// Checks that a sender waits for its completions: readers have what it has sent, and nobody else.
 #[track_caller]
 fn nothing_completes(socket: &TcpStream, completions: &mut Completions) -> io::Result<()> {
-    thread::sleep(A_WHILE);
+    acknowledged(socket)?;
     completions.read(socket)?;
     assert_eq!(completions.done, [], "completions");
     Ok(())
 }
 
 /// A probe of the receiving end.
-fn probe<'b>(bench: &'b Sending, map: &'b devmem::dmabuf::Mapping) -> Probe<'b> {
+fn probe<'b>(bench: &'b Sending, map: &'b Mapping) -> Probe<'b> {
     Probe::new(&bench.connection.rx, &[(bench.binding.id(), map)]).quiet()
+}
+
+/// Memory of nothing, of so many net_iovs. As large a segment has no room in a scatterlist.
+fn nothing_of(niovs: u64) -> io::Result<OddDmaBuf> {
+    let segment = |n| Segment {
+        addr: n * EDGE,
+        len: EDGE,
+    };
+    Shape::new(&(0..niovs).map(segment).collect::<Vec<_>>()).of_nothing()
+}
+
+/// What stands for the memory of nothing where it is not looked at.
+fn unseen() -> io::Result<Mapping> {
+    DmaBuf::udmabuf(PAGE as usize)?.map()
+}
+
+/// The sockets at the receiving end that hold something.
+fn holders(ns: &Netns) -> io::Result<Vec<Holder>> {
+    let mut all = ns.run(|| Ok(diag::holders()?))?;
+    all.retain(|holder| holder.local.port() == Sending::PORT);
+    Ok(all)
+}
+
+/// Checks that there is one, and what it holds of this binding: tokens, and bytes that are not read. Tokens stand for
+/// no buffers.
+#[track_caller]
+fn assert_holds(ns: &Netns, id: u32, tokens: u32, queued: u64) -> io::Result<()> {
+    let all = holders(ns)?;
+    let [holder] = all.as_slice() else {
+        panic!("one socket was expected: {all:?}");
+    };
+    let numbers = |held: &Held| (held.id, held.tokens, held.bytes, held.queued);
+    let told: Vec<_> = holder.held.iter().map(numbers).collect();
+    assert_eq!(told, [(Some(id), tokens, 0, queued)]);
+    Ok(())
+}
+
+/// What is told of an abort, once.
+#[track_caller]
+fn assert_aborted(socket: &TcpStream) -> io::Result<()> {
+    let error = socket.take_error()?.map(|err| err.raw_os_error());
+    assert_eq!(error, Some(Some(libc::ECONNABORTED)));
+    Ok(())
 }
 
 /// A reader is told where it is, and the sender is told when the reader has given it back.
@@ -127,7 +182,7 @@ fn told_where_it_is() -> Outcome {
         let mut probe = probe(&bench, &map);
         let sent = [extent(7, 5000), extent(3 * PAGE, 40_000), extent(100, 1)];
         bench.sends(&bench.call(&sent));
-        let (parts, tokens) = told(&bench, &mut probe, tx::total(&sent));
+        let (parts, tokens) = told(bench.binding.id(), &mut probe, tx::total(&sent));
         assert_eq!(parts, sent, "{joint:?}");
 
         let mut completions = Completions::default();
@@ -141,13 +196,12 @@ fn told_where_it_is() -> Outcome {
     Ok(())
 }
 
-/// Both families, and many calls.
+/// Both families, and many calls: each byte is where the reader is told that it is.
 fn a_stream() -> Outcome {
-    for (joint, ip) in [
-        (Joint::Lo, Ip::V6),
-        (Joint::Netkit, Ip::V6),
-        (Joint::Lo, Ip::V4),
-    ] {
+    let ways = Joint::ALL
+        .into_iter()
+        .flat_map(|joint| [(joint, Ip::V4), (joint, Ip::V6)]);
+    for (joint, ip) in ways {
         let memory = DmaBuf::udmabuf(1 << 20)?;
         tx::fill(&memory)?;
         let pair = Pair::local(joint)?;
@@ -165,37 +219,10 @@ fn a_stream() -> Outcome {
                 }
                 Ok(())
             });
-            let mut receiver = devmem::Receiver::new(&connection.rx);
-            let mut left = tx::total(&parts);
-            let mut expected = parts.iter().copied();
-            let mut now = extent(0, 0);
-            let mut batch = devmem::TokenBatch::new(&connection.rx);
-            while left > 0 {
-                let received = receiver.recv()?;
-                assert!(!received.is_eof(), "{left} bytes are missing");
-                let cpu = map.begin_read()?;
-                for piece in received {
-                    let devmem::Piece::Frag(frag) = piece else {
-                        panic!("bytes in host memory");
-                    };
-                    let mut bytes = vec![0; frag.size as usize];
-                    cpu.copy_out(frag.offset, &mut bytes)?;
-                    traffic::compare(frag.offset, &bytes);
-                    let (mut at, end) = (frag.offset, frag.offset + u64::from(frag.size));
-                    left -= u64::from(frag.size);
-                    while at < end {
-                        if now.len == 0 {
-                            now = expected.next().expect("a byte too many");
-                        }
-                        assert_eq!(at, now.offset, "the order of the stream");
-                        let step = now.len.min(end - at);
-                        now = extent(now.offset + step, now.len - step);
-                        at += step;
-                    }
-                    batch.push(frag.token)?;
-                }
-                batch.flush()?;
-            }
+            let mut receiver = Receiver::new(&connection.rx);
+            let copied = tx::expect_in_device_memory(&mut receiver, &map, &parts)?;
+            assert_eq!(copied, 0, "bytes in host memory");
+            drop(receiver);
             sender.join().expect("a thread that sends")?;
             let mut completions = Completions::default();
             completions.wait(&connection.tx, parts.len() as u32)?;
@@ -216,7 +243,7 @@ fn peeked() -> Outcome {
     let got = probe.call(&Call::new(ALL).flags(libc::MSG_PEEK));
     got.assert_frags(&[100]);
     let (_, peeked) = parts(&got);
-    let (_, tokens) = told(&bench, &mut probe, 100);
+    let (_, tokens) = told(bench.binding.id(), &mut probe, 100);
     assert_ne!(peeked, tokens);
     returns(&bench.connection.rx, &tokens)?;
     nothing_completes(&bench.connection.tx, &mut Completions::default())?;
@@ -252,62 +279,41 @@ fn the_reader_goes() -> Outcome {
     Ok(())
 }
 
-/// A reader that knows nothing of device memory gets a copy, and the sender is told of that.
+/// A reader that knows nothing of device memory gets what is in host memory, and fails at what is not. That stays, for
+/// one that does.
 fn an_ordinary_reader() -> Outcome {
+    const HEAD: usize = 1000;
+    const BODY: usize = 70_000;
     for joint in Joint::ALL {
         let bench = Sending::local(joint)?;
-        let sent = [extent(1, 70_000), extent(2 * PAGE, 1), extent(5, 3 * PAGE)];
-        bench.sends(&bench.call(&sent));
-        bench.expect(&sent)?;
-        let mut completions = Completions::default();
-        completions.wait(&bench.connection.tx, 1)?;
-        assert!(completions.copied, "nothing said that it was copied");
+        let map = bench.memory.map()?;
+        let mut tx = &bench.connection.tx;
+        let body = [extent(HEAD as u64, BODY as u64)];
+        let tail = (HEAD + BODY) as u64;
+        tx.write_all(traffic::bytes(0, HEAD))?;
+        bench.sends(&bench.call(&body));
+        tx.write_all(traffic::bytes(tail, HEAD))?;
+        wait_received(&bench.connection.rx, tail + HEAD as u64);
+
+        let mut probe = probe(&bench, &map);
+        let ordinary = Call::ordinary(ALL);
+        probe.call(&ordinary).assert_plain(0, HEAD);
+        for flags in [0, libc::MSG_PEEK, libc::MSG_DONTWAIT, libc::MSG_WAITALL] {
+            probe
+                .call(&ordinary.clone().flags(flags))
+                .assert_fails(Errno::EFAULT as i32);
+        }
+        nothing_completes(tx, &mut Completions::default())?;
+        let (got, _) = told(bench.binding.id(), &mut probe, BODY as u64);
+        assert_eq!(got, body, "{joint:?}");
+        probe.call(&ordinary).assert_plain(tail, HEAD);
+        probe.give_back();
+        bench.completes()?;
     }
     Ok(())
 }
 
-/// It gets what is in host memory and what is not by one call, may peek, and may read a part.
-fn both_kinds_at_once() -> Outcome {
-    const HEAD: usize = 1000;
-    const BODY: usize = 5000;
-    let bench = Sending::local(Joint::Lo)?;
-    let mut tx = &bench.connection.tx;
-    tx.write_all(traffic::bytes(0, HEAD))?;
-    bench.sends(&bench.call(&[extent(HEAD as u64, BODY as u64)]));
-    tx.write_all(traffic::bytes((HEAD + BODY) as u64, HEAD))?;
-    let all = HEAD + BODY + HEAD;
-    wait_received(&bench.connection.rx, all as u64);
-
-    let mut probe = Probe::new(&bench.connection.rx, &[]);
-    probe
-        .call(&Call::ordinary(ALL).flags(libc::MSG_PEEK))
-        .assert_plain(0, all);
-    probe
-        .call(&Call::ordinary(HEAD + 10))
-        .assert_plain(0, HEAD + 10);
-    probe
-        .call(&Call::ordinary(ALL).flags(libc::MSG_WAITALL))
-        .assert_plain((HEAD + 10) as u64, all - HEAD - 10);
-    Completions::default().wait(tx, 1)?;
-    Ok(())
-}
-
-/// A reader's buffer that is not there costs nothing: the data stay.
-fn a_faulty_buffer() -> Outcome {
-    use devmem_testlib::probe::Area;
-    const LEN: usize = 5000;
-    let bench = Sending::local(Joint::Lo)?;
-    bench.sends(&bench.call(&[extent(0, LEN as u64)]));
-    wait_received(&bench.connection.rx, LEN as u64);
-    let mut probe = Probe::new(&bench.connection.rx, &[]);
-    probe
-        .call(&Call::ordinary(LEN).data(&[Area::faulty(100, LEN)]))
-        .assert_fails(Errno::EFAULT as i32);
-    probe.call(&Call::ordinary(ALL)).assert_plain(0, LEN);
-    Ok(())
-}
-
-/// Any exporter's memory can be sent: no device is attached. Where the CPU cannot read it there are no copies.
+/// Any exporter's memory can be sent: no device is attached, and the CPU does not have to get at it.
 fn any_exporter() -> Outcome {
     let odd = Shape::new(&[Segment {
         addr: 0x123,
@@ -320,14 +326,9 @@ fn any_exporter() -> Outcome {
     let sent = [extent(1, 2 * PAGE), extent(3 * PAGE + 4, 1)];
     bench.sends(&bench.call(&sent));
     bench.refused(&bench.call(&[extent(3 * PAGE + 5, 1)]), Errno::EFAULT);
-    wait_received(&bench.connection.rx, tx::total(&sent));
-    let mut byte = [0];
-    for _ in 0..2 {
-        assert_eq!(errno((&bench.connection.rx).read(&mut byte)), Errno::EFAULT);
-    }
-    let nothing = DmaBuf::udmabuf(PAGE as usize)?.map()?;
-    let mut probe = probe(&bench, &nothing);
-    let (got, tokens) = told(&bench, &mut probe, tx::total(&sent));
+    let unseen = unseen()?;
+    let mut probe = probe(&bench, &unseen);
+    let (got, tokens) = told(bench.binding.id(), &mut probe, tx::total(&sent));
     assert_eq!(got, sent);
     returns(&bench.connection.rx, &tokens)?;
     bench.completes()?;
@@ -337,12 +338,7 @@ fn any_exporter() -> Outcome {
 
 /// Offsets beyond what 32 bits can say, and across the end of a net_iov.
 fn far_into_the_memory() -> Outcome {
-    const EDGE: u64 = 1 << 31;
-    let shape = Shape::new(&[Segment {
-        addr: 0,
-        len: 5 * EDGE,
-    }]);
-    let bench = Sending::local_from(Joint::Lo, shape.of_nothing()?.as_any()?)?;
+    let bench = Sending::local_from(Joint::Lo, nothing_of(5)?.as_any()?)?;
     let sent = [
         extent(EDGE - 10, 20),
         extent(3 * EDGE - 1, 50_000),
@@ -350,9 +346,9 @@ fn far_into_the_memory() -> Outcome {
     ];
     bench.sends(&bench.call(&sent));
     wait_received(&bench.connection.rx, tx::total(&sent));
-    let nothing = DmaBuf::udmabuf(PAGE as usize)?.map()?;
-    let mut probe = probe(&bench, &nothing);
-    let (got, tokens) = told(&bench, &mut probe, tx::total(&sent));
+    let unseen = unseen()?;
+    let mut probe = probe(&bench, &unseen);
+    let (got, tokens) = told(bench.binding.id(), &mut probe, tx::total(&sent));
     assert_eq!(got, sent);
     returns(&bench.connection.rx, &tokens)?;
     bench.refused(&bench.call(&[extent(5 * EDGE, 1)]), Errno::EFAULT);
@@ -362,22 +358,17 @@ fn far_into_the_memory() -> Outcome {
 /// A reader who takes runs gets no token for two packets, though what is in them follows: each is the sender's again by
 /// itself. What is in one packet has one.
 fn runs() -> Outcome {
-    const EDGE: u64 = 1 << 31;
-    let shape = Shape::new(&[Segment {
-        addr: 0,
-        len: 2 * EDGE,
-    }]);
-    let bench = Sending::local_from(Joint::Lo, shape.of_nothing()?.as_any()?)?;
+    let bench = Sending::local_from(Joint::Lo, nothing_of(2)?.as_any()?)?;
     let (tx, rx) = (&bench.connection.tx, &bench.connection.rx);
     // Not all providers know of runs.
     let takes_runs = take_runs(rx)?;
-    let nothing = DmaBuf::udmabuf(PAGE as usize)?.map()?;
-    let mut probe = probe(&bench, &nothing);
+    let unseen = unseen()?;
+    let mut probe = probe(&bench, &unseen);
     for (offset, received) in [(EDGE - 100, 100), (EDGE, 200)] {
         bench.sends(&bench.call(&[extent(offset, 100)]));
         wait_received(rx, received);
     }
-    let (got, tokens) = told(&bench, &mut probe, 200);
+    let (got, tokens) = told(bench.binding.id(), &mut probe, 200);
     assert_eq!((got, tokens.len()), (vec![extent(EDGE - 100, 200)], 2));
     let mut completions = Completions::default();
     nothing_completes(tx, &mut completions)?;
@@ -390,7 +381,7 @@ fn runs() -> Outcome {
     completions.wait(tx, 2)?;
 
     bench.sends(&bench.call(&[extent(EDGE - 10, 20)]));
-    let (got, tokens) = told(&bench, &mut probe, 20);
+    let (got, tokens) = told(bench.binding.id(), &mut probe, 20);
     assert_eq!(got, [extent(EDGE - 10, 20)]);
     assert_eq!(tokens.len(), if takes_runs { 1 } else { 2 });
     returns(rx, &tokens)?;
@@ -399,7 +390,8 @@ fn runs() -> Outcome {
     Ok(())
 }
 
-/// What is sent is read although the binding is gone, and tokens hold neither that nor the memory.
+/// What is sent is read although the owner is gone. The binding stays for as long as somebody has something of it,
+/// unread or as tokens, and so who has can be found.
 fn the_owner_goes() -> Outcome {
     let bench = Sending::local(Joint::Veth)?;
     let map = bench.memory.map()?;
@@ -407,46 +399,98 @@ fn the_owner_goes() -> Outcome {
     wait_received(&bench.connection.rx, 3000);
     bench.sends(&bench.call(&[extent(9000, 10_000)]));
     wait_received(&bench.connection.rx, 13_000);
-    let mut held = probe(&bench, &map);
-    let got = held.call(&Call::new(3000));
-    assert_eq!(got.len(), 3000);
-    let (_, tokens) = parts(&got);
-    drop(held);
-
     let Sending {
-        pair: _pair,
+        pair,
         binding,
         connection,
         memory,
         ..
     } = bench;
     let id = binding.id();
+    let mut probe = Probe::new(&connection.rx, &[(id, &map)]).quiet();
+    let got = probe.call(&Call::new(3000));
+    let (parts, kept) = parts(&got);
+    assert_eq!(joined(&parts), [extent(0, 3000)]);
+
     drop(binding);
     drop(memory);
     fails(
         tx::Call::new(id, &[extent(0, 1)]).send(&connection.tx),
         Errno::EINVAL,
     );
-    assert!(
-        provider::bindings()?.is_none_or(|list| list.iter().any(|binding| binding.id == id)),
-        "it was not read"
-    );
-    tx::expect(&connection.rx, &[extent(9000, 10_000)])?;
-    provider::all_buffers_back(id);
-
+    assert_holds(&pair.rx.ns, id, kept.len() as u32, 10_000)?;
+    let (parts, tokens) = told(id, &mut probe, 10_000);
+    assert_eq!(parts, [extent(9000, 10_000)]);
+    returns(&connection.rx, &tokens)?;
     let mut completions = Completions::default();
     soon("the second call to be completed", || {
         completions.read(&connection.tx)?;
         Ok(completions.done == [1])
     });
-    returns(&connection.rx, &tokens)?;
+
+    assert_holds(&pair.rx.ns, id, kept.len() as u32, 0)?;
+    let status = pair.tx.ns.run(|| Ok(Netdev::open()?.binding(id)?))?;
+    assert_eq!(status.state, State::Unbound);
+    returns(&connection.rx, &kept)?;
     completions.wait(&connection.tx, 2)?;
+    provider::all_buffers_back(id);
+    Ok(())
+}
+
+/// By its tokens a reader holds what an owner who is gone has left, and that its network namespace. Both go when the
+/// reader is made to give them back: by the binding, from that namespace, or where the reader is.
+fn the_namespace_goes() -> Outcome {
+    for by_the_binding in [true, false] {
+        let bench = Sending::local(Joint::Veth)?;
+        let map = bench.memory.map()?;
+        bench.sends(&bench.call(&[extent(0, 100)]));
+        wait_received(&bench.connection.rx, 100);
+        let Sending {
+            pair: Pair { rx, tx },
+            memory,
+            binding,
+            connection:
+                Connection {
+                    rx: reader,
+                    tx: sender,
+                },
+            ..
+        } = bench;
+        let id = binding.id();
+        let mut probe = Probe::new(&reader, &[(id, &map)]).quiet();
+        let (_, tokens) = told(id, &mut probe, 100);
+        acknowledged(&sender)?;
+        let left = tx.ns.run(Netns::current)?;
+        drop((binding, memory, sender, tx));
+
+        assert_holds(&rx.ns, id, 1, 0)?;
+        if by_the_binding {
+            let flushed = left.run(|| Ok(Netdev::open()?.flush(id)?))?;
+            assert_eq!(flushed.aborted, 1, "{flushed:?}");
+        }
+        drop(left);
+        if !by_the_binding {
+            rx.abort_connections(Sending::PORT)?;
+        }
+        assert_aborted(&reader)?;
+        let range = TokenRange {
+            start: tokens[0],
+            count: 1,
+        };
+        assert_eq!(dontneed(&reader, &[range])?, 0);
+        provider::all_buffers_back(id);
+        provider::wait_for("the other end of the pair to go", || {
+            let here = rx.ns.ifindex(&rx.ifname);
+            Ok(here.is_err_and(|err| err.raw_os_error() == Some(libc::ENODEV)))
+        });
+    }
     Ok(())
 }
 
 /// The same if it is the device that goes.
 fn the_device_goes() -> Outcome {
     let bench = Sending::local(Joint::Netkit)?;
+    let map = bench.memory.map()?;
     bench.sends(&bench.call(&[extent(5, 6000)]));
     wait_received(&bench.connection.rx, 6000);
     bench.pair.tx.ip("link del there")?;
@@ -460,7 +504,10 @@ fn the_device_goes() -> Outcome {
         .ns
         .run(|| Ok(Netdev::open()?.binding(bench.binding.id())?))?;
     assert_eq!(status.state, State::Unbound);
-    tx::expect(&bench.connection.rx, &[extent(5, 6000)])?;
+    let mut probe = probe(&bench, &map);
+    let (parts, tokens) = told(bench.binding.id(), &mut probe, 6000);
+    assert_eq!(parts, [extent(5, 6000)]);
+    returns(&bench.connection.rx, &tokens)?;
     Ok(())
 }
 
@@ -494,12 +541,25 @@ fn forwarded_to_a_nic() -> Outcome {
     Ok(())
 }
 
+/// A program of XDP at the other end of a veth has packets copied for it: what cannot be is dropped.
+fn before_xdp() -> Outcome {
+    let bench = Sending::local(Joint::Veth)?;
+    let (tx, there) = (&bench.connection.tx, &bench.pair.rx);
+    let program = there.ns.run(|| xdp::attach_to_driver(there.ifindex))?;
+    bench.sends(&bench.call(&[extent(0, 100)]));
+    soon("it to be sent again", || Ok(tx::tries_again(tx)? > 0));
+    assert_eq!(received(&bench.connection.rx)?, 0);
+    drop(program);
+    wait_received(&bench.connection.rx, 100);
+    Ok(())
+}
+
 /// The binding of a NIC is not one by which to send to this machine, nor a local one by which to send by a NIC.
 fn of_the_other_kind() -> Outcome {
     let nic = Sending::new()?;
-    let rx = &nic.pair.tx;
-    rx.ip("link set lo up")?;
-    let (listener, connected) = rx.ns.run(|| {
+    let here = &nic.pair.tx;
+    here.ip("link set lo up")?;
+    let (listener, connected) = here.ns.run(|| {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         let connected = TcpStream::connect(listener.local_addr()?)?;
         Ok((listener, connected))
@@ -507,16 +567,18 @@ fn of_the_other_kind() -> Outcome {
     enable_zerocopy(&connected)?;
     fails(nic.call(&[extent(0, 1)]).send(&connected), Errno::ENODEV);
 
-    let lo = rx.ns.ifindex("lo")?;
-    let local = rx
+    let lo = here.ns.ifindex("lo")?;
+    let local = here
         .ns
         .run(|| Ok(BindTx::new(lo).local().bind(&nic.memory)))??;
     let call = tx::Call::new(local.id(), &[extent(0, 1)]);
     fails(call.send(&nic.connection.tx), Errno::ENODEV);
     assert_eq!(call.send(&connected)?, 1);
-    let (mut socket, _) = listener.accept()?;
-    let mut byte = [0];
-    socket.read_exact(&mut byte)?;
+    let (socket, _) = listener.accept()?;
+    let map = nic.memory.map()?;
+    let mut probe = Probe::new(&socket, &[(local.id(), &map)]).quiet();
+    let (parts, _) = told(local.id(), &mut probe, 1);
+    assert_eq!(parts, [extent(0, 1)]);
     Ok(())
 }
 
@@ -540,9 +602,13 @@ fn bounded() -> Outcome {
     };
     assert_eq!(refused.raw_os_error(), Some(libc::ENOBUFS));
     observe(format_args!("refused in the end"));
+    let others = &bench.pair;
+    let another = others.connect(&others.listen(Ip::V4, Sending::PORT + 1)?)?;
+    enable_zerocopy(&another.tx)?;
+    assert_eq!(bench.call(&[extent(0, 1)]).send(&another.tx)?, 1);
     let map = bench.memory.map()?;
     let mut probe = probe(&bench, &map);
-    let (_, tokens) = told(&bench, &mut probe, sent as u64);
+    let (_, tokens) = told(bench.binding.id(), &mut probe, sent as u64);
     fails(
         bench.call(&[extent(0, 1)]).send(&bench.connection.tx),
         Errno::ENOBUFS,
@@ -554,35 +620,39 @@ fn bounded() -> Outcome {
     Ok(())
 }
 
-/// An operator gets the memory back from both ends.
+/// An operator gets the memory back from both ends: from who has not read it, who has tokens, and who has to send it.
 fn flushed() -> Outcome {
-    for read in [false, true] {
-        let bench = Sending::local(Joint::Netkit)?;
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    enum Where {
+        Unread,
+        Tokens,
+        Lost,
+    }
+    for place in [Where::Unread, Where::Tokens, Where::Lost] {
+        let bench = Sending::local(Joint::Veth)?;
         let map = bench.memory.map()?;
+        let Connection { rx, tx } = &bench.connection;
+        if place == Where::Lost {
+            bench.pair.tx.cut()?;
+        }
         bench.sends(&bench.call(&[extent(0, 9000)]));
-        wait_received(&bench.connection.rx, 9000);
         let mut probe = probe(&bench, &map);
-        if read {
-            told(&bench, &mut probe, 9000);
+        if place != Where::Lost {
+            wait_received(rx, 9000);
+            acknowledged(tx)?;
+        }
+        if place == Where::Tokens {
+            told(bench.binding.id(), &mut probe, 9000);
         }
         let ns = &bench.pair.tx.ns;
         let flushed = ns.run(|| Ok(Netdev::open()?.flush(bench.binding.id())?))?;
-        // The sender has its acknowledgement, but for one that is delayed.
-        assert!((1..=2).contains(&flushed.aborted), "{flushed:?}");
+        assert_eq!(flushed.aborted, 1, "{place:?}");
         assert_eq!((flushed.returned, flushed.outstanding), (None, None));
-        let error = bench.connection.rx.take_error()?;
-        assert_eq!(
-            error.and_then(|err| err.raw_os_error()),
-            Some(libc::ECONNABORTED)
-        );
-        let held = probe.take_held();
-        for start in held {
-            assert_eq!(
-                dontneed(&bench.connection.rx, &[TokenRange { start, count: 1 }])?,
-                0
-            );
+        assert_aborted(if place == Where::Lost { tx } else { rx })?;
+        for start in probe.take_held() {
+            assert_eq!(dontneed(rx, &[TokenRange { start, count: 1 }])?, 0);
         }
-        Completions::default().wait(&bench.connection.tx, 1)?;
+        Completions::default().wait(tx, 1)?;
     }
     Ok(())
 }
@@ -591,66 +661,83 @@ fn flushed() -> Outcome {
 fn what_a_reader_holds() -> Outcome {
     let bench = Sending::local(Joint::Lo)?;
     let map = bench.memory.map()?;
+    let (ns, id) = (&bench.pair.rx.ns, bench.binding.id());
     bench.sends(&bench.call(&[extent(0, 100), extent(PAGE, 100)]));
     wait_received(&bench.connection.rx, 200);
-    let holders = || {
-        bench.pair.rx.ns.run(|| {
-            Ok(diag::holders()?
-                .into_iter()
-                .filter(|holder| holder.local.port() == Sending::PORT)
-                .collect::<Vec<_>>())
-        })
-    };
-    let unread = holders()?;
-    observe(format_args!("{} holders", unread.len()));
+    assert_holds(ns, id, 0, 200)?;
+    assert_eq!(holders(ns)?[0].unread, 200);
     let mut probe = probe(&bench, &map);
-    let (_, tokens) = told(&bench, &mut probe, 200);
-    assert_eq!(tokens.len(), 2);
-    let held = holders()?;
-    assert_eq!((unread.len(), held.len()), (1, 1));
+    told(id, &mut probe, 200);
+    assert_holds(ns, id, 2, 0)?;
     probe.give_back();
-    assert_eq!(holders()?.len(), 0);
+    assert_eq!(holders(ns)?, []);
     Ok(())
 }
 
-/// Requests that are refused, and what is told of a binding.
+#[track_caller]
+fn assert_refused(end: &End, request: &BindTx, memory: BorrowedFd<'_>, errno: Errno, why: &str) {
+    let answer = end.ns.run(|| Ok(request.bind(memory)));
+    let err = answer
+        .expect("the namespace")
+        .expect_err("a request that is refused");
+    assert_eq!(err.errno(), Some(errno as i32), "{err}");
+    assert!(err.to_string().contains(why), "{err}");
+}
+
+/// Requests that are refused.
 fn bindings() -> Outcome {
     let pair = Pair::local(Joint::Lo)?;
-    pair.tx.ip("link add dummy0 type dummy")?;
-    let memory = DmaBuf::udmabuf(3 * PAGE as usize)?;
+    let memory = DmaBuf::udmabuf(PAGE as usize)?;
     let empty = Shape::new(&[]).of_nothing()?;
-    let nic = Pair::new()?;
-    let refused = |end: &End, request: BindTx, memory: BorrowedFd<'_>, errno: i32, why: &str| {
-        let answer = end.ns.run(|| Ok(request.bind(memory)))?;
-        let err = answer.expect_err("a request that is refused");
-        assert_eq!(err.errno(), Some(errno), "{err}");
-        assert!(err.to_string().contains(why), "{err}");
-        io::Result::Ok(())
-    };
-    let (end, lo) = (&pair.tx, BindTx::new(pair.tx.ifindex));
-    let no_memory = "dmabuf has no memory";
-    refused(
+    let end = &pair.tx;
+    let lo = BindTx::new(end.ifindex);
+    assert_refused(
         end,
-        lo.clone().local(),
+        &lo.clone().local(),
         empty.as_fd(),
-        libc::EINVAL,
-        no_memory,
-    )?;
+        Errno::EINVAL,
+        "dmabuf has no memory",
+    );
     // Nobody gets a local binding who did not ask for it.
     let none = "Driver does not support netmem TX";
-    refused(end, lo, memory.as_fd(), libc::EOPNOTSUPP, none)?;
-    let dummy = BindTx::new(end.ns.ifindex("dummy0")?).local();
+    assert_refused(end, &lo, memory.as_fd(), Errno::EOPNOTSUPP, none);
+
     let no_local = "Device takes no local bindings";
-    refused(end, dummy, memory.as_fd(), libc::EOPNOTSUPP, no_local)?;
-    let dma = BindTx::new(nic.tx.ifindex).local();
-    refused(&nic.tx, dma, memory.as_fd(), libc::EOPNOTSUPP, no_local)?;
+    end.ip("link add dummy0 type dummy")?;
+    let dummy = BindTx::new(end.ns.ifindex("dummy0")?).local();
+    assert_refused(end, &dummy, memory.as_fd(), Errno::EOPNOTSUPP, no_local);
+    let nic = Pair::new()?;
+    let dma = BindTx::new(nic.rx.ifindex).local();
+    assert_refused(&nic.rx, &dma, memory.as_fd(), Errno::EOPNOTSUPP, no_local);
+    Ok(())
+}
 
-    // One that leads to a NIC has both kinds.
+/// An ifb takes them, as all that passes on what the CPU cannot read.
+fn by_an_ifb() -> Outcome {
+    let pair = Pair::local(Joint::Lo)?;
+    pair.tx.ip("link add ifb0 type ifb")?;
+    let memory = DmaBuf::udmabuf(PAGE as usize)?;
+    let ask = BindTx::new(pair.tx.ns.ifindex("ifb0")?).local();
+    drop(pair.tx.ns.run(|| Ok(ask.bind(&memory)))??);
+    Ok(())
+}
+
+/// A netkit that leads to a NIC takes both kinds.
+fn by_a_leased_queue() -> Outcome {
+    let nic = Pair::new()?;
     let netkit = Netkit::new(&nic.rx, 1)?;
-    let ask = BindTx::new(netkit.ifindex).local();
-    let by_leased = nic.rx.ns.run(|| Ok(ask.bind(&memory)))??;
-    drop(by_leased);
+    let memory = DmaBuf::udmabuf(PAGE as usize)?;
+    let ask = BindTx::new(netkit.ifindex);
+    for ask in [ask.clone(), ask.local()] {
+        drop(nic.rx.ns.run(|| Ok(ask.bind(&memory)))??);
+    }
+    Ok(())
+}
 
+/// What is told of a binding.
+fn told_of() -> Outcome {
+    let pair = Pair::local(Joint::Lo)?;
+    let memory = DmaBuf::udmabuf(3 * PAGE as usize)?;
     let binding = pair.tx.bind_tx(&memory)?;
     let status = pair
         .tx
@@ -669,11 +756,13 @@ fn write_only() -> Outcome {
     let pair = Pair::local(Joint::Lo)?;
     let heap = Path::new("/dev/dma_heap/system");
     let memory = DmaBuf::heap(heap, PAGE as usize, libc::O_WRONLY)?;
-    let request = BindTx::new(pair.tx.ifindex).local();
-    let answer = pair.tx.ns.run(|| Ok(request.bind(&memory)))?;
-    let err = answer.expect_err("a request that is refused");
-    assert_eq!(err.errno(), Some(libc::EINVAL), "{err}");
-    assert!(err.to_string().contains("dma-buf is write-only"), "{err}");
+    assert_refused(
+        &pair.tx,
+        &pair.tx.request_tx(),
+        memory.as_fd(),
+        Errno::EINVAL,
+        "dma-buf is write-only",
+    );
     Ok(())
 }
 
@@ -684,19 +773,22 @@ fn main() -> ExitCode {
         peeked,
         the_reader_goes,
         an_ordinary_reader,
-        both_kinds_at_once,
-        a_faulty_buffer,
         any_exporter,
         far_into_the_memory,
         runs,
         the_owner_goes,
+        the_namespace_goes,
         the_device_goes,
         forwarded_to_a_nic,
+        before_xdp,
         of_the_other_kind,
         bounded,
         flushed,
         what_a_reader_holds,
         bindings,
+        by_an_ifb,
+        by_a_leased_queue,
+        told_of,
         write_only,
     ])
 }

@@ -325,6 +325,24 @@ pub fn local_memory_of_a_user() -> Outcome {
     Ok(())
 }
 
+/// Also of who makes himself an administrator: everybody can have a namespace, and devices there for that.
+pub fn local_memory_in_a_container() -> Outcome {
+    let memory = DmaBuf::udmabuf(PART)?;
+    let mut child = Child::start(|talk| {
+        become_limited_user(NOBODY)?;
+        enter_user(talk, CloneFlags::CLONE_NEWNET)?;
+        setresuid(0.into(), 0.into(), 0.into())?;
+        let lo = BindTx::new(Netns::current()?.ifindex("lo")?).local();
+        talk.tell(bind_many(&lo, &memory, TOO_MUCH)?.len())?;
+        talk.wait_for_the_end()
+    })?;
+    let_root_in(&mut child, NOBODY)?;
+    let got = child.talk().hear_number()? as usize;
+    check("root of a container", got, 2);
+    child.end()?;
+    Ok(())
+}
+
 /// The root of a container has power over its devices, and its queues.
 pub fn memory_of_a_container() -> Outcome {
     let memory = DmaBuf::udmabuf(LOCKED + PAGE)?;

@@ -99,6 +99,7 @@ fn main() -> ExitCode {
         limits::bindings_by_user_namespaces,
         limits::memory_of_a_user,
         limits::local_memory_of_a_user,
+        limits::local_memory_in_a_container,
         limits::memory_of_a_container,
         limits::tokens_of_a_socket,
         limits::tokens_by_peeking,
