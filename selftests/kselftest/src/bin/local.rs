@@ -363,12 +363,12 @@ fn runs() -> Outcome {
     // Not all providers know of runs.
     let takes_runs = take_runs(rx)?;
     let unseen = unseen()?;
-    let mut probe = probe(&bench, &unseen);
+    let mut held = probe(&bench, &unseen);
     for (offset, received) in [(EDGE - 100, 100), (EDGE, 200)] {
         bench.sends(&bench.call(&[extent(offset, 100)]));
         wait_received(rx, received);
     }
-    let (got, tokens) = told(bench.binding.id(), &mut probe, 200);
+    let (got, tokens) = told(bench.binding.id(), &mut held, 200);
     assert_eq!((got, tokens.len()), (vec![extent(EDGE - 100, 200)], 2));
     let mut completions = Completions::default();
     nothing_completes(tx, &mut completions)?;
@@ -380,8 +380,9 @@ fn runs() -> Outcome {
     returns(rx, &tokens[..1])?;
     completions.wait(tx, 2)?;
 
+    let mut held = probe(&bench, &unseen);
     bench.sends(&bench.call(&[extent(EDGE - 10, 20)]));
-    let (got, tokens) = told(bench.binding.id(), &mut probe, 20);
+    let (got, tokens) = told(bench.binding.id(), &mut held, 20);
     assert_eq!(got, [extent(EDGE - 10, 20)]);
     assert_eq!(tokens.len(), if takes_runs { 1 } else { 2 });
     returns(rx, &tokens)?;
