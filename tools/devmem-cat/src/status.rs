@@ -205,9 +205,10 @@ fn text(binding: &BindingStatus, interface: Option<&str>, event: Option<EventKin
         (_, Some(EventKind::Deleted)) => "gone".into(),
         (_, Some(EventKind::Exhausted)) => "exhausted".into(),
         (_, Some(EventKind::Available)) => "available".into(),
-        (State::Bound, _) if binding.queues.is_empty() => match binding.shared {
-            true => "shared".into(),
-            false => "-".into(),
+        (State::Bound, _) if binding.queues.is_empty() => match (binding.shared, binding.local) {
+            (true, _) => "shared".into(),
+            (false, true) => "local".into(),
+            (false, false) => "-".into(),
         },
         (State::Bound, _) => cut(ranges(&binding.queues)),
         (state, _) => state_name(state).into(),
@@ -296,7 +297,7 @@ fn json(binding: &BindingStatus, interface: Option<&str>, event: Option<EventKin
         "provider": binding.provider,
         "queues": binding.queues,
         "shared": binding.shared,
-        "local": binding.local,
+        "local_binding": binding.local,
     });
     let told = [
         ("event", event.map(|event| event_name(event).into())),
