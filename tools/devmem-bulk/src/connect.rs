@@ -13,6 +13,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
@@ -104,6 +105,8 @@ impl Acceptor {
     /// [`TimedOut`](io::ErrorKind::TimedOut) and [`WouldBlock`](io::ErrorKind::WouldBlock) for one that does not go on;
     /// those of `accept()` and `read()`, and of [`Endpoint::new`] and [`Endpoint::wait_open`]. The next call waits for the
     /// next end.
+    ///
+    /// One end is served at a time: one that says nothing has all others wait for `timeout`.
     pub fn accept(&mut self, options: Options, timeout: Duration) -> io::Result<Endpoint> {
         let (control, peer) = self.control.accept()?;
         let deadline = deadline_in(timeout);
@@ -128,9 +131,11 @@ impl Acceptor {
             let left = deadline.saturating_duration_since(Instant::now());
             let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             let mut fds = [PollFd::new(self.data.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut fds, left)? == 0 {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
+            match poll(&mut fds, left) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Err(Errno::EINTR) => continue,
+                ready => ready?,
+            };
             let (socket, other) = self.data.accept()?;
             // Who had the port before has it no more.
             self.stash.retain(|(earlier, _)| !same(*earlier, other));

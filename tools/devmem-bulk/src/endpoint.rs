@@ -772,7 +772,12 @@ impl Wire {
                 }
             }
         }
-        // How the connection ended is told once, and is no news.
+        self.take_back();
+    }
+
+    /// What was sent comes back, from a connection that is over.
+    fn take_back(&mut self) {
+        // How it ended is told once, and is no news.
         let mut told = false;
         loop {
             match self.tx.completed() {
@@ -786,6 +791,10 @@ impl Wire {
     /// Sends what there is room for.
     fn send(&mut self) -> io::Result<()> {
         if self.closed {
+            // Nobody takes what completes there, and the ring would not wait.
+            self.rx = None;
+            self.copies = None;
+            self.take_back();
             return Ok(());
         }
         // What the kernel is done with is nobody's any more.

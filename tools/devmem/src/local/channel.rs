@@ -188,7 +188,8 @@ impl<'s, T: Source> Channel<'s, T> {
         })
     }
 
-    /// Passes a memory to the peer, for as long as the channel is there, and gives what stands for it.
+    /// Passes a memory to the peer, for as long as the channel is there, and gives what stands for it. Waits, without an end,
+    /// for a peer that reads nothing, if there is no room for a message.
     ///
     /// # Errors
     ///
@@ -1013,6 +1014,29 @@ mod tests {
             }
         }
         assert_eq!(held.len(), WINDOW as usize);
+    }
+
+    /// Who does not read that it has parts again may not lend others: what it is to be told would pile up here.
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn who_reads_nothing_lends_no_more() {
+        /// More than there is room for in two sockets of this kind.
+        const MANY: u32 = 1 << 16;
+        let (mut a, b) = UnixStream::pair().unwrap();
+        let mut b = end(b);
+        let _ = end(a.try_clone().unwrap()).share(&memory()).unwrap();
+        let ended = (0..MANY).find_map(|number| {
+            let record = Record::Part {
+                number,
+                id: 1,
+                offset: 0,
+                len: 1,
+            };
+            a.write_all(&record.encode()).unwrap();
+            // Each part is given back at once.
+            b.recv().err()
+        });
+        assert_eq!(ended.unwrap().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 //! What is to be written to the other end of a channel, by the channel and by tokens, wherever these are.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
@@ -19,8 +20,12 @@ pub(crate) struct Outbox(Mutex<Pending>);
 #[derive(Debug, Default)]
 struct Pending {
     bytes: Vec<u8>,
-    /// How many of the peer's parts are here, read or not.
+    /// How many bytes have been written before these.
+    written: u64,
+    /// How many of the peer's parts are here, read or not, or were given back, and it has not been told yet.
     borrowed: u32,
+    /// The ends of records that give parts back, counted as `written` is, and how many parts each gives.
+    returns: VecDeque<(u64, u32)>,
     /// Whether nobody is there to read any of it.
     gone: bool,
 }
@@ -55,6 +60,7 @@ impl Outbox {
         }
         let bytes = record.encode();
         let sent = wire::send(socket, &bytes, Some(descriptor))?;
+        pending.written += sent as u64;
         pending.bytes.extend(&bytes[sent..]);
         Ok(())
     }
@@ -86,9 +92,10 @@ impl Outbox {
                 count: range.count,
             };
             pending.bytes.extend(record.encode());
+            let end = pending.written + pending.bytes.len() as u64;
+            pending.returns.push_back((end, range.count));
             all += range.count;
         }
-        pending.borrowed = pending.borrowed.saturating_sub(all);
         match pending.flush(socket) {
             Err(_) if pending.gone => Ok(all),
             result => result.map(|()| all),
@@ -104,7 +111,7 @@ impl Pending {
         }
         while !self.bytes.is_empty() {
             match wire::send(socket, &self.bytes, None) {
-                Ok(sent) => drop(self.bytes.drain(..sent)),
+                Ok(sent) => self.wrote(sent),
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(err) => {
                     self.gone = true;
@@ -114,5 +121,19 @@ impl Pending {
             }
         }
         Ok(())
+    }
+
+    /// So many bytes are gone. Only now the peer can know which parts it has again, and may lend others: who reads nothing
+    /// gets no room by that.
+    fn wrote(&mut self, sent: usize) {
+        self.bytes.drain(..sent);
+        self.written += sent as u64;
+        while let Some(&(end, count)) = self.returns.front() {
+            if end > self.written {
+                break;
+            }
+            self.borrowed = self.borrowed.saturating_sub(count);
+            self.returns.pop_front();
+        }
     }
 }

@@ -31,6 +31,8 @@ const OURS: u64 = 1 << 63;
 const MEMBER: u32 = 34;
 /// So many members there may be of one ring, one after the other.
 const MEMBERS: u32 = 1 << (63 - MEMBER);
+/// The longest time to wait, 68 years: the kernel adds what time it is, and wraps.
+const FOR_EVER: Duration = Duration::from_secs(1 << 31);
 /// The members' `user_data` of a request to cancel others.
 const CANCEL: u64 = 1 << 33;
 /// After this long, whatever is left is cancelled once more.
@@ -326,7 +328,7 @@ impl Shared {
         let result = match timeout {
             None => self.uring.submit_and_wait(want),
             Some(timeout) => {
-                let timespec = Timespec::from(timeout);
+                let timespec = Timespec::from(timeout.min(FOR_EVER));
                 let args = SubmitArgs::new().timespec(&timespec);
                 self.uring.submitter().submit_with_args(want, &args)
             }
