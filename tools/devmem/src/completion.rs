@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::ptr;
@@ -301,7 +302,8 @@ impl<T> InFlight<T> {
             .inspect_err(|err| self.lose(err))
     }
 
-    fn try_complete(&mut self, completion: Completion) -> io::Result<()> {
+    /// The same, but goes on after numbers that make no sense.
+    pub(crate) fn try_complete(&mut self, completion: Completion) -> io::Result<()> {
         let start = usize::try_from(completion.first.wrapping_sub(self.first)).ok();
         let count = usize::try_from(completion.count).ok();
         let range = start
@@ -320,13 +322,19 @@ impl<T> InFlight<T> {
                 )
             })?;
 
+        self.note(range, completion.copied);
+        Ok(())
+    }
+
+    /// Notes that these calls are completed, as far as they were not.
+    fn note(&mut self, range: Range<usize>, copied: bool) {
         for call in self.calls.range_mut(range) {
             let Some(key) = call.take() else { continue };
             let Some(pending) = self.pending.get_mut(&key) else {
                 continue;
             };
             pending.calls -= 1;
-            pending.sent.copied |= completion.copied;
+            pending.sent.copied |= copied;
             if pending.calls == 0 && pending.closed {
                 self.done
                     .extend(self.pending.remove(&key).map(|pending| (key, pending.sent)));
@@ -336,7 +344,11 @@ impl<T> InFlight<T> {
             self.calls.pop_front();
             self.first = self.first.wrapping_add(1);
         }
-        Ok(())
+    }
+
+    /// Gives everything back: nobody is owed it any more.
+    pub(crate) fn recall(&mut self) {
+        self.note(0..self.calls.len(), false);
     }
 
     /// The next source whose memory is free again, if there is one. Fails if there never will be.

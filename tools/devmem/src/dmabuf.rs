@@ -241,6 +241,13 @@ impl DmaBuf {
         })
     }
 
+    /// A memfd in its place: it can be mapped, but knows no `DMA_BUF_IOCTL_SYNC`, and no device takes it.
+    #[cfg(test)]
+    pub(crate) fn of_memfd(fd: OwnedFd) -> io::Result<Self> {
+        let size = lseek(&fd, 0, Whence::SeekEnd)?;
+        Ok(Self::new(fd, usize::try_from(size).unwrap()))
+    }
+
     /// Its size in bytes.
     pub fn size(&self) -> usize {
         self.size
@@ -318,7 +325,7 @@ impl From<DmaBuf> for OwnedFd {
 }
 
 /// A memfd that udmabuf accepts: of its final size, and sealed against shrinking.
-fn memfd(size: usize, flags: MFdFlags) -> io::Result<OwnedFd> {
+pub(crate) fn memfd(size: usize, flags: MFdFlags) -> io::Result<OwnedFd> {
     let fd = memfd_create(
         c"devmem",
         flags | MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
@@ -672,9 +679,8 @@ mod tests {
         memory.region().unwrap();
     }
 
-    /// A dma-buf of a memfd: it can be mapped, but knows no `DMA_BUF_IOCTL_SYNC`.
     fn memory_of_no_device() -> DmaBuf {
-        DmaBuf::new(memfd(1 << 16, MFdFlags::empty()).unwrap(), 1 << 16)
+        DmaBuf::of_memfd(memfd(1 << 16, MFdFlags::empty()).unwrap()).unwrap()
     }
 
     #[test]

@@ -143,6 +143,11 @@
 //! [`Device::restore`](device::Device::restore), [`TokenBatch::flush`] and
 //! [`uring::Receiver::finish`] do what these drops do, and tell.
 //!
+//! # The same machine
+//!
+//! A peer on the same machine gets what is sent from a [local](BindTx::local) binding without a copy, by the same calls;
+//! [`local`] has what tells it which memory that is, and a channel that needs no binding.
+//!
 //! # Where it builds
 //!
 //! On Linux, with glibc or musl, on machines of 64 or 32 bits. The backend by io_uring is the feature `uring`, which is
@@ -173,6 +178,7 @@ pub mod device;
 pub mod diag;
 pub mod dmabuf;
 pub mod ethtool;
+pub mod local;
 mod message;
 pub mod netdev;
 pub mod netlink;

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 #[cfg(feature = "tokio")]
 use std::os::fd::BorrowedFd;
+use std::slice;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -17,11 +18,14 @@ use nix::poll::PollFlags;
 use crate::cmsg;
 use crate::cmsg::DevmemCmsg;
 use crate::cmsg::DevmemCmsgs;
+use crate::cmsg::DmabufCmsg;
+use crate::local::Outbox;
 use crate::message;
 use crate::poll;
 use crate::socket::Socket;
 use crate::token::Collector;
 use crate::token::Token;
+use crate::token::Way;
 
 /// `MSG_SOCK_DEVMEM`.
 pub const MSG_SOCK_DEVMEM: i32 = 0x200_0000;
@@ -187,7 +191,8 @@ pub(crate) fn check_flags(flags: i32) -> io::Result<()> {
     }
 }
 
-/// What receives from a socket: the [`Receiver`] here, and that of [`uring`](crate::uring).
+/// What receives from a socket: the [`Receiver`] here, that of [`uring`](crate::uring), and a
+/// [`Channel`](crate::local::Channel).
 pub trait Receive<'s> {
     /// Waits for data, and tells where it lies.
     ///
@@ -222,10 +227,30 @@ impl<'s> Receive<'s> for Receiver<'s> {
 pub struct Received<'r, 's> {
     socket: &'r Socket<'s>,
     data: &'r [u8],
-    cmsgs: DevmemCmsgs<'r>,
-    collector: Option<&'r Arc<Collector>>,
+    told: Told<'r>,
+    way: Option<Way>,
     len: usize,
     plain: bool,
+}
+
+/// What tells of pieces.
+#[derive(Debug)]
+enum Told<'r> {
+    /// Control messages of the kernel.
+    Kernel(DevmemCmsgs<'r>),
+    /// The other end of a channel.
+    Peer(slice::Iter<'r, DmabufCmsg>),
+}
+
+impl Iterator for Told<'_> {
+    type Item = DevmemCmsg;
+
+    fn next(&mut self) -> Option<DevmemCmsg> {
+        match self {
+            Self::Kernel(cmsgs) => cmsgs.next(),
+            Self::Peer(parts) => parts.next().copied().map(DevmemCmsg::Dmabuf),
+        }
+    }
 }
 
 impl<'r, 's> Received<'r, 's> {
@@ -240,11 +265,29 @@ impl<'r, 's> Received<'r, 's> {
         Self {
             socket,
             data,
-            cmsgs: DevmemCmsgs::new(control),
-            collector,
+            told: Told::Kernel(DevmemCmsgs::new(control)),
+            way: collector.map(|ring| Way::Ring(Arc::clone(ring))),
             len,
             // A call takes either device memory or ordinary segments, never both.
             plain: len > 0 && DevmemCmsgs::new(control).next().is_none(),
+        }
+    }
+
+    /// What the other end of a channel has told of.
+    pub(crate) fn from_peer(
+        socket: &'r Socket<'s>,
+        parts: &'r [DmabufCmsg],
+        outbox: &Arc<Outbox>,
+    ) -> Self {
+        Self {
+            socket,
+            data: &[],
+            told: Told::Peer(parts.iter()),
+            way: Some(Way::Peer(Arc::clone(outbox))),
+            len: parts.iter().fold(0, |len: usize, part| {
+                len.saturating_add(part.frag_size as usize)
+            }),
+            plain: false,
         }
     }
 }
@@ -282,7 +325,8 @@ pub struct Frag<'s> {
     pub offset: u64,
     /// Its length. More than a buffer's only if [`take_runs`] was called.
     pub size: u32,
-    /// The binding that it belongs to: [`Binding::id`](crate::Binding::id).
+    /// The binding that it belongs to: [`Binding::id`](crate::Binding::id), or [`TxBinding::id`](crate::TxBinding::id) of
+    /// a sender on this machine.
     pub dmabuf_id: u32,
     /// While this lives, the device does not write here.
     pub token: Token<'s>,
@@ -295,7 +339,7 @@ impl<'r, 's> Iterator for Received<'r, 's> {
         if mem::take(&mut self.plain) {
             return self.data.get(..self.len).map(Piece::Plain);
         }
-        match self.cmsgs.next()? {
+        match self.told.next()? {
             DevmemCmsg::Linear(size) => {
                 let (piece, rest) = self.data.split_at_checked(size as usize)?;
                 self.data = rest;
@@ -305,7 +349,7 @@ impl<'r, 's> Iterator for Received<'r, 's> {
                 offset: cmsg.frag_offset,
                 size: cmsg.frag_size,
                 dmabuf_id: cmsg.dmabuf_id,
-                token: Token::new(self.socket.clone(), cmsg.frag_token, self.collector),
+                token: Token::new(self.socket.clone(), cmsg.frag_token, self.way.as_ref()),
             })),
         }
     }
@@ -314,12 +358,12 @@ impl<'r, 's> Iterator for Received<'r, 's> {
 impl Drop for Received<'_, '_> {
     fn drop(&mut self) {
         // Not by way of next(), which ends where a piece is not what it should be.
-        for cmsg in &mut self.cmsgs {
+        for cmsg in &mut self.told {
             if let DevmemCmsg::Dmabuf(cmsg) = cmsg {
                 drop(Token::new(
                     self.socket.clone(),
                     cmsg.frag_token,
-                    self.collector,
+                    self.way.as_ref(),
                 ));
             }
         }

@@ -687,7 +687,8 @@ fn send_extents<T>(
     Ok(sent)
 }
 
-/// What sends over a socket: the [`Sender`] here, and that of [`uring`](crate::uring).
+/// What sends over a socket: the [`Sender`] here, that of [`uring`](crate::uring), and a
+/// [`Channel`](crate::local::Channel).
 pub trait Transmit<T> {
     /// Sends all of a source, which lies in the dma-buf of `binding`.
     ///

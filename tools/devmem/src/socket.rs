@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 /// A socket that stays open for as long as this is there, or a clone of it.
@@ -19,7 +20,7 @@ use std::sync::Arc;
 /// - a reference to anything that has a descriptor: a `&TcpStream`, say;
 /// - an [`Arc`] of it. Then what is made of the socket, down to each [`Token`](crate::Token), borrows nothing and
 ///   can go to other threads and tasks. The socket is closed when the last of all that is gone;
-/// - a [`TcpStream`] or an [`OwnedFd`] that is given away.
+/// - a [`TcpStream`], a [`UnixStream`] or an [`OwnedFd`] that is given away.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -108,6 +109,12 @@ impl From<OwnedFd> for Socket<'_> {
 
 impl From<TcpStream> for Socket<'_> {
     fn from(stream: TcpStream) -> Self {
+        OwnedFd::from(stream).into()
+    }
+}
+
+impl From<UnixStream> for Socket<'_> {
+    fn from(stream: UnixStream) -> Self {
         OwnedFd::from(stream).into()
     }
 }

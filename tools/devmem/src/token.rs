@@ -15,6 +15,7 @@ use std::sync::PoisonError;
 
 use log::warn;
 
+use crate::local::Outbox;
 use crate::socket::Socket;
 
 /// `SO_DEVMEM_DONTNEED`.
@@ -71,16 +72,25 @@ pub fn dontneed(socket: impl AsFd, ranges: &[TokenRange]) -> io::Result<u32> {
 pub struct Token<'s> {
     socket: Socket<'s>,
     id: u32,
-    collector: Option<Arc<Collector>>,
+    way: Option<Way>,
+}
+
+/// How tokens go back that do not do so by a call of their own.
+#[derive(Clone, Debug)]
+pub(crate) enum Way {
+    /// By a ring, which collects them.
+    Ring(Arc<Collector>),
+    /// To the other end of a [`Channel`](crate::local::Channel).
+    Peer(Arc<Outbox>),
 }
 
 impl<'s> Token<'s> {
-    /// A token that goes back by itself, or to a ring which collects them.
-    pub(crate) fn new(socket: Socket<'s>, id: u32, collector: Option<&Arc<Collector>>) -> Self {
+    /// A token that goes back by a call of its own, or in another way.
+    pub(crate) fn new(socket: Socket<'s>, id: u32, way: Option<&Way>) -> Self {
         Self {
             socket,
             id,
-            collector: collector.cloned(),
+            way: way.cloned(),
         }
     }
 
@@ -94,7 +104,7 @@ impl<'s> Token<'s> {
     pub fn into_id(self) -> u32 {
         // All but the return of the token.
         let mut token = ManuallyDrop::new(self);
-        drop(token.collector.take());
+        drop(token.way.take());
         token.socket.let_go();
         token.id
     }
@@ -111,14 +121,16 @@ impl<'s> Token<'s> {
     }
 
     fn try_return(&mut self) -> io::Result<()> {
-        if self.collector.take().is_some_and(|ring| ring.push(self.id)) {
-            return Ok(());
-        }
         let range = TokenRange {
             start: self.id,
             count: 1,
         };
-        dontneed(&self.socket, &[range]).map(drop)
+        let peer = match &self.way {
+            Some(Way::Ring(ring)) if ring.push(self.id) => return Ok(()),
+            Some(Way::Peer(peer)) => Some(peer),
+            _ => None,
+        };
+        give_back(&self.socket, peer, &[range]).map(drop)
     }
 }
 
@@ -129,6 +141,18 @@ impl Drop for Token<'_> {
         if let Err(err) = self.try_return() {
             warn!("token {} has not gone back: {err}", self.id);
         }
+    }
+}
+
+/// Gives ranges back to the kernel, or to a peer; returns how many tokens were returned.
+fn give_back(
+    socket: &Socket<'_>,
+    peer: Option<&Arc<Outbox>>,
+    ranges: &[TokenRange],
+) -> io::Result<u32> {
+    match peer {
+        Some(peer) => peer.give_back(socket.as_fd(), ranges),
+        None => dontneed(socket, ranges),
     }
 }
 
@@ -286,6 +310,8 @@ impl Collector {
 #[derive(Debug)]
 pub struct TokenBatch<'s> {
     socket: Socket<'s>,
+    /// Who gets them, if that is not the kernel.
+    peer: Option<Arc<Outbox>>,
     queue: Queue,
     /// Tokens of other sockets and of rings that could not go back.
     others: Vec<Token<'s>>,
@@ -376,6 +402,7 @@ impl<'s> TokenBatch<'s> {
     pub fn new(socket: impl Into<Socket<'s>>) -> Self {
         Self {
             socket: socket.into(),
+            peer: None,
             queue: Queue::new(),
             others: Vec::new(),
         }
@@ -387,12 +414,17 @@ impl<'s> TokenBatch<'s> {
     ///
     /// Those of [`flush`](Self::flush). The token was added, whatever went wrong.
     pub fn push(&mut self, token: Token<'s>) -> io::Result<()> {
-        if token.socket.as_raw_fd() != self.socket.as_raw_fd() || token.collector.is_some() {
+        if token.socket.as_raw_fd() != self.socket.as_raw_fd() {
             return self.return_other(token);
         }
-        let socket = &self.socket;
+        match &token.way {
+            Some(Way::Ring(_)) => return self.return_other(token),
+            Some(Way::Peer(peer)) => self.peer = Some(Arc::clone(peer)),
+            None => (),
+        }
+        let (socket, peer) = (&self.socket, self.peer.as_ref());
         self.queue
-            .push(token.into_id(), |ranges| dontneed(socket, ranges))
+            .push(token.into_id(), |ranges| give_back(socket, peer, ranges))
     }
 
     /// Returns what has been added so far.
@@ -403,8 +435,8 @@ impl<'s> TokenBatch<'s> {
     /// go with the next call. An error of kind [`Other`](io::ErrorKind::Other) says that the kernel did not
     /// know all of the tokens: these are gone.
     pub fn flush(&mut self) -> io::Result<()> {
-        let socket = &self.socket;
-        let result = self.queue.flush(|ranges| dontneed(socket, ranges));
+        let (socket, peer) = (&self.socket, self.peer.as_ref());
+        let result = self.queue.flush(|ranges| give_back(socket, peer, ranges));
         mem::take(&mut self.others)
             .into_iter()
             .fold(result, |result, token| result.and(self.return_other(token)))
@@ -585,7 +617,11 @@ mod tests {
 
         let ring = Arc::new(Collector::new());
         batch
-            .push(Token::new((&other).into(), 7, Some(&ring)))
+            .push(Token::new(
+                (&other).into(),
+                7,
+                Some(&Way::Ring(Arc::clone(&ring))),
+            ))
             .unwrap();
         assert_eq!(batch.held(), 2);
         assert_eq!(
