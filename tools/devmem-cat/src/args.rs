@@ -64,9 +64,9 @@ pub struct CommonArgs {
     /// How many connections there are, all at the same time
     #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u32).range(1..))]
     pub connections: u32,
-    /// The interface that the connection goes through
-    #[arg(short, long, value_name = "NAME")]
-    pub interface: String,
+    /// The interface that the connection goes through; with --share a sender takes lo
+    #[arg(short, long, value_name = "NAME", required_unless_present = "share")]
+    interface: Option<String>,
     /// Size of the dma-buf in MiB
     #[arg(short, long, value_name = "MIB", default_value_t = 64)]
     pub memory: usize,
@@ -98,8 +98,19 @@ pub struct ReceiveArgs {
     #[command(flatten)]
     pub common: CommonArgs,
     /// A queue to bind the dma-buf to; may be given several times
-    #[arg(short, long = "queue", value_name = "QUEUE", required = true)]
+    #[arg(
+        short,
+        long = "queue",
+        value_name = "QUEUE",
+        required_unless_present = "share"
+    )]
     pub queues: Vec<u32>,
+    /// Take the dma-buf of a sender on this machine, and no interface or queues: the sender passes it by a socket of this name
+    ///
+    /// The socket is made here, with the rights that umask leaves, and removed when the dma-buf has come. Whoever may write to
+    /// it can pass one.
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["queues", "interface", "rx_page_size", "steer", "keep_open", "kind", "vfio", "memory"])]
+    pub share: Option<PathBuf>,
     /// Size of the buffers that the NIC is given, in bytes: a power of two, not below a page
     #[arg(long, value_name = "BYTES")]
     pub rx_page_size: Option<u32>,
@@ -127,6 +138,12 @@ pub struct SendArgs {
     /// Send this file, over each of several connections
     #[arg(short = 'f', long, value_name = "FILE")]
     pub input: Option<PathBuf>,
+    /// Send to a reader on this machine, by lo, veth or netkit; one that knows nothing of device memory gets a copy
+    #[arg(long)]
+    pub local: bool,
+    /// The same, and pass the dma-buf to a receiver that has made a socket of this name
+    #[arg(long, value_name = "PATH")]
+    pub share: Option<PathBuf>,
     /// What is sent with one call, in KiB
     #[arg(long, value_name = "KIB", default_value_t = 256, value_parser = value_parser!(u64).range(1..))]
     pub chunk: u64,
@@ -232,6 +249,13 @@ fn host_and_port(text: &str) -> Result<String, String> {
     }
 }
 
+impl CommonArgs {
+    /// The name of the interface.
+    pub fn interface(&self) -> &str {
+        self.interface.as_deref().unwrap_or("lo")
+    }
+}
+
 impl ReceiveArgs {
     /// Whether there may be more than one connection.
     pub fn is_several(&self) -> bool {
@@ -333,6 +357,18 @@ mod tests {
             (RECEIVE, " --vfio a/2", true),
             (RECEIVE, " --vfio a", false),
             (RECEIVE, " --vfio a/2 --kind huge", false),
+            ("receive -l h:1", "", false),
+            ("receive -l h:1", " --share a", true),
+            ("receive -c h:1", " --share a -n 2 --discard", true),
+            (RECEIVE, " --share a", false),
+            ("receive -l h:1 -q 1", " --share a", false),
+            ("receive -l h:1", " --share a --memory 1", false),
+            ("receive -l h:1", " --share a -k --discard", false),
+            ("send -c h:1", "", false),
+            ("send -c h:1", " --local", false),
+            ("send -c h:1", " --share a", true),
+            (SEND, " --local", true),
+            (SEND, " --share a", true),
             (SEND, "", true),
             (SEND, " --json", true),
             (SEND, " -n 2", false),

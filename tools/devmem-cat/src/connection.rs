@@ -68,7 +68,8 @@ fn shut_down(socket: &OwnedFd) -> io::Result<()> {
     Ok(shutdown(socket.as_raw_fd(), Shutdown::Both)?)
 }
 
-fn watch(socket: impl AsFd, listens: bool) -> io::Result<()> {
+/// Has a signal end a socket that the program waits for.
+pub fn watch(socket: impl AsFd, listens: bool) -> io::Result<()> {
     let fd = socket.as_fd();
     let watched = Watched {
         name: fd.as_raw_fd(),
@@ -84,7 +85,7 @@ fn watch(socket: impl AsFd, listens: bool) -> io::Result<()> {
 }
 
 /// Closes what was kept of it.
-fn unwatch(socket: impl AsFd) {
+pub fn unwatch(socket: impl AsFd) {
     let name = socket.as_fd().as_raw_fd();
     let mut sockets = SOCKETS.lock().unwrap_or_else(PoisonError::into_inner);
     sockets.retain(|watched| watched.name != name);

@@ -17,6 +17,7 @@ mod memory;
 mod output;
 mod receive;
 mod send;
+mod share;
 mod signal;
 mod stats;
 mod status;

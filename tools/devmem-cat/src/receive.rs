@@ -31,6 +31,7 @@ use crate::error::bind_error;
 use crate::error::context;
 use crate::memory;
 use crate::output::Output;
+use crate::share::Place;
 use crate::signal;
 use crate::stats::Progress;
 use crate::stats::Stats;
@@ -67,9 +68,29 @@ pub fn run(args: &ReceiveArgs) -> Fallible<()> {
         true => None,
         false => Some(open(args, None)?),
     };
+    match &args.share {
+        Some(path) => {
+            let place = Place::new(path)?;
+            let source = Source::new(common, |_| Ok(()))?;
+            let share = place.receive()?;
+            let mapping = share.memory().map()?;
+            Bound::new(args, mapping, share.id()).run(source, only)
+        }
+        None => {
+            let bound = bind(args)?;
+            // Steered before anybody is told to connect, so that none of it goes another way.
+            let source = Source::new(common, |to| bound.steer(to))?;
+            bound.run(source, only)
+        }
+    }
+}
+
+/// Binds a new dma-buf to the queues.
+fn bind(args: &ReceiveArgs) -> Fallible<Bound<'_>> {
+    let common = &args.common;
     let memory = memory::dmabuf(common)?;
     let mapping = memory.map()?;
-    let mut request = BindRx::new(undo::prepare(&common.interface)?);
+    let mut request = BindRx::new(undo::prepare(common.interface())?);
     for &queue in &args.queues {
         request = request.queue(queue);
     }
@@ -79,7 +100,7 @@ pub fn run(args: &ReceiveArgs) -> Fallible<()> {
     let id = undo::bind(|| {
         request
             .bind(&memory)
-            .map_err(|err| bind_error("binding queues of", &common.interface, &err).into())
+            .map_err(|err| bind_error("binding queues of", common.interface(), &err).into())
     })?;
     if args.queues.len() > 1 && nothing_left(id) {
         tell::say(
@@ -87,21 +108,7 @@ pub fn run(args: &ReceiveArgs) -> Fallible<()> {
              give more by --memory",
         );
     }
-    let total = args.size.filter(|_| !args.keep_open);
-    let bound = Bound {
-        args,
-        mapping,
-        id,
-        progress: Progress::new(
-            common,
-            total.and_then(|size| size.checked_mul(common.connections.into())),
-        ),
-    };
-    // Steered before anybody is told to connect, so that none of it goes another way.
-    let source = Source::new(common, |to| bound.steer(to))?;
-    bound
-        .progress
-        .during(|| bound.why_nothing_comes(), || bound.all(source, only))
+    Ok(Bound::new(args, mapping, id))
 }
 
 /// Where a connection is written to; they are numbered if there are several.
@@ -127,7 +134,32 @@ fn nothing_left(id: u32) -> bool {
     provider::binding(id).is_ok_and(|info| info.in_use == info.buffers)
 }
 
-impl Bound<'_> {
+impl<'a> Bound<'a> {
+    fn new(args: &'a ReceiveArgs, mapping: Mapping, id: u32) -> Self {
+        let connections = args.common.connections.into();
+        let total = args.size.filter(|_| !args.keep_open);
+        Self {
+            args,
+            mapping,
+            id,
+            progress: Progress::new(
+                &args.common,
+                total.and_then(|size| size.checked_mul(connections)),
+            ),
+        }
+    }
+
+    /// Receives all connections.
+    fn run(&self, source: Source, only: Option<Output>) -> Fallible<()> {
+        self.progress
+            .during(|| self.why_nothing_comes(), || self.all(source, only))
+    }
+
+    /// Whether the sender is on this machine, and the memory is its own.
+    fn is_shared(&self) -> bool {
+        self.args.share.is_some()
+    }
+
     fn steer(&self, to: SocketAddr) -> Fallible<()> {
         match self.args.queues.first() {
             Some(&queue) if self.args.steer => undo::steer(to, queue),
@@ -136,7 +168,7 @@ impl Bound<'_> {
     }
 
     fn why_nothing_comes(&self) {
-        if nothing_left(self.id) {
+        if !self.is_shared() && nothing_left(self.id) {
             tell::say(
                 "nothing comes, and all of the memory is in use: more by --memory may help, \
                  see rxN_no_buffer or the like in ethtool -S",
@@ -262,8 +294,12 @@ impl Tally<'_> {
                     Piece::Frag(frag) => {
                         self.frags += 1;
                         if frag.dmabuf_id != *id {
+                            let why = match self.bound.is_shared() {
+                                true => "the sender has passed another memory",
+                                false => "another program has the queue of this flow",
+                            };
                             return Err(format!(
-                                "data came by binding {}, not by {id}: another program has the queue of this flow",
+                                "data came by binding {}, not by {id}: {why}",
                                 frag.dmabuf_id
                             )
                             .into());
@@ -306,6 +342,7 @@ impl Tally<'_> {
 
     fn tell(self, connection: &Connection, result: &Fallible<()>) {
         let ReceiveArgs { common, steer, .. } = self.bound.args;
+        let is_shared = self.bound.is_shared();
         let all_copied = self.stats.bytes() > 0 && self.frags == 0;
         self.stats.finish(
             common,
@@ -318,15 +355,15 @@ impl Tally<'_> {
             ],
         );
         if all_copied {
-            let why = match steer {
-                false => "the flow is on another queue: see --steer",
-                true => {
-                    "the flow is on another queue in spite of --steer: see what other rules ethtool -n shows"
+            let why = match (is_shared, steer) {
+                (true, _) => "the sender has not sent from the dma-buf that it passed",
+                (false, false) => "the flow is on another queue: see --steer, and ethtool -S",
+                (false, true) => {
+                    "the flow is on another queue in spite of --steer: see what other rules ethtool -n shows, \
+                     and ethtool -S"
                 }
             };
-            tell::say(format_args!(
-                "nothing came in device memory: {why}, and ethtool -S"
-            ));
+            tell::say(format_args!("nothing came in device memory: {why}"));
         }
     }
 }

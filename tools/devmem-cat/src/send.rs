@@ -28,6 +28,7 @@ use crate::error::Fallible;
 use crate::error::bind_error;
 use crate::error::context;
 use crate::memory;
+use crate::share;
 use crate::stats::Progress;
 use crate::stats::Stats;
 
@@ -63,12 +64,20 @@ pub fn run(args: &SendArgs) -> Fallible<()> {
     for (i, region) in regions.into_iter().enumerate() {
         shares[i % count].regions.push(region);
     }
-    let ifindex = if_nametoindex(common.interface.as_str())
-        .map_err(|err| format!("interface {}: {err}", common.interface))?;
-    let binding = BindTx::new(ifindex)
+    let interface = common.interface();
+    let ifindex =
+        if_nametoindex(interface).map_err(|err| format!("interface {interface}: {err}"))?;
+    let request = match args.local || args.share.is_some() {
+        true => BindTx::new(ifindex).local(),
+        false => BindTx::new(ifindex),
+    };
+    let binding = request
         .bind(&memory)
-        .map_err(|err| bind_error("sending by", &common.interface, &err))?;
+        .map_err(|err| bind_error("sending by", interface, &err))?;
     let source = Source::new(common, |_| Ok(()))?;
+    if let Some(path) = &args.share {
+        share::pass(path, &binding, &memory)?;
+    }
     let progress = Progress::new(common, total);
     progress.during(|| (), || all(args, source, &binding, &progress, shares))
 }
