@@ -35,6 +35,7 @@ use devmem_testlib::events;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::End;
 use devmem_testlib::pair::Ip;
+use devmem_testlib::pair::Joint;
 use devmem_testlib::pair::address;
 use devmem_testlib::probe::Call;
 use devmem_testlib::provider;
@@ -82,9 +83,13 @@ impl Cat {
 
     /// The same, by a command line that begins like this.
     fn start_by(mut line: Command, end: &End, command: &str, options: &str) -> io::Result<Self> {
-        line.arg(command)
-            .args(["-i", &end.ifname])
-            .args(options.split_whitespace())
+        line.args([command, "-i", &end.ifname]);
+        Self::start_at(line, end, options)
+    }
+
+    /// Starts one at an end, whatever interface it has.
+    fn start_at(mut line: Command, end: &End, options: &str) -> io::Result<Self> {
+        line.args(options.split_whitespace())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -838,6 +843,79 @@ fn what_is_refused() -> Outcome {
     Ok(())
 }
 
+/// A receiver that takes the memory of a sender on this machine, and waits for it.
+fn receiver_beside(pair: &Pair, place: &TempFile, options: &str) -> io::Result<Cat> {
+    let mut line = Command::new(Cat::program()?);
+    line.arg("receive");
+    let options = format!("-l 192.0.2.1:5360 --share {} {options}", place.option());
+    let mut rx = Cat::start_at(line, &pair.rx, &options)?;
+    rx.says("listening on");
+    Ok(rx)
+}
+
+/// Between two ends without a NIC: a receiver that is passed the memory reads it there, and one that knows nothing of it
+/// gets a copy.
+fn on_the_same_machine() -> Outcome {
+    for (joint, backend) in [
+        (Joint::Lo, "blocking"),
+        (Joint::Netkit, "blocking"),
+        (Joint::Netkit, "uring"),
+    ] {
+        let pair = Pair::local(joint)?;
+        let (from, to) = (TempFile::new("from"), TempFile::new("to"));
+        let place = TempFile::new("place");
+        fs::write(&from.0, traffic::bytes(0, LEN))?;
+        let options = format!("--json -b {backend} -o {}", to.option());
+        let mut rx = receiver_beside(&pair, &place, &options)?;
+        let options = format!(
+            "-c 192.0.2.1:5360 -m 4 -b {backend} --json --share {} -f {}",
+            place.option(),
+            from.option()
+        );
+        let mut tx = Cat::start(&pair.tx, "send", &options)?;
+        tx.ends_with(Some(0))?;
+        rx.ends_with(Some(0))?;
+        assert_content(&to.0, LEN)?;
+        for (cat, none) in [
+            (&mut rx, "\"host_bytes\":0"),
+            (&mut tx, "\"copied_calls\":0"),
+        ] {
+            let line = cat.written()?;
+            assert!(line.contains(none), "{joint:?} {backend}: {line}");
+        }
+        assert!(!place.0.exists());
+
+        let listener = pair.listen(Ip::V4, 5361)?;
+        let options = format!(
+            "-c 192.0.2.1:5361 -m 4 -b {backend} --json --local -f {}",
+            from.option()
+        );
+        let mut tx = Cat::start(&pair.tx, "send", &options)?;
+        let (mut socket, _) = listener.accept()?;
+        let mut all = Vec::new();
+        socket.read_to_end(&mut all)?;
+        drop(socket);
+        assert_eq!(all.len(), LEN);
+        traffic::compare(0, &all);
+        tx.ends_with(Some(0))?;
+        let line = tx.written()?;
+        assert!(!line.contains("\"copied_calls\":0"), "{line}");
+    }
+    Ok(())
+}
+
+/// A receiver whose sender never comes leaves nothing.
+fn nobody_passes_a_memory() -> Outcome {
+    let pair = Pair::local(Joint::Lo)?;
+    let place = TempFile::new("place");
+    let mut rx = receiver_beside(&pair, &place, "--discard")?;
+    assert!(place.0.exists());
+    rx.signal(Signal::SIGTERM)?;
+    rx.ends_with(INTERRUPTED)?;
+    assert!(!place.0.exists());
+    Ok(())
+}
+
 fn main() -> ExitCode {
     runner::run(tests![
         a_file_arrives,
@@ -858,5 +936,7 @@ fn main() -> ExitCode {
         progress_of_what_stands_still,
         status_tells_who_holds_memory,
         what_is_refused,
+        on_the_same_machine,
+        nobody_passes_a_memory,
     ])
 }
