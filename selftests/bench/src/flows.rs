@@ -3,8 +3,7 @@
 //! Flows from end to end: how fast they are together, and how long a message takes to its last byte.
 //!
 //! Each flow has a message under way, and sends the next when that has arrived. The memory of the receiver is
-//! given back at once. AF_UNIX and TCP over loopback are there to compare with; SMC's loopback device is
-//! not in the guest's kernel.
+//! given back at once. AF_UNIX and TCP over loopback are there to compare with.
 //!
 //! Where instructions are counted there is one CPU, which always has something to do: then time is the number of
 //! instructions of both ends and all between them.

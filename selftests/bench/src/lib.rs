@@ -12,6 +12,7 @@ pub mod clock;
 pub mod flows;
 pub mod layout;
 pub mod link;
+pub mod local;
 pub mod memory;
 pub mod message;
 pub mod options;
@@ -37,4 +38,5 @@ pub const SERIES: &[(&str, Series)] = &[
     ("receive", receive::run),
     ("transmit", transmit::run),
     ("flows", flows::run),
+    ("local", local::run),
 ];

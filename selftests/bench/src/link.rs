@@ -128,7 +128,7 @@ pub fn select(subject: &str) -> io::Result<()> {
 }
 
 /// A ratio of a provider against itself would look very well.
-fn check(info: &provider::BindingInfo, by: Provider) -> io::Result<()> {
+pub fn check(info: &provider::BindingInfo, by: Provider) -> io::Result<()> {
     match info.provider == by.name() {
         true => Ok(()),
         false => Err(io::Error::other(format!(

@@ -38,6 +38,7 @@ use devmem::ethtool::Ethtool;
 use devmem::ethtool::Rings;
 use devmem::netdev::Netdev;
 use devmem::netdev::Queue;
+use devmem::netlink::Attrs;
 use devmem::netns::Netns;
 use nix::ifaddrs::getifaddrs;
 use nix::mount::MsFlags;
@@ -58,6 +59,7 @@ use crate::ifctl::Interface;
 use crate::ifctl::Rss;
 use crate::keeper;
 use crate::netkit;
+use crate::netlink;
 use crate::provider;
 use crate::report;
 use crate::report::reason_to_skip;
@@ -528,6 +530,22 @@ impl End {
             let attribute = format!("/sys/class/net/{}/gro_flush_timeout", self.ifname);
             fs::write(attribute, timeout.to_string())
         })
+    }
+
+    /// Lets TCP make packets of so many bytes, if that is more than IP can say: BIG TCP, by both versions.
+    pub fn set_big_tcp(&self, bytes: u32) -> io::Result<()> {
+        const RTM_NEWLINK: u16 = 16;
+        const IFLA_GSO_MAX_SIZE: u16 = 41;
+        const IFLA_GSO_IPV4_MAX_SIZE: u16 = 63;
+        let mut ifinfomsg = [0; 16];
+        ifinfomsg[4..8].copy_from_slice(&self.ifindex.to_ne_bytes());
+        let attrs = Attrs::new()
+            .u32(IFLA_GSO_MAX_SIZE, bytes)
+            .u32(IFLA_GSO_IPV4_MAX_SIZE, bytes);
+        let flags = netlink::REQUEST | netlink::ACK;
+        let request = netlink::message(RTM_NEWLINK, flags, &ifinfomsg, attrs.as_bytes());
+        self.ns
+            .run(|| netlink::Socket::open(netlink::ROUTE)?.request(&request))
     }
 
     /// The address of the device.
