@@ -110,7 +110,8 @@
 //!
 //! In `examples/`: `receive` and `send` are whole programs around the loops above, `uring` receives by io_uring,
 //! `threads` several connections, the pieces of which go to another thread, `tokio` several in one thread, and `survivor`
-//! one after the other into memory that may be taken back.
+//! one after the other into memory that may be taken back. `local` sends to a reader in another network namespace of the same
+//! machine.
 //!
 //! Sockets are borrowed, or shared: see [`Socket`]. Everything that waits has a variant that does so for no longer than a
 //! while, or not at all: [`Receiver::recv_timeout`], [`Sender::send_timeout`], [`Sender::wait_timeout`],
