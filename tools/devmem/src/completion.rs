@@ -379,7 +379,9 @@ impl<T> InFlight<T> {
     pub(crate) fn forget(&mut self) {
         if !self.pending.is_empty() {
             let sources = self.pending.len();
-            warn!("the kernel may still read {sources} sources: their memory never comes back");
+            warn!(
+                "the kernel or a peer may still read {sources} sources: their memory never comes back"
+            );
         }
         mem::forget(mem::take(&mut self.pending));
     }

@@ -65,12 +65,14 @@ const AT_ONCE: usize = 128;
 ///
 /// It is used as a [`Sender`](crate::Sender) and a [`Receiver`](crate::Receiver) of TCP are, by the same traits, but that
 /// each part that is sent arrives as one [`Piece::Frag`](crate::Piece::Frag), and is not joined with others. Nothing
-/// but offsets and lengths goes through the socket. The kernel has no part in it: any kernel will do, and any exporter.
+/// but offsets and lengths goes through the socket. The kernel has no part in it: any kernel will do, and any exporter. What
+/// is longer than 2 GiB arrives as several.
 ///
 /// - [`share`](Self::share) passes a dma-buf and gives the binding to send from; the peer finds it by
 ///   [`memory`](Self::memory);
 /// - a source that was sent comes back when the peer has returned the tokens of all its parts, and is not read before that,
-///   if the peer is honest: it has the memory, and nobody can keep it from reading;
+///   if the peer is honest: it has the memory, and nobody can keep it from reading. What is in flight when the channel is
+///   dropped never comes back, as that of a sender;
 /// - a peer has up to [`WINDOW`] parts, however long they are. Who holds tokens makes the other end wait;
 /// - each end [finishes](Self::finish) by itself. An end that goes without that is an error for the other one.
 ///
@@ -541,6 +543,13 @@ impl<T: Source> Calls<T> for Channel<'_, T> {
     }
 }
 
+/// An honest peer may still read what it has.
+impl<T> Drop for Channel<'_, T> {
+    fn drop(&mut self) {
+        self.flight.forget();
+    }
+}
+
 impl<'s, T: Source> Receive<'s> for Channel<'s, T> {
     fn recv(&mut self) -> io::Result<Received<'_, 's>> {
         Channel::recv(self)
@@ -853,6 +862,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Something that is to be kept.
+    #[derive(Debug)]
+    struct Kept(Arc<()>);
+
+    impl Source for Kept {
+        fn extents(&self) -> impl Iterator<Item = Extent> {
+            [extent(0, 1)].into_iter()
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn what_is_lent_is_kept_when_the_channel_is_dropped() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let mut a = Channel::<Kept>::opening(a.into(), DmaBuf::of_memfd).unwrap();
+        let mut b = end(b);
+        let binding = a.share(&memory()).unwrap();
+        let kept = Arc::new(());
+        a.send(&binding, Kept(Arc::clone(&kept))).unwrap();
+        frags(&mut b);
+        assert!(Arc::ptr_eq(&a.wait().unwrap().unwrap().source.0, &kept));
+        a.send(&binding, Kept(Arc::clone(&kept))).unwrap();
+        let held = frags(&mut b);
+        drop(a);
+        assert_eq!(Arc::strong_count(&kept), 2, "it may still be read");
+        drop(held);
     }
 
     #[test]

