@@ -52,6 +52,14 @@ const EXAMPLES: &[(&str, &str)] = &[
         "Sends it from a dma-buf on another machine.",
     ),
     (
+        "devmem-cat receive --listen 127.0.0.1:5201 --share /run/place --output file",
+        "Receives from the same machine, in the memory of the sender, which passes it at /run/place.",
+    ),
+    (
+        "devmem-cat send --connect 127.0.0.1:5201 --share /run/place --input file",
+        "Sends it there, by lo.",
+    ),
+    (
         "devmem-cat cleanup --interface eth0",
         "Removes what a receiver that was killed has left on eth0; the next receiver does so, too.",
     ),
