@@ -4,7 +4,7 @@
 //!
 //! Each subject has one flow. A *stream* sends message after message, as many as its memory or its buffers have room for; a
 //! *message* is sent when the one before it has arrived. Nobody writes or reads the bytes themselves: where they are copied it
-//! is the kernel that does. Buffers of sockets are as large as the kernel makes them.
+//! is the kernel that does. Buffers of sockets are as large as the kernel makes them, but by netdevsim.
 
 use std::io;
 use std::io::Read;
@@ -20,6 +20,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use devmem::BindTx;
+use devmem::Binding;
 use devmem::DmaBuf;
 use devmem::Error;
 use devmem::Extent;
@@ -35,6 +36,7 @@ use devmem::netlink::Attrs;
 use devmem::netlink::GenericSocket;
 use devmem_testlib::Pair;
 use devmem_testlib::Provider;
+use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::Joint;
 use devmem_testlib::pair::address;
@@ -45,9 +47,12 @@ use nix::sys::socket::connect;
 use nix::sys::socket::listen;
 
 use crate::clock::Unit;
+use crate::link::Link;
 use crate::link::PROVIDERS;
+use crate::link::Segments;
 use crate::link::check;
 use crate::link::select;
+use crate::memory::Memory;
 use crate::options::Options;
 use crate::record::Case;
 use crate::record::Samples;
@@ -71,6 +76,7 @@ const FRAGS: usize = 256;
 const LO: &str = "lo";
 const LO_BIG: &str = "lo, BIG TCP";
 const NETKIT: &str = "netkit";
+const NETDEVSIM: &str = "netdevsim";
 /// The port of the first lane.
 const PORT: u16 = 5300;
 const IPPROTO_SMC: i32 = 256;
@@ -110,7 +116,20 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
         end.set_big_tcp(BIG)?;
     }
     let memory = DmaBuf::udmabuf(MEMORY)?;
+    let link = Link::new(Segments {
+        mss: 4096,
+        offload: true,
+    })?;
+    // Room for all that is on the way.
+    let landings = [Memory::pages(2 * MEMORY)?, Memory::pages(2 * MEMORY)?];
+    let mut bindings: Vec<Binding> = Vec::new();
+    for ((queue, by), landing) in (1..).zip(PROVIDERS).zip(&landings) {
+        bindings.push(link.bind(by, queue, landing, None)?);
+    }
     let mut lanes = lanes(&pairs, &memory)?;
+    for (queue, by) in (1..).zip(PROVIDERS) {
+        lanes.push(Lane::by_devices(&link, by, queue)?);
+    }
     for size in SIZES {
         eprintln!("local: {size}");
         // The first round warms up.
@@ -168,6 +187,21 @@ impl Lane {
         }
     }
 
+    /// Of parts of a binding's memory.
+    fn of_parts(
+        noted: Vec<(&'static str, &'static str)>,
+        binding: TxBinding,
+        connection: Connection,
+    ) -> io::Result<Self> {
+        let rx = Arc::new(connection.rx);
+        let receiver = Receiver::with_capacity(Arc::clone(&rx), DATA, FRAGS);
+        Ok(Self {
+            noted,
+            tap: Tap::Device(Box::new(Sender::new(connection.tx)?), binding),
+            sink: Sink::Device(Box::new(receiver), Box::new(TokenBatch::new(rx))),
+        })
+    }
+
     /// From a local binding.
     fn device(
         pair: &Pair,
@@ -181,13 +215,14 @@ impl Lane {
         let binding = pair.tx.ns.run(|| Ok(request.bind(memory)))??;
         check(&binding.stats()?, by)?;
         let connection = pair.connect(&pair.listen(Ip::V4, port)?)?;
-        let rx = Arc::new(connection.rx);
-        let receiver = Receiver::with_capacity(Arc::clone(&rx), DATA, FRAGS);
-        Ok(Self {
-            noted: vec![(joined_by, by.name())],
-            tap: Tap::Device(Box::new(Sender::new(connection.tx)?), binding),
-            sink: Sink::Device(Box::new(receiver), Box::new(TokenBatch::new(rx))),
-        })
+        Self::of_parts(vec![(joined_by, by.name())], binding, connection)
+    }
+
+    /// From the memory of one netdevsim device into that of another, which copies as a NIC's DMA does.
+    fn by_devices(link: &Link, by: Provider, queue: u32) -> io::Result<Self> {
+        let binding = link.bind_tx(by, &Memory::pages(MEMORY)?)?;
+        let connection = link.connect(queue)?;
+        Self::of_parts(vec![(NETDEVSIM, by.name())], binding, connection)
     }
 
     /// By a channel.
