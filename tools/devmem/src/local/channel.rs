@@ -81,9 +81,9 @@ const AT_ONCE: usize = 128;
 /// # What ends it
 ///
 /// A peer that goes, or says what cannot be: parts that are not in the memory that they are said to be in, or come out of
-/// order; more of them than it may lend; that something came back that it was not lent. From then on receiving and sending fail. What
-/// was lent to it comes back as [`Sent`], as nobody is there who would return it. Parts that it had sent can be read
-/// as long as their memory is there.
+/// order; more of them than it may lend; that something came back that it was not lent. From then on receiving and sending
+/// fail. What was lent to it comes back as [`Sent`], as nobody is there who would return it. Parts that it had sent can be
+/// read as long as their memory is there.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
