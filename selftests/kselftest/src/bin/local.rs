@@ -409,6 +409,34 @@ fn runs() -> Outcome {
     Ok(())
 }
 
+/// A packet, and so a frag and its token, is as large as the device lets TCP make it.
+fn larger_packets() -> Outcome {
+    const ALL_OF_IT: u64 = 900_000;
+    let memory = DmaBuf::udmabuf(1 << 20)?;
+    tx::fill(&memory)?;
+    let pair = Pair::local(Joint::Lo)?;
+    pair.rx.sysctl("ipv4/tcp_rmem", "4096 4194304 6291456")?;
+    pair.tx.set_big_tcp(524_280)?;
+    let binding = pair.tx.bind_tx(&memory)?;
+    let connection = pair.connect(&pair.listen(Ip::V4, Sending::PORT)?)?;
+    enable_zerocopy(&connection.tx)?;
+    let call = tx::Call::new(binding.id(), &[extent(0, ALL_OF_IT)]);
+    assert_eq!(call.send(&connection.tx)? as u64, ALL_OF_IT);
+    wait_received(&connection.rx, ALL_OF_IT);
+    let map = memory.map()?;
+    let mut probe = Probe::new(&connection.rx, &[(binding.id(), &map)]).quiet();
+    let mut sizes = Vec::new();
+    while sizes.iter().sum::<u32>() < ALL_OF_IT as u32 {
+        let got = probe.call(&Call::new(ALL));
+        assert!(!got.is_empty(), "the stream ended");
+        sizes.extend(got.sizes());
+    }
+    assert!(sizes.iter().any(|&size| size > 1 << 16), "{sizes:?}");
+    probe.give_back();
+    Completions::default().wait(&connection.tx, 1)?;
+    Ok(())
+}
+
 /// What is sent is read although the owner is gone. The binding stays for as long as somebody has something of it,
 /// unread or as tokens, and so who has can be found.
 fn the_owner_goes() -> Outcome {
@@ -1003,6 +1031,7 @@ fn main() -> ExitCode {
         any_exporter,
         far_into_the_memory,
         runs,
+        larger_packets,
         the_owner_goes,
         the_namespace_goes,
         the_device_goes,

@@ -78,7 +78,8 @@ impl Share {
         receive(socket.as_fd(), None, DmaBuf::from_fd)
     }
 
-    /// Like [`receive`](Self::receive), but no longer than a while, however little comes at once.
+    /// Like [`receive`](Self::receive), but no longer than a while, however little comes at once. A peer that has a file
+    /// system of its own (FUSE) can pass a file of that, and have the kernel wait for it when that is looked at or closed.
     ///
     /// # Errors
     ///
