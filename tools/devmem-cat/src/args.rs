@@ -138,7 +138,7 @@ pub struct SendArgs {
     /// Send this file, over each of several connections
     #[arg(short = 'f', long, value_name = "FILE")]
     pub input: Option<PathBuf>,
-    /// Send to a reader on this machine, by lo, veth or netkit; one that knows nothing of device memory gets a copy
+    /// Send to a reader of device memory on this machine, by lo, veth or netkit: it has to have the memory, too
     #[arg(long)]
     pub local: bool,
     /// The same, and pass the dma-buf to a receiver that has made a socket of this name
