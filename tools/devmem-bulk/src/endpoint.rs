@@ -8,6 +8,8 @@ use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -199,6 +201,13 @@ impl Source for Part {
     }
 }
 
+/// To be polled: there is something to read when something has happened. [`Endpoint::try_event`] finds out what.
+impl AsRawFd for Endpoint {
+    fn as_raw_fd(&self) -> RawFd {
+        self.ring.as_raw_fd()
+    }
+}
+
 impl Endpoint {
     /// An end of these sockets: the control connection, and the lanes in the same order as at the other end. Both have
     /// to be made; see [`connect`](crate::connect::connect) and [`Acceptor`](crate::connect::Acceptor).
@@ -318,6 +327,12 @@ impl Endpoint {
             Some(end) if end <= memory.size() => Ok(()),
             _ => Err(Refused::Length),
         }
+    }
+
+    /// Whether there is more to do, or to tell, without anything that can be polled for: then whoever polls asks for
+    /// [events](Self::try_event) first. So he does after he has made requests, whatever this says.
+    pub fn is_busy(&self) -> bool {
+        self.more || self.machine.has_events() || self.ring.has_completions()
     }
 
     /// How the connection ended, if it has.
