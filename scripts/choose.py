@@ -25,8 +25,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 NICS = ("pci", "iommu", "apart")
 # The last one is a kernel of the user's own: what it lacks is found out there.
 GUESTS = ("fast", "debug", "kcsan", *NICS, "own")
-# That of programs which measure.
-BENCH = "bench"
+# Programs which measure, and those that need no guest.
+BENCH, HOST = "bench", "host"
 PROVIDERS = ("devmem_provider", "builtin")
 ALONE = ("host", "bench")
 NAME = re.compile(
@@ -105,7 +105,7 @@ class Programs:
         everywhere = [guest for guest in GUESTS if guest not in NICS or guest in nics]
         guests = self.exceptions.get(program, (everywhere, ""))[0]
         # A kernel of the user's own runs all but these.
-        return guests if {BENCH, "own"} & {*guests} or {*guests} <= {*NICS} else [*guests, "own"]
+        return guests if {BENCH, HOST, "own"} & {*guests} or {*guests} <= {*NICS} else [*guests, "own"]
 
     def providers(self, program, those):
         """On which of those providers a program runs: also on both at once."""

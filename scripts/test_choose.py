@@ -22,9 +22,11 @@ FILES = {
     "fuzz/src/main.rs": "",
     "bench/Cargo.toml": '[package]\nname = "x"\n[[bin]]\nname = "bench-all"\npath = "src/main.rs"\n',
     "bench/src/main.rs": "",
+    "model/Cargo.toml": '[package]\nname = "model"\n',
+    "model/src/main.rs": "",
     "hardware": "# list\nflags/peek\nflags/wait stream\nnic/probe\nnic/reset\npeers/reach\npeers/pages not-iommu\n",
     "upstream-cases": "# list\nnet/devmem.py check_rx\n",
-    "programs": "slow debug each\nmodule fast,debug devmem_provider\nnic pci each\npeers pci,iommu each\nfuzz fast both\nbench-all bench both\n",
+    "programs": "slow debug each\nmodule fast,debug devmem_provider\nnic pci each\npeers pci,iommu each\nfuzz fast both\nmodel host both\nbench-all bench both\n",
     "durations": "fast builtin/flags 7\nfast devmem_provider/flags 9\n",
 }
 

@@ -33,6 +33,7 @@ pub mod modules;
 pub mod multicast;
 pub mod needs;
 pub mod netkit;
+mod netkit_link;
 mod netlink;
 pub mod nfqueue;
 pub mod nic;

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A netkit device that has leased a queue, as containers have them; and pairs that have leased none.
+//! A netkit device that has leased a queue, as containers have them.
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
 use std::process::Command;
@@ -23,7 +22,7 @@ use nix::sys::socket::connect;
 use nix::sys::socket::socket;
 
 use crate::ifctl::Interface;
-use crate::netlink;
+use crate::netkit_link;
 use crate::pair::End;
 use crate::pair::path_of;
 use crate::report::diag;
@@ -32,18 +31,6 @@ const NAME: &str = "nktest";
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// There is nobody who has it.
 const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-
-const RTM_NEWLINK: u16 = 16;
-const NEW: u16 = netlink::REQUEST | netlink::ACK | netlink::CREATE | netlink::EXCLUSIVE;
-const IFLA_IFNAME: u16 = 3;
-const IFLA_LINKINFO: u16 = 18;
-const IFLA_NET_NS_FD: u16 = 28;
-const IFLA_NUM_RX_QUEUES: u16 = 32;
-const IFLA_INFO_KIND: u16 = 1;
-const IFLA_INFO_DATA: u16 = 2;
-const IFLA_NETKIT_PEER_INFO: u16 = 1;
-const IFLA_NETKIT_PAIRING: u16 = 10;
-const NETKIT_DEVICE_SINGLE: u32 = 1;
 
 const NETDEV_CMD_QUEUE_CREATE: u8 = 16;
 const NETDEV_A_QUEUE_LEASE: u16 = 8;
@@ -153,42 +140,8 @@ fn lease(physical: &End, rxq: u32, ifindex: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a pair of devices that lead from one namespace to another, by their names there.
-pub(crate) fn make_pair(one: (&Netns, &str), other: (&Netns, &str)) -> io::Result<()> {
-    const IFINFOMSG: [u8; 16] = [0; 16];
-    let at_other = Attrs::new()
-        .string(IFLA_IFNAME, other.1)
-        .u32(IFLA_NET_NS_FD, other.0.as_fd().as_raw_fd() as u32);
-    let peer = [&IFINFOMSG, at_other.as_bytes()].concat();
-    let data = Attrs::new().bytes(IFLA_NETKIT_PEER_INFO, &peer);
-    let info = Attrs::new()
-        .string(IFLA_INFO_KIND, "netkit")
-        .nested(IFLA_INFO_DATA, &data);
-    let attrs = Attrs::new()
-        .string(IFLA_IFNAME, one.1)
-        .nested(IFLA_LINKINFO, &info);
-
-    let request = netlink::message(RTM_NEWLINK, NEW, &IFINFOMSG, attrs.as_bytes());
-    one.0
-        .run(|| netlink::Socket::open(netlink::ROUTE)?.request(&request))?;
-    Ok(())
-}
-
 /// Makes the device, and tells its number.
-///
-/// The program `ip` may be too old to know of such devices.
 fn make() -> io::Result<u32> {
-    const IFINFOMSG: [u8; 16] = [0; 16];
-    let data = Attrs::new().u32(IFLA_NETKIT_PAIRING, NETKIT_DEVICE_SINGLE);
-    let info = Attrs::new()
-        .string(IFLA_INFO_KIND, "netkit")
-        .nested(IFLA_INFO_DATA, &data);
-    let attrs = Attrs::new()
-        .string(IFLA_IFNAME, NAME)
-        .u32(IFLA_NUM_RX_QUEUES, 2)
-        .nested(IFLA_LINKINFO, &info);
-
-    let request = netlink::message(RTM_NEWLINK, NEW, &IFINFOMSG, attrs.as_bytes());
-    netlink::Socket::open(netlink::ROUTE)?.request(&request)?;
+    netkit_link::make_single(NAME, 2)?;
     Ok(if_nametoindex(NAME)?)
 }

@@ -58,7 +58,7 @@ use crate::ifctl::Flow;
 use crate::ifctl::Interface;
 use crate::ifctl::Rss;
 use crate::keeper;
-use crate::netkit;
+use crate::netkit_link;
 use crate::netlink;
 use crate::provider;
 use crate::report;
@@ -1024,7 +1024,7 @@ fn join(joint: Joint, one: &Netns, other: &Netns) -> io::Result<(&'static str, &
     const THERE: &str = "there";
     match joint {
         Joint::Lo => return Ok(("lo", "lo")),
-        Joint::Netkit => netkit::make_pair((one, HERE), (other, THERE))?,
+        Joint::Netkit => netkit_link::make_pair((one, HERE), (other, THERE))?,
         Joint::Veth => {
             let ns = path_of(other);
             let args = format!("link add {HERE} type veth peer name {THERE} netns {ns}");
