@@ -21,18 +21,11 @@ use super::wire::Frame;
 use super::wire::Hello;
 use super::wire::LONGEST;
 use super::wire::NOTE;
+use super::wire::STATUS;
 use super::wire::Status;
 
 fn status() -> impl Strategy<Value = Status> {
-    prop::sample::select(vec![
-        Status::Placed,
-        Status::Key,
-        Status::Range,
-        Status::Rights,
-        Status::Memory,
-        Status::Cancelled,
-        Status::Fenced,
-    ])
+    prop::sample::select(&STATUS[..])
 }
 
 fn frame() -> impl Strategy<Value = Frame> {

@@ -118,7 +118,7 @@ pub enum Fault {
     Local,
 }
 
-const STATUS: [Status; 7] = [
+pub(super) const STATUS: [Status; 7] = [
     Status::Placed,
     Status::Key,
     Status::Range,

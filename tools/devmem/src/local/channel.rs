@@ -988,21 +988,32 @@ mod tests {
         );
     }
 
+    /// A peer that says what it likes, and has passed a memory.
+    fn with_a_memory() -> (UnixStream, Channel<'static>) {
+        let (a, b) = UnixStream::pair().unwrap();
+        let b = end(b);
+        let _ = end(a.try_clone().unwrap()).share(&memory()).unwrap();
+        (a, b)
+    }
+
+    /// The record of the first byte of that, as the part of this number.
+    fn byte(number: u32) -> Vec<u8> {
+        let part = Record::Part {
+            number,
+            id: 1,
+            offset: 0,
+            len: 1,
+        };
+        part.encode().to_vec()
+    }
+
     #[test]
     #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn more_parts_than_may_be_lent() {
-        let (mut a, b) = UnixStream::pair().unwrap();
-        let mut b = end(b);
-        let _ = end(a.try_clone().unwrap()).share(&memory()).unwrap();
+        let (mut a, mut b) = with_a_memory();
         let mut held = Vec::new();
         for number in 0..=WINDOW {
-            let record = Record::Part {
-                number,
-                id: 1,
-                offset: 0,
-                len: 1,
-            };
-            a.write_all(&record.encode()).unwrap();
+            a.write_all(&byte(number)).unwrap();
             match b.recv() {
                 Ok(received) => held.extend(received.map(|piece| match piece {
                     Piece::Frag(frag) => frag,
@@ -1022,17 +1033,9 @@ mod tests {
     fn who_reads_nothing_lends_no_more() {
         /// More than there is room for in two sockets of this kind.
         const MANY: u32 = 1 << 16;
-        let (mut a, b) = UnixStream::pair().unwrap();
-        let mut b = end(b);
-        let _ = end(a.try_clone().unwrap()).share(&memory()).unwrap();
+        let (mut a, mut b) = with_a_memory();
         let ended = (0..MANY).find_map(|number| {
-            let record = Record::Part {
-                number,
-                id: 1,
-                offset: 0,
-                len: 1,
-            };
-            a.write_all(&record.encode()).unwrap();
+            a.write_all(&byte(number)).unwrap();
             // Each part is given back at once.
             b.recv().err()
         });
@@ -1081,9 +1084,7 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
     fn records_may_come_in_bits() {
-        let (mut a, b) = UnixStream::pair().unwrap();
-        let mut b = end(b);
-        let _ = end(a.try_clone().unwrap()).share(&memory()).unwrap();
+        let (mut a, mut b) = with_a_memory();
         let record = Record::Part {
             number: 0,
             id: 1,
