@@ -163,7 +163,7 @@ where
         now: impl FnOnce() -> u64,
     ) -> bool {
         let free = self.free();
-        let room = self.shares.room(queue, free);
+        let room = self.room(queue);
         let least = LEAST.min(self.capacity() / LEAST_SHARE);
         let share = free.div_ceil(SHARE).max(least);
         let count = share.min(room).min(most).min(BATCH);
@@ -187,6 +187,12 @@ where
             return self.recovered(now);
         }
         room == 0 && self.exhaust(queue, now)
+    }
+
+    /// How many net_iovs `queue` may have now, with as many calls of [`take`](Self::take) as it needs.
+    #[inline]
+    pub(crate) fn room(&self, queue: Option<usize>) -> usize {
+        self.shares.room(queue, self.free())
     }
 
     #[cold]

@@ -417,6 +417,18 @@ impl RxBuffers {
         });
     }
 
+    /// How many buffers a page pool may have now, besides those that it has. Not in hard interrupts.
+    ///
+    /// # Safety
+    ///
+    /// `pool` has to be valid.
+    pub(super) unsafe fn count_free(&self, pool: NonNull<bindings::page_pool>) -> usize {
+        // SAFETY: By the requirements of this function.
+        let account = unsafe { self.account(pool) };
+
+        self.free.lock().list().room(account)
+    }
+
     #[inline]
     fn put(&self, iovs: impl Iovs, account: Option<usize>) {
         self.with_free(account, |free, account| free.put(iovs, account, now));

@@ -46,6 +46,7 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
         destroy: Some(Self::destroy),
         nl_fill: Some(bindings::net_devmem_mp_nl_fill),
         uninstall: Some(bindings::net_devmem_mp_uninstall),
+        count_free: Some(Self::count_free),
     };
 
     /// # Safety
@@ -182,5 +183,21 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
         // SAFETY: By the requirements of this function the pool had them from `alloc_netmems`, and
         // gives them up.
         P::release_netmems(unsafe { buffers.all_returned(pool, netmems) });
+    }
+
+    /// # Safety
+    ///
+    /// `pool` has to be a page pool that [`Self::init`] saw, and that is not destroyed meanwhile.
+    unsafe extern "C" fn count_free(pool: *const bindings::page_pool) -> c_uint {
+        let Some(pool) = NonNull::new(pool.cast_mut()) else {
+            return 0;
+        };
+        // SAFETY: The pool has a reference to the binding since `init`.
+        let buffers = unsafe { Self::buffers(Self::binding(pool)) };
+
+        // SAFETY: By the requirements of this function.
+        let count = unsafe { buffers.count_free(pool) };
+        // CAST: There are no more net_iovs than a `u32` can count, see `Layout`.
+        count as c_uint
     }
 }

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::process::ExitCode;
 
+use devmem::DmaBuf;
 use devmem_testlib::Outcome;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
@@ -20,6 +21,7 @@ use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::tests;
 
+const PAGE: usize = 4096;
 /// Room for everything that a test sends.
 const ALL: usize = 1 << 16;
 const PORT: u16 = Receiving::PORT + 1;
@@ -231,6 +233,45 @@ fn too_much_out_of_order() -> Outcome {
     Ok(())
 }
 
+/// Segments wait for a first one, which is lost, until there is no buffer left, though the receiver would have room for
+/// more. There has to be one for what they wait for: if it is in the queue like them, it is so for good.
+fn wait_with_all_buffers(buffers: usize) -> Outcome {
+    const LEN: usize = 16;
+    let bench = Receiving::into_memory(DmaBuf::udmabuf(buffers * PAGE)?)?;
+    bench.pair.steer(PORT, Receiving::QUEUE)?;
+    let listener = bench.pair.listen(Ip::V4, PORT)?;
+    sockopt::set(&listener, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
+    let (peer, socket) = Peer::connect(&bench.pair, &listener)?;
+    let mut probe = bench.probe_of(&socket).quiet();
+    let at = |i: usize| segment((i * LEN) as u64, LEN);
+    for i in 1..buffers + buffers / 4 {
+        peer.send(at(i))?;
+    }
+
+    let end = (buffers + buffers / 4) * LEN;
+    while probe.position < end as u64 {
+        let next = at(probe.position as usize / LEN);
+        soon("the segment that is missing", || {
+            peer.send(next)?;
+            Ok(sockopt::poll(&socket)? != 0)
+        });
+        let call = Call::new(ALL).flags(libc::MSG_DONTWAIT);
+        probe.receive(&call);
+        probe.give_back();
+    }
+    assert_eq!(probe.position, end as u64);
+    Ok(())
+}
+
+fn more_out_of_order_than_there_are_buffers() -> Outcome {
+    wait_with_all_buffers(1024)
+}
+
+/// And no more than the NIC's ring takes.
+fn more_out_of_order_than_a_few_buffers() -> Outcome {
+    wait_with_all_buffers(48)
+}
+
 /// Bytes that the buffers of an orphan at this port take.
 fn orphan_memory(bench: &Receiving, port: u16) -> io::Result<u64> {
     let filter = format!("-tmn state fin-wait-1 sport = :{port}");
@@ -272,6 +313,8 @@ fn main() -> ExitCode {
         reset_with_data,
         closed_with_data,
         too_much_out_of_order,
+        more_out_of_order_than_there_are_buffers,
+        more_out_of_order_than_a_few_buffers,
         closed_out_of_order,
     ])
 }
