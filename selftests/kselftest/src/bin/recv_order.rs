@@ -233,8 +233,8 @@ fn too_much_out_of_order() -> Outcome {
     Ok(())
 }
 
-/// Segments wait for a first one, which is lost, until there is no buffer left, though the receiver would have room for
-/// more. There has to be one for what they wait for: if it is in the queue like them, it is so for good.
+/// Segments wait for a first one, which is lost, and would have all buffers: the socket has room for more. They must not,
+/// or there is none for the one that they wait for.
 fn wait_with_all_buffers(buffers: usize) -> Outcome {
     const LEN: usize = 16;
     let bench = Receiving::into_memory(DmaBuf::udmabuf(buffers * PAGE)?)?;
@@ -244,9 +244,12 @@ fn wait_with_all_buffers(buffers: usize) -> Outcome {
     let (peer, socket) = Peer::connect(&bench.pair, &listener)?;
     let mut probe = bench.probe_of(&socket).quiet();
     let at = |i: usize| segment((i * LEN) as u64, LEN);
+    let drops = || bench.pair.rx.snmp("TcpExt", "TCPOFODrop");
+    let before = drops()?;
     for i in 1..buffers + buffers / 4 {
         peer.send(at(i))?;
     }
+    soon("segments that are not let in", || Ok(drops()? > before));
 
     let end = (buffers + buffers / 4) * LEN;
     while probe.position < end as u64 {

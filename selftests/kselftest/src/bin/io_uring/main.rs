@@ -15,6 +15,9 @@ use std::net::UdpSocket;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::ptr;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -44,11 +47,15 @@ use devmem_testlib::child::enter;
 use devmem_testlib::dmabufs;
 use devmem_testlib::fixture::Receiving;
 use devmem_testlib::pair::Ip;
+use devmem_testlib::peer::Peer;
+use devmem_testlib::peer::Segment;
+use devmem_testlib::peer::segment;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::provider;
 use devmem_testlib::report;
 use devmem_testlib::report::observe;
 use devmem_testlib::runner;
+use devmem_testlib::sockopt;
 use devmem_testlib::storm;
 use devmem_testlib::syscalls;
 use devmem_testlib::tests;
@@ -781,7 +788,7 @@ fn zcrx_on_the_neighbour() -> Outcome {
     let pair = &bench.pair;
     pair.steer(PORT + 1, ZC_QUEUE)?;
     let listener = pair.listen(Ip::V4, PORT + 1)?;
-    let (said, ready) = std::sync::mpsc::channel();
+    let (said, ready) = mpsc::channel();
     thread::scope(|scope| -> Outcome {
         let ifindex = pair.rx.ifindex;
         let zc = scope.spawn(move || {
@@ -821,6 +828,56 @@ fn zcrx_on_the_neighbour() -> Outcome {
         assert!(split >= LEN, "only {split} bytes came by queue {queue}");
     }
     Ok(())
+}
+
+/// Segments wait for the first one, which is lost. They must not have all buffers, or there is none for that one:
+/// `recv_order/more_out_of_order_than_there_are_buffers` for zero-copy receive.
+fn zcrx_more_out_of_order_than_there_are_buffers() -> Outcome {
+    const BUFFERS: usize = 1024;
+    const SEGMENTS: u64 = 1200;
+    const LEN: usize = 16;
+    let pair = Pair::new()?;
+    pair.steer(PORT, QUEUE)?;
+    let listener = pair.listen(Ip::V4, PORT)?;
+    sockopt::set(&listener, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
+    let received = AtomicU64::new(0);
+    let at = |i: u64| segment(i * LEN as u64, LEN);
+    let (said, ready) = mpsc::channel();
+    let (begin, begun) = mpsc::channel();
+    thread::scope(|scope| -> Outcome {
+        let (pair, received) = (&pair, &received);
+        let zc = scope.spawn(move || {
+            pair.rx.ns.run(move || {
+                let mut zcrx = zcrx::Zcrx::new(pair.rx.ifindex, QUEUE, BUFFERS * 4096)?;
+                said.send(()).map_err(io::Error::other)?;
+                let socket: TcpStream = begun.recv().map_err(io::Error::other)?;
+                zcrx.receive(&socket, |bytes| {
+                    let before = received.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    traffic::compare(before, bytes);
+                })
+            })
+        });
+        // If it fails instead, the join below tells.
+        if ready.recv().is_ok() {
+            let (peer, socket) = Peer::connect(pair, &listener)?;
+            for i in 1..SEGMENTS {
+                peer.send(at(i))?;
+            }
+            begin.send(socket).map_err(io::Error::other)?;
+            wait::until("all segments to get through", LONG, || {
+                let next = received.load(Ordering::Relaxed) / LEN as u64;
+                for i in next..SEGMENTS.min(next + 16) {
+                    peer.send(Segment {
+                        fin: i == SEGMENTS - 1,
+                        ..at(i)
+                    })?;
+                }
+                Ok(next == SEGMENTS)
+            })?;
+        }
+        zc.join().expect("the zero-copy receiver's thread")?;
+        Ok(())
+    })
 }
 
 /// Memory of a killed owner of a queue for zero-copy receive, to be compared with `lifetime/kill_to_release`. If another
@@ -896,6 +953,7 @@ fn main() -> ExitCode {
         send_errors,
         sendmsg_zc,
         zcrx_on_the_neighbour,
+        zcrx_more_out_of_order_than_there_are_buffers,
         zcrx_owner_killed,
     ])
 }
