@@ -163,7 +163,7 @@ where
         now: impl FnOnce() -> u64,
     ) -> bool {
         let free = self.free();
-        let room = self.room(queue);
+        let room = self.shares.room(queue, free);
         let least = LEAST.min(self.capacity() / LEAST_SHARE);
         let share = free.div_ceil(SHARE).max(least);
         let count = share.min(room).min(most).min(BATCH);
@@ -189,10 +189,10 @@ where
         room == 0 && self.exhaust(queue, now)
     }
 
-    /// How many net_iovs `queue` may have now, with as many calls of [`take`](Self::take) as it needs.
-    #[inline]
-    pub(crate) fn room(&self, queue: Option<usize>) -> usize {
-        self.shares.room(queue, self.free())
+    /// How many net_iovs `queue` may have now, and keep: without those that it would have to give back when others
+    /// ask for them.
+    pub(crate) fn own_room(&self, queue: Option<usize>) -> usize {
+        self.shares.own_room(queue, self.free())
     }
 
     #[cold]

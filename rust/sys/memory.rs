@@ -417,7 +417,8 @@ impl RxBuffers {
         });
     }
 
-    /// How many buffers a page pool may have now, besides those that it has. Not in hard interrupts.
+    /// How many buffers a page pool may have now, besides those that it has, and without borrowing any. Not in hard
+    /// interrupts.
     ///
     /// # Safety
     ///
@@ -426,7 +427,7 @@ impl RxBuffers {
         // SAFETY: By the requirements of this function.
         let account = unsafe { self.account(pool) };
 
-        self.free.lock().list().room(account)
+        self.free.lock().list().own_room(account)
     }
 
     #[inline]

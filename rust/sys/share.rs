@@ -160,6 +160,14 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
             .max(free.saturating_sub(others))
     }
 
+    /// How many of `free` net_iovs a queue may have now without borrowing what others may want back.
+    pub(crate) fn own_room(&self, queue: Option<usize>, free: usize) -> usize {
+        let account = queue.and_then(|queue| self.accounts.get(queue));
+        let left = account.map_or(free, |account| self.share.saturating_sub(account.taken));
+
+        self.room(queue, free).min(left)
+    }
+
     /// A queue took so many.
     #[inline]
     pub(crate) fn took(&mut self, queue: usize, count: usize) {

@@ -192,8 +192,14 @@ impl<P: DevmemProvider> MemoryProviderVTable<P> {
         let Some(pool) = NonNull::new(pool.cast_mut()) else {
             return 0;
         };
+        // SAFETY: By the requirements of this function.
+        let base = unsafe { Self::binding(pool) };
         // SAFETY: The pool has a reference to the binding since `init`.
-        let buffers = unsafe { Self::buffers(Self::binding(pool)) };
+        if unsafe { is_revoked(base) } {
+            return 0;
+        }
+        // SAFETY: As above.
+        let buffers = unsafe { Self::buffers(base) };
 
         // SAFETY: By the requirements of this function.
         let count = unsafe { buffers.count_free(pool) };

@@ -5,8 +5,8 @@ use proptest::{collection::vec, prelude::*};
 use crate::{
     sequences::{bound, each},
     sys::{
-        free_list::{Batch, FreeList, BATCH},
-        share::{probe, Account},
+        free_list::{BATCH, Batch, FreeList},
+        share::{Account, probe},
         wrapper,
     },
 };
@@ -455,6 +455,7 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
         let needs = |of: usize| kept(&known[of]).saturating_sub(taken[of]);
         match step {
             Step::Take(queue, most) => {
+                let own = binding.list.own_room(Some(queue));
                 let (got, _) = binding.ask(queue, most);
                 let others: usize = (0..queues).filter(|&of| of != queue).map(needs).sum();
                 let has = taken[queue] + got;
@@ -463,6 +464,9 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
                     has <= share || got <= free.saturating_sub(others),
                     "{steps:?}"
                 );
+                let left = share.saturating_sub(taken[queue]).min(free);
+                assert!(own <= left, "it is not borrowed: {steps:?}");
+                assert!(own == 0 || most == 0 || got > 0, "it is there: {steps:?}");
                 if free > 0 && buffers >= queues {
                     assert!(got > 0 || taken[queue] >= least, "{steps:?}");
                     assert!(got > 0 || free <= others, "{steps:?}");
