@@ -2,8 +2,11 @@
 
 //! dma-bufs: where they come from, and how the CPU reads and writes them.
 
+use std::error::Error;
 use std::ffi::c_void;
+use std::fmt;
 use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
@@ -13,6 +16,7 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::os::fd::RawFd;
 use std::path::Path;
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -63,6 +67,7 @@ struct Sync {
 /// Of what kernel-internal file system dma-bufs are files (`DMA_BUF_MAGIC`).
 const DMA_BUF_FS: FsType = FsType(0x444d_4142);
 
+const UDMABUF: &str = "/dev/udmabuf";
 const UDMABUF_FLAGS_CLOEXEC: u32 = 1;
 const SYNC_READ: u64 = 1;
 const SYNC_WRITE: u64 = 2;
@@ -159,10 +164,7 @@ impl DmaBuf {
     /// of `UDMABUF_CREATE`: `EINVAL` if offset or size are not of whole pages, if there is more than the module's
     /// limits `size_limit_mb` and `list_limit` allow, or if seals are missing; `EBADFD` if it is no memfd.
     pub fn udmabuf_of(memfd: &impl AsFd, offset: u64, size: usize) -> io::Result<Self> {
-        let device = File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/udmabuf")?;
+        let device = open(Path::new(UDMABUF), File::options().read(true).write(true))?;
         let arg = UdmabufCreate {
             memfd: u32::try_from(memfd.as_fd().as_raw_fd())
                 .map_err(|_| io::ErrorKind::InvalidInput)?,
@@ -194,7 +196,7 @@ impl DmaBuf {
     /// such heap, or not for this user; those of `DMA_HEAP_IOCTL_ALLOC`, of which `EINVAL` is about `access` and
     /// `ENOMEM` about the size; [`InvalidData`](io::ErrorKind::InvalidData) if what answers is no heap.
     pub fn heap(heap: &Path, size: usize, access: i32) -> io::Result<Self> {
-        let device = File::open(heap)?;
+        let device = open(heap, File::options().read(true))?;
         let mut arg = HeapAllocation {
             len: size as u64,
             // The kernel refuses anything else.
@@ -322,6 +324,33 @@ impl From<DmaBuf> for OwnedFd {
     fn from(dmabuf: DmaBuf) -> Self {
         dmabuf.fd
     }
+}
+
+/// Which device could not be opened: who asked for memory has named none.
+#[derive(Debug)]
+struct NotOpened {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl fmt::Display for NotOpened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.source)
+    }
+}
+
+impl Error for NotOpened {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// Opens a device that makes dma-bufs.
+fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    options.open(path).map_err(|source| {
+        let path = path.to_owned();
+        io::Error::new(source.kind(), NotOpened { path, source })
+    })
 }
 
 /// A memfd that udmabuf accepts: of its final size, and sealed against shrinking.
@@ -652,6 +681,15 @@ mod tests {
             );
         }
         assert_eq!(allocated(3).unwrap(), 3);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+    fn a_device_that_is_missing_is_named() {
+        let err = DmaBuf::heap(Path::new("/dev/null/heap"), 4096, libc::O_RDWR).unwrap_err();
+        assert!(err.to_string().contains("/dev/null/heap"), "{err}");
+        assert_eq!(err.kind(), io::ErrorKind::NotADirectory);
+        assert_eq!(crate::errno_of(&err), Some(libc::ENOTDIR));
     }
 
     #[test]
