@@ -25,10 +25,14 @@ pub fn bind_error(what: &str, interface: &str, err: &devmem::Error) -> String {
         (_, Some(errno)) => match nix::errno::Errno::from_raw(errno) {
             nix::errno::Errno::EPERM => "run it as root, or with CAP_NET_ADMIN",
             nix::errno::Errno::EEXIST => "another binding or an XDP program has it",
-            nix::errno::Errno::EOPNOTSUPP if is_about_memory(err) => {
+            nix::errno::Errno::EOPNOTSUPP if is_about(err, dmabuf::FD) => {
                 "whoever exports that memory may want it back, which takes the module (sysctl net.core.devmem_provider)"
             }
             nix::errno::Errno::EOPNOTSUPP => "this NIC or its driver does not do that",
+            // A kernel that has the attribute refuses none of its values.
+            nix::errno::Errno::EINVAL if is_about(err, dmabuf::LOCAL) => {
+                "it takes a kernel with the patches of devmem_provider (the set local)"
+            }
             nix::errno::Errno::ENOMEM => "there is not enough memory",
             _ => "",
         },
@@ -44,14 +48,14 @@ pub fn bind_error(what: &str, interface: &str, err: &devmem::Error) -> String {
     }
 }
 
-/// Whether it is the dma-buf that was refused.
-fn is_about_memory(err: &devmem::Error) -> bool {
+/// Whether it is this attribute that was refused.
+fn is_about(err: &devmem::Error, attribute: u16) -> bool {
     let devmem::Error::Refused { ack, .. } = err else {
         return false;
     };
     ack.attribute
         .as_ref()
-        .is_some_and(|path| path.types.first() == Some(&dmabuf::FD))
+        .is_some_and(|path| path.types.first() == Some(&attribute))
 }
 
 /// Why the kernel refused, and which option that is about.
@@ -74,6 +78,7 @@ fn option(types: &[u16], nth: usize) -> Option<String> {
         dmabuf::QUEUES => format!("--queue number {}", nth + 1),
         dmabuf::FD => "the dma-buf, of --memory and --kind or --vfio".into(),
         dmabuf::RX_PAGE_SIZE => "--rx-page-size".into(),
+        dmabuf::LOCAL => "--local or --share".into(),
         _ => return None,
     })
 }
@@ -82,6 +87,26 @@ fn option(types: &[u16], nth: usize) -> Option<String> {
 mod tests {
     use super::*;
     use devmem::netdev::queue;
+    use devmem::netlink::AttrPath;
+
+    fn refused(errno: i32, attribute: u16) -> devmem::Error {
+        let mut ack = ExtAck::default();
+        ack.attribute = Some(AttrPath {
+            types: vec![attribute],
+            nth: 0,
+        });
+        devmem::Error::Refused {
+            errno,
+            ack: Box::new(ack),
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_lacks() {
+        let said = |attribute| bind_error("by", "lo", &refused(nix::libc::EINVAL, attribute));
+        assert!(said(dmabuf::LOCAL).contains("the set local"));
+        assert!(!said(dmabuf::IFINDEX).contains("Hint"));
+    }
 
     #[test]
     fn what_an_attribute_is_called() {
@@ -89,6 +114,7 @@ mod tests {
             (&[dmabuf::IFINDEX][..], 0, Some("--interface")),
             (&[dmabuf::QUEUES, queue::ID], 1, Some("--queue number 2")),
             (&[dmabuf::RX_PAGE_SIZE], 0, Some("--rx-page-size")),
+            (&[dmabuf::LOCAL], 0, Some("--local or --share")),
             (&[99], 0, None),
             (&[], 0, None),
         ] {

@@ -28,22 +28,16 @@ pub fn dmabuf(args: &CommonArgs) -> Result<DmaBuf, String> {
     if let Some(bar) = &args.vfio {
         return of_device(bar, size);
     }
-    let (device, made) = match args.kind {
-        MemoryKind::Udmabuf => (
-            "/dev/udmabuf",
-            there_is(args.memory).and_then(|()| DmaBuf::udmabuf(size)),
-        ),
+    let made = match args.kind {
+        MemoryKind::Udmabuf => there_is(args.memory).and_then(|()| DmaBuf::udmabuf(size)),
         // The kernel looks at its pool of them by itself.
-        MemoryKind::Huge => ("/dev/udmabuf", DmaBuf::udmabuf_huge(size)),
-        MemoryKind::System => (
-            "/dev/dma_heap/system",
-            there_is(args.memory).and_then(|()| DmaBuf::system_heap(size)),
-        ),
+        MemoryKind::Huge => DmaBuf::udmabuf_huge(size),
+        MemoryKind::System => there_is(args.memory).and_then(|()| DmaBuf::system_heap(size)),
     };
     made.map_err(|err| {
         let limit = fs::read_to_string(LIMIT).unwrap_or_default();
         let hint = hint(args.kind, args.memory, &err, limit.trim().parse().ok());
-        format!("{} MiB from {device}: {err}{hint}", args.memory)
+        format!("a dma-buf of {} MiB: {err}{hint}", args.memory)
     })
 }
 

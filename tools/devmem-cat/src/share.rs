@@ -66,8 +66,19 @@ impl Drop for Place {
 
 /// Passes the dma-buf to who waits for it.
 pub fn pass(path: &Path, binding: &TxBinding, memory: &DmaBuf) -> Fallible<()> {
-    let stream = UnixStream::connect(path).map_err(context(path.display().to_string()))?;
-    Share::send(&stream, binding, memory).map_err(context("passing the dma-buf"))
+    Share::send(&reach(path)?, binding, memory).map_err(context("passing the dma-buf"))
+}
+
+/// Connects to who waits.
+fn reach(path: &Path) -> Result<UnixStream, String> {
+    UnixStream::connect(path).map_err(|err| {
+        let hint = match err.kind() {
+            io::ErrorKind::NotFound => "\nHint: start the receiver first, which makes it.",
+            io::ErrorKind::ConnectionRefused => "\nHint: the receiver that has made it is gone.",
+            _ => "",
+        };
+        format!("{}: {err}{hint}", path.display())
+    })
 }
 
 #[cfg(test)]
@@ -85,5 +96,16 @@ mod tests {
         drop(UnixStream::connect(&path).unwrap());
         place.receive().unwrap_err();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn who_does_not_wait_yet_and_who_is_gone() {
+        let path = std::env::temp_dir().join(format!("devmem-cat-gone-{}", process::id()));
+        let err = reach(&path).unwrap_err();
+        assert!(err.contains("start the receiver"), "{err}");
+        drop(UnixListener::bind(&path).unwrap());
+        let err = reach(&path).unwrap_err();
+        assert!(err.contains("is gone"), "{err}");
+        fs::remove_file(&path).unwrap();
     }
 }

@@ -62,11 +62,23 @@ impl Interface {
     }
 }
 
+/// Why the length of rings, and with it header split, is not to be learned.
+fn no_rings(err: &devmem::Error) -> String {
+    match err.errno() {
+        // So it is for lo, veth and netkit.
+        Some(nix::libc::EOPNOTSUPP) => format!(
+            "it has no header split: {err}\nHint: device memory takes a NIC whose driver does that; \
+             for a sender on this machine see --share."
+        ),
+        _ => format!("looking for header split: {err}"),
+    }
+}
+
 impl Nic for Interface {
     fn rings(&self) -> Result<Rings, String> {
         Ethtool::open()
             .and_then(|mut ethtool| ethtool.rings(self.device.ifindex()))
-            .map_err(|err| err.to_string())
+            .map_err(|err| no_rings(&err))
     }
 
     fn set_rings(&self, rings: Rings) -> Result<(), String> {
@@ -141,5 +153,22 @@ pub fn all() {
     drop(held.binding.take());
     if let Some(claim) = held.claim.take() {
         claim.release();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_header_split() {
+        let refused = |errno| {
+            no_rings(&devmem::Error::Refused {
+                errno,
+                ack: Box::default(),
+            })
+        };
+        assert!(refused(nix::libc::EOPNOTSUPP).contains("--share"));
+        assert!(!refused(nix::libc::EPERM).contains("Hint"));
     }
 }
