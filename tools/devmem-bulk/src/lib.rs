@@ -13,11 +13,16 @@
 //! use std::net::TcpListener;
 //! use std::time::Duration;
 //!
+//! use devmem::device::Device;
+//! use devmem::netns::Netns;
 //! use devmem::{BindRx, DmaBuf};
 //! use devmem_bulk::{Acceptor, Landing, Memory, Options, Registry, Rights};
 //!
-//! let ifindex = nix::net::if_::if_nametoindex("eth0")?;
-//! // To queue 4, to which `ethtool -N eth0 flow-type tcp4 dst-port 5202 action 4` steers the lanes.
+//! // Header split is on, and the port of lanes steered to queue 4, as long as there are these.
+//! let here = Netns::current()?;
+//! let device = Device::prepare(&here, "eth0")?;
+//! let _rule = device.steer("192.0.2.1:5202".parse()?, 4)?;
+//! let ifindex = device.ifindex();
 //! let landing = DmaBuf::udmabuf(64 << 20)?;
 //! let landing = Landing::new(BindRx::new(ifindex).queue(4).bind(&landing)?, &landing)?;
 //! let memory = Memory::bound(&DmaBuf::udmabuf(256 << 20)?, ifindex)?;
@@ -30,7 +35,7 @@
 //! let lanes = TcpListener::bind("192.0.2.1:5202")?;
 //! let options = Options::new(registry).landing(landing, 1);
 //! let mut endpoint = Acceptor::new(control, lanes).accept(options, Duration::from_secs(10))?;
-//! println!("{:?}", endpoint.serve(|event| println!("{event:?}"))?);
+//! println!("{}", endpoint.serve(|event| println!("{event:?}"))?);
 //! # Ok(())
 //! # }
 //! ```
@@ -49,10 +54,10 @@
 //! let (control, lanes) = ("192.0.2.1:5201".parse()?, "192.0.2.1:5202".parse()?);
 //! let options = Options::new(Registry::new()?);
 //! let mut endpoint = connect::connect(control, lanes, 1, options, Duration::from_secs(10))?;
-//! endpoint.put(&memory, 0, 1 << 20, key, 0).map_err(|refused| format!("{refused:?}"))?;
-//! endpoint.flush(drop)?.map_err(|failure| format!("{failure:?}"))?;
-//! endpoint.get(&memory, 1 << 20, 1 << 20, key, 0).map_err(|refused| format!("{refused:?}"))?;
-//! endpoint.flush(drop)?.map_err(|failure| format!("{failure:?}"))?;
+//! endpoint.put(&memory, 0, 1 << 20, key, 0)?;
+//! endpoint.flush(drop)??;
+//! endpoint.get(&memory, 1 << 20, 1 << 20, key, 0)?;
+//! endpoint.flush(drop)??;
 //! endpoint.close();
 //! while endpoint.wait(None)?.is_some() {}
 //! # Ok(())

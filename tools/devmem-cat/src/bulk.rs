@@ -75,7 +75,7 @@ pub fn serve(args: &ServeArgs) -> Fallible<()> {
         let served = acceptor.accept(options, PATIENCE);
         match served.and_then(|mut endpoint| endpoint.serve(drop)) {
             Ok(End::Orderly) => (),
-            Ok(end) => tell::say(format_args!("a connection has ended: {end:?}")),
+            Ok(end) => tell::say(format_args!("a connection has ended: {end}")),
             Err(err) => {
                 tell::say(err);
                 thread::sleep(PAUSE);
@@ -157,10 +157,10 @@ fn transfer(
     let lanes = next_port(control)?;
     let mut endpoint = connect(control, lanes, peer.connections, options, PATIENCE)
         .map_err(context(format!("connecting to {control}")))?;
-    ask(&mut endpoint, key).map_err(|why| format!("the request was not made: {why:?}"))?;
+    ask(&mut endpoint, key).map_err(|why| format!("the request was not made: {why}"))?;
     endpoint
         .flush(drop)?
-        .map_err(|why| format!("the request has failed: {why:?}"))?;
+        .map_err(|why| format!("the request has failed: {why}"))?;
     endpoint.close();
     while endpoint.wait(None)?.is_some() {}
     Ok(())

@@ -297,7 +297,7 @@ impl Endpoint {
         loop {
             self.go_on()?;
             if let Some(end) = self.machine.end() {
-                let what = format!("{end:?}");
+                let what = end.to_string();
                 return Err(io::Error::new(io::ErrorKind::ConnectionAborted, what));
             }
             if self.machine.is_open() {

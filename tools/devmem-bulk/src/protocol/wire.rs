@@ -5,6 +5,8 @@
 //! Each kind of frame has one length, all numbers are little-endian, and what has no meaning is zero: there is one way to
 //! write a frame, and what is written in another way is none.
 
+use std::fmt;
+
 use super::keys::Key;
 
 /// The first word of a connection.
@@ -116,6 +118,36 @@ pub enum Fault {
     Length,
     /// The end that says this cannot go on, for a reason of its own.
     Local,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Placed => "all of it is in place",
+            Self::Key => "there is no such key, or not any more",
+            Self::Range => "the key does not go that far",
+            Self::Rights => "the key is not for that",
+            Self::Memory => "the memory could not be written",
+            Self::Cancelled => "it was given up",
+            Self::Fenced => "what was put before it is not all in place",
+        })
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => "something is no frame",
+            Self::Version => "no version in common",
+            Self::Lanes => "not the same number of lanes, or no such lane",
+            Self::Unexpected => "a frame that makes no sense",
+            Self::Overrun => "more bytes than there was credit for",
+            Self::Requests => "more requests than the end takes",
+            Self::Unknown => "no such request, or a number that is not the next one",
+            Self::Length => "a length that does not fit",
+            Self::Local => "the end cannot go on, for a reason of its own",
+        })
+    }
 }
 
 pub(super) const STATUS: [Status; 7] = [

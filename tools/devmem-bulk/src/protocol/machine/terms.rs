@@ -2,6 +2,9 @@
 
 //! What an end of a connection is told to be, and what it tells.
 
+use std::error::Error;
+use std::fmt;
+
 use crate::protocol::wire::Fault;
 use crate::protocol::wire::NOTE;
 use crate::protocol::wire::Status;
@@ -70,6 +73,42 @@ pub enum Refused {
     /// The connection is over.
     Over(End),
 }
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Orderly => f.write_str("both ends were done"),
+            Self::Gone => f.write_str("the peer is gone"),
+            Self::Broken(fault) => write!(f, "the peer does not keep to the protocol: {fault}"),
+            Self::Told(fault) => write!(f, "the peer says: {fault}"),
+            Self::Local => f.write_str("this end could not go on"),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "{status}"),
+            Self::Over(end) => write!(f, "the connection is over: {end}"),
+        }
+    }
+}
+
+impl Error for Failure {}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Busy => f.write_str("as many requests as may be are under way"),
+            Self::Length => f.write_str("no bytes, or more than there can be"),
+            Self::Closing => f.write_str("this end has said that it has no more requests"),
+            Self::Over(end) => write!(f, "the connection is over: {end}"),
+        }
+    }
+}
+
+impl Error for Refused {}
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
