@@ -6,6 +6,9 @@
 //! [`Memory`] is what is transferred; a [`Registry`] names parts of it by keys, for the peer. Puts and gets end when
 //! all bytes are in place.
 //!
+//! It is on no registry: `cargo add devmem-bulk --path DIR/tools/devmem-bulk`, and the same for `devmem`, DIR being where
+//! the project was cloned to.
+//!
 //! An end that serves, and does nothing else:
 //!
 //! ```no_run
@@ -63,6 +66,13 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! A NIC for device memory is needed for neither. Without a [`Landing`] what comes lands in host memory, and
+//! [`Memory::new`] is memory that the CPU sends from: with these all of it runs over any device, lo too, and by no rights but
+//! those to `/dev/udmabuf`.
+//!
+//! An end does nothing by itself. While it has requests under way, or serves some, somebody waits for it, in a thread if
+//! there is something else to do.
 //!
 //! [`protocol`] is what both ends say, and what they make of it, without any I/O: `Documentation/bulk.rst` describes
 //! it. How what has landed gets to its place is a [`Place`]: the CPU copies ([`HostCopy`]), or the program is handed

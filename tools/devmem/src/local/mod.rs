@@ -10,12 +10,13 @@
 //! use std::os::unix::net::UnixStream;
 //!
 //! use devmem::local::Share;
+//! use devmem::netns::Netns;
 //! use devmem::{BindTx, DmaBuf, Piece, Receiver};
 //!
 //! let (here, there) = UnixStream::pair()?;
 //! // The sender, before it sends anything:
 //! let memory = DmaBuf::udmabuf(4 << 20)?;
-//! let binding = BindTx::new(nix::net::if_::if_nametoindex("lo")?).local().bind(&memory)?;
+//! let binding = BindTx::new(Netns::current()?.ifindex("lo")?).local().bind(&memory)?;
 //! Share::send(&here, &binding, &memory)?;
 //!
 //! // The receiver, in another process or container:

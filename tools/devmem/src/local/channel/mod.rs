@@ -106,10 +106,18 @@ const AT_ONCE: usize = 128;
 ///     if received.is_eof() {
 ///         break;
 ///     }
-///     for piece in received {
-///         if let Piece::Frag(frag) = piece {
-///             println!("{} bytes at {} of {}", frag.size, frag.offset, frag.dmabuf_id);
-///         }
+///     // What was received borrows the channel, and its frags do not: they go first, and then it is asked for the memory.
+///     let frags: Vec<_> = received
+///         .filter_map(|piece| match piece {
+///             Piece::Frag(frag) => Some(frag),
+///             _ => None,
+///         })
+///         .collect();
+///     for frag in frags {
+///         let memory = rx.memory(frag.dmabuf_id).ok_or("no such memory")?;
+///         let mut bytes = vec![0; frag.size as usize];
+///         memory.map()?.begin_read()?.copy_out(frag.offset, &mut bytes)?;
+///         // Here it is dropped, and so returned.
 ///     }
 /// }
 /// while tx.wait()?.is_some() {}
