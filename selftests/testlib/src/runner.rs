@@ -185,6 +185,8 @@ fn prepare(program: &str) -> io::Result<Provider> {
     if !geteuid().is_root() {
         return Err(reason_to_skip("this is for root to run"));
     }
+    // Who names a NIC in a wrong way does not want netdevsim, nor to be told that it is missing.
+    hardware::given()?;
     let mounted = provider::mount_debugfs();
     if let Some(lack) = needs::of_program(program) {
         return Err(reason_to_skip(lack));
