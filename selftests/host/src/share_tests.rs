@@ -5,8 +5,8 @@ use proptest::{collection::vec, prelude::*};
 use crate::{
     sequences::{bound, each},
     sys::{
-        free_list::{BATCH, Batch, FreeList},
-        share::{Account, probe},
+        free_list::{Batch, FreeList, BATCH},
+        share::{probe, Account},
         wrapper,
     },
 };
