@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 
 use crate::tcp;
 
-/// The receive buffer of a socket that was [shut](shut): what it was before.
+/// The receive buffer of a socket that was [`shut`]: what it was before.
 #[derive(Debug)]
 #[must_use = "the connection stays shut"]
 pub struct Shut {

@@ -102,7 +102,7 @@ impl Endpoint {
     ///
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) for no lanes, for more than [`MAX_LANES`] or [`Options::lanes`], and
     /// if there is not room for two of the [shortest segments](LEAST) for each of them; those of [`Ring::new`],
-    /// [`Receiver::multishot_on`], [`Sender::on`] and [`take_runs`].
+    /// [`Receiver::multishot_on`], [`Sender::on`](devmem::uring::Sender::on) and [`take_runs`].
     pub fn new(control: TcpStream, lanes: Vec<TcpStream>, options: Options) -> io::Result<Self> {
         let count = u16::try_from(lanes.len()).ok();
         let most = options.lanes.min(MAX_LANES);

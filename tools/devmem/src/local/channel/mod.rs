@@ -198,7 +198,7 @@ impl<'s, T: Source> Channel<'s, T> {
     /// # Errors
     ///
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) if there are 16 already; those of
-    /// [`send`](Self::send) and of [`Share::send`].
+    /// [`send`](Self::send) and of [`Share::send`](super::Share::send).
     pub fn share(&mut self, memory: &DmaBuf) -> io::Result<TxBinding> {
         self.share_until(memory, None)
     }
