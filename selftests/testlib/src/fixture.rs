@@ -88,6 +88,9 @@ impl Receiving {
         let pair = Pair::new()?;
         pair.set_mtu(Self::MTU_OF_A_BUFFER)?;
         pair.rx.sysctl("ipv4/tcp_rmem", "4096 4194304 6291456")?;
+        // What is sent again, as the receiver is slow, takes buffers, and the next does not follow the last then.
+        pair.tx.sysctl("ipv4/tcp_rto_min_us", "10000000")?;
+        pair.tx.sysctl("ipv4/tcp_early_retrans", "0")?;
         Ok(pair)
     }
 
