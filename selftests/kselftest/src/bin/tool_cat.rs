@@ -28,6 +28,7 @@ use std::time::Instant;
 use devmem::ethtool::DataSplit;
 use devmem::ethtool::Ethtool;
 use devmem::ethtool::Rings;
+use devmem_bulk::Status;
 use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::child::Reaper;
@@ -330,12 +331,12 @@ fn a_file_is_put_and_got() -> Outcome {
         let options = format!("{peer} --size 5000000 -o {}", to.option());
         let mut get = Cat::start(&pair.tx, "get", &options)?;
         get.ends_with(Some(1))?;
-        assert!(get.has_said("Range"), "{:?}", get.said);
+        assert!(get.has_said(&Status::Range.to_string()), "{:?}", get.said);
         fs::write(&key.0, "0".repeat(32))?;
         let options = format!("{peer} -f {}", from.option());
         let mut put = Cat::start(&pair.tx, "put", &options)?;
         put.ends_with(Some(1))?;
-        assert!(put.has_said("Key"), "{:?}", put.said);
+        assert!(put.has_said(&Status::Key.to_string()), "{:?}", put.said);
 
         server.signal(Signal::SIGTERM)?;
         server.ends_with(INTERRUPTED)?;
