@@ -87,6 +87,7 @@
 // Who calls what can fail has to know how.
 #![warn(clippy::missing_errors_doc)]
 
+mod accept;
 pub mod connect;
 pub mod endpoint;
 pub mod in_place;
@@ -96,7 +97,7 @@ pub mod protocol;
 pub mod registry;
 mod stash;
 
-pub use connect::Acceptor;
+pub use accept::Acceptor;
 pub use endpoint::Endpoint;
 pub use endpoint::Options;
 pub use in_place::InPlace;

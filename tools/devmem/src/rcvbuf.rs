@@ -47,6 +47,24 @@ impl Shut {
     }
 }
 
+/// How much the kernel has taken for a socket that nobody has read, in bytes of its own memory: more than came, and 0 only if
+/// nothing did. What came out of order counts, too.
+///
+/// # Errors
+///
+/// Those of `getsockopt()`.
+pub fn held(socket: impl AsFd) -> io::Result<u32> {
+    // The first one is `SK_MEMINFO_RMEM_ALLOC`.
+    let mut value = [0; 4];
+    tcp::option(
+        socket.as_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_MEMINFO,
+        &mut value,
+    )?;
+    Ok(u32::from_ne_bytes(value))
+}
+
 fn number(socket: impl AsFd, name: i32) -> io::Result<i32> {
     let mut value = [0; 4];
     tcp::option(socket.as_fd(), libc::SOL_SOCKET, name, &mut value)?;
