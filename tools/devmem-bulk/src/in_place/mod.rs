@@ -63,17 +63,48 @@ struct Shared {
     landing: Arc<Landing>,
     memory: Arc<Memory>,
     /// Until it is finished.
-    order: Mutex<State>,
+    order: Mutex<State<Landed>>,
 }
 
 #[derive(Debug)]
-enum State {
-    Open(Order<Landed>),
+enum State<K> {
+    Open(Order<K>),
     Finished,
 }
 
+/// What is done with something that has landed.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is of the region.
+    Kept,
+    Copied,
+    /// Other bytes may be there by now.
+    Lost,
+}
+
+impl<K> State<K> {
+    /// No more is kept; what was, unless that was so before.
+    fn finish(&mut self) -> Option<Order<K>> {
+        match std::mem::replace(self, Self::Finished) {
+            Self::Open(order) => Some(order),
+            Self::Finished => None,
+        }
+    }
+
+    /// What becomes of bytes that belong into the target's memory, or into another one, and have landed in the target, or
+    /// somewhere else.
+    fn fate(&self, for_target: bool, in_target: bool) -> Fate {
+        match self {
+            Self::Open(_) if for_target => Fate::Kept,
+            // They landed before it was unbound, in buffers over which the region was moved since.
+            Self::Finished if in_target => Fate::Lost,
+            _ => Fate::Copied,
+        }
+    }
+}
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<Landed>> {
         // Nothing here leaves things half done but the bytes themselves.
         self.order.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -137,15 +168,17 @@ impl Target {
     /// [taken back](crate::Registry::revoke) before, and one for the region made then, if it is to be written, or read, by
     /// the peer.
     ///
+    /// Whatever else has landed in the target, and is not placed when this is called, is lost: that of a put by another
+    /// key, say, or of a get of this end. The request fails, as if the memory could not be written. But this knows of the
+    /// endpoint only that has the other half: of others, whose lanes land in the target, too, nothing may be under way.
+    ///
     /// # Errors
     ///
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) if it was finished before; those of [`Memory::read`] and
     /// [`Memory::write`], after which it is not known what is in the region.
     pub fn finish(&self) -> io::Result<Report> {
         let mut state = self.0.lock();
-        let State::Open(order) = std::mem::replace(&mut *state, State::Finished) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
+        let order = state.finish().ok_or(io::ErrorKind::InvalidInput)?;
         self.0.landing.unbind();
         order.repair(&mut &*self.0.memory)
     }
@@ -153,22 +186,26 @@ impl Target {
 
 impl Place for InPlace {
     fn place(&mut self, jobs: &mut [Job]) {
-        let mut state = self.shared.lock();
+        let shared = &self.shared;
+        let mut state = shared.lock();
         for job in jobs.iter_mut() {
-            if !Arc::ptr_eq(&job.memory, &self.shared.memory) {
+            let at = job.landed.as_ref().and_then(Landed::device);
+            let at = at.filter(|(landing, _)| Arc::ptr_eq(landing, &shared.landing));
+            let at = at.map(|(_, at)| at);
+            let for_target = Arc::ptr_eq(&job.memory, &shared.memory);
+            let fate = state.fate(for_target, at.is_some());
+            if fate == Fate::Copied {
                 continue;
             }
-            let State::Open(order) = &mut *state else {
-                continue;
-            };
             let Some(landed) = job.landed.take() else {
                 continue;
             };
+            let State::Open(order) = &mut *state else {
+                continue;
+            };
             let len = landed.len();
-            job.placed = match (landed.device(), landed.host()) {
-                (Some((landing, at)), _) if Arc::ptr_eq(landing, &self.shared.landing) => {
-                    order.landed(job.offset, len, at, landed)
-                }
+            job.placed = match (at, landed.host()) {
+                (Some(at), _) => order.landed(job.offset, len, at, landed),
                 (_, Some(bytes)) => order.saved(job.offset, bytes.to_vec()),
                 _ => false,
             };
@@ -180,8 +217,29 @@ impl Place for InPlace {
                 }
             }
         }
-        drop(state);
-        // What is for others, or was too late.
+        // What is for others, or was too late. Nobody finishes it meanwhile: it may be in the target.
         self.copy.place_rest(jobs);
+        drop(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was put there by another key had landed when the region was moved over it.
+    #[test]
+    fn nothing_is_copied_out_of_a_target_that_is_finished() {
+        let mut state = State::Open(Order::<()>::new(1 << 20, 1 << 19, 1));
+        let fates = |state: &State<()>| {
+            [(true, true), (true, false), (false, true), (false, false)]
+                .map(|(for_target, in_target)| state.fate(for_target, in_target))
+        };
+        let open = [Fate::Kept, Fate::Kept, Fate::Copied, Fate::Copied];
+        assert_eq!(fates(&state), open);
+        assert!(state.finish().is_some());
+        let finished = [Fate::Lost, Fate::Copied, Fate::Lost, Fate::Copied];
+        assert_eq!(fates(&state), finished);
+        assert!(state.finish().is_none());
     }
 }
