@@ -27,8 +27,19 @@ pub(super) fn hear_of_death(socket: &TcpStream) -> io::Result<()> {
 
 /// Whether an error of a socket says that the peer is gone.
 pub(super) fn is_gone(err: &io::Error) -> bool {
+    // A socket whose time is over tells what a router has said last, if one did.
     matches!(
         err.raw_os_error(),
-        Some(libc::ECONNRESET | libc::EPIPE | libc::ETIMEDOUT | libc::EHOSTUNREACH)
+        Some(
+            libc::ECONNRESET
+                | libc::EPIPE
+                | libc::ETIMEDOUT
+                | libc::EHOSTUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENETUNREACH
+                | libc::ENETDOWN
+                | libc::ENONET
+                | libc::ECONNREFUSED
+        )
     )
 }
