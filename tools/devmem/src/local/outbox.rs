@@ -106,7 +106,7 @@ impl Outbox {
 impl Pending {
     fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         if self.gone {
-            self.bytes.clear();
+            self.clear();
             return Err(io::ErrorKind::BrokenPipe.into());
         }
         while !self.bytes.is_empty() {
@@ -115,12 +115,18 @@ impl Pending {
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(err) => {
                     self.gone = true;
-                    self.bytes.clear();
+                    self.clear();
                     return Err(err);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Nobody gets any of it.
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.returns.clear();
     }
 
     /// So many bytes are gone. Only now the peer can know which parts it has again, and may lend others: who reads nothing
