@@ -82,7 +82,8 @@ static void done(struct dmb_endpoint *endpoint, int64_t id)
 		fprintf(stderr, "failed: %#x\n", event.reason);
 		exit(1);
 	}
-	die("no answer");
+	fprintf(stderr, "the connection has ended\n");
+	exit(1);
 }
 
 int main(int argc, char **argv)
@@ -93,6 +94,7 @@ int main(int argc, char **argv)
 	struct dmb_memory *memory;
 	struct dmb_event event;
 	struct dmb_key key;
+	unsigned int ifindex;
 	int control, lane, fd, i;
 	uint16_t port;
 
@@ -104,6 +106,9 @@ int main(int argc, char **argv)
 	for (i = 0; i < 16; i++)
 		if (sscanf(argv[4] + 2 * i, "%2hhx", &key.bytes[i]) != 1)
 			return 2;
+	ifindex = if_nametoindex(argv[5]);
+	if (!ifindex)
+		die(argv[5]);
 	control = connected(argv[1], argv[2], &port);
 	lane = connected(argv[1], argv[3], &port);
 	/* Which lanes are this connection's, see bulk.rst: one. */
@@ -116,7 +121,7 @@ int main(int argc, char **argv)
 	fd = dmabuf(&bytes);
 	for (i = 0; i < SIZE; i++)
 		bytes[i] = i % 251;
-	if (dmb_memory_new(fd, if_nametoindex(argv[5]), &memory) ||
+	if (dmb_memory_new(fd, ifindex, &memory) ||
 	    dmb_registry_new(&registry) ||
 	    dmb_endpoint_new(control, &lane, 1, registry, NULL, &endpoint) ||
 	    dmb_wait_open(endpoint, 10000))
