@@ -265,7 +265,8 @@ mod tests {
 
     #[test]
     fn what_is_being_written_by_a_key_that_expires_is_waited_for() {
-        let table = table(Some(A_WHILE));
+        // It is written by before that.
+        let table = table(Some(10 * A_WHILE));
         let writes = begin(&table);
         while table.lock().keys.has(KEY) {
             thread::yield_now();

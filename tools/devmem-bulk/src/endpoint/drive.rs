@@ -27,6 +27,10 @@ const TURN: usize = 16;
 impl Endpoint {
     /// Does whatever can be done without waiting.
     pub(super) fn go_on(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        {
+            self.turns += 1;
+        }
         self.more = false;
         if self.machine.end().is_none() {
             // What is dropped from here on goes back with what is waited for next.
@@ -203,6 +207,7 @@ impl Endpoint {
             self.place.place(&mut jobs);
         }
         for (job, placement) in jobs.into_iter().zip(placements) {
+            self.moved += if job.placed { placement.len } else { 0 };
             self.machine.placed(placement, job.placed);
         }
         more
@@ -247,7 +252,10 @@ impl Endpoint {
             drop(state);
             let lane = usize::from(segment.lane);
             match self.lanes[lane].begin(memory, offset, &mut segment) {
-                Ok(Begun::Goes) => self.machine.announce(segment),
+                Ok(Begun::Goes) => {
+                    self.moved += u64::from(segment.len);
+                    self.machine.announce(segment);
+                }
                 Ok(Begun::Waits) => (),
                 Ok(Begun::Unreadable) => self.machine.unreadable(segment),
                 Err(err) => self.unless_bye(lane, Err(err))?,

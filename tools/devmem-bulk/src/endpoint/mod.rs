@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
+use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,9 +81,14 @@ pub struct Endpoint {
     silent: bool,
     /// Whether some socket had more when its turn was over: then nobody tells.
     more: bool,
+    /// Bytes that were put in place, and that were sent.
+    moved: u64,
     /// Why this end could not go on.
     trouble: Option<io::Error>,
     ring: Ring,
+    /// How often it has looked at all of this.
+    #[cfg(test)]
+    turns: u64,
 }
 
 impl fmt::Debug for Endpoint {
@@ -108,11 +114,12 @@ impl Endpoint {
         let most = options.lanes.min(MAX_LANES);
         let count = count.filter(|count| (1..=most).contains(count));
         let mut limits = options.limits;
-        limits.lanes = count.ok_or(io::ErrorKind::InvalidInput)?;
+        let invalid = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
+        limits.lanes = count.ok_or_else(|| invalid("no lanes, or too many"))?;
         if let Some(window) = options.window {
             limits.window = window / u64::from(limits.lanes);
             if limits.window < 2 * u64::from(LEAST) {
-                return Err(io::ErrorKind::InvalidInput.into());
+                return Err(invalid("too many lanes for the window"));
             }
         }
         let ring = Ring::new(ENTRIES)?;
@@ -150,8 +157,11 @@ impl Endpoint {
             hung_up: false,
             silent: false,
             more: false,
+            moved: 0,
             trouble: None,
             ring,
+            #[cfg(test)]
+            turns: 0,
         })
     }
 
@@ -236,6 +246,21 @@ impl Endpoint {
     /// Why this end could not go on, if it [ended](Self::end) so.
     pub fn trouble(&self) -> Option<&io::Error> {
         self.trouble.as_ref()
+    }
+
+    /// Where its peer is, as the control connection tells.
+    ///
+    /// # Errors
+    ///
+    /// Those of `getpeername()`: the peer may be gone.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.control.peer_addr()
+    }
+
+    /// How many bytes were put in place here, and announced to the peer. A peer that has no key that is good for something has
+    /// none of the requests of its own count here: so who serves others, too, can give up one by which this does not grow.
+    pub fn moved(&self) -> u64 {
+        self.moved
     }
 
     /// The next event, if there is one by now.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::memory::Landing;
 use crate::protocol::Limits;
+use crate::protocol::machine::LEAST;
 use crate::protocol::wire::MAX_LANES;
 use crate::registry::Registry;
 
@@ -38,19 +39,27 @@ impl Options {
     }
 
     /// Payload lands here. All of its window is this endpoint's, in equal parts for its lanes, of which there are no more
-    /// than `lanes`.
-    pub fn landing(mut self, landing: Arc<Landing>, lanes: u16) -> Self {
-        self.window = Some(landing.window());
-        self.lanes = lanes;
-        self.landing = Some(landing);
-        self
+    /// than `lanes`, nor than it is large enough for.
+    pub fn landing(self, landing: Arc<Landing>, lanes: u16) -> Self {
+        let window = landing.window();
+        self.within(window, landing, lanes)
     }
 
     /// Payload lands here for good: see [`InPlace`](crate::InPlace). The peer has credit for all of it.
-    pub fn target(mut self, landing: Arc<Landing>, lanes: u16) -> Self {
-        self.window = Some(landing.whole());
-        self.lanes = lanes;
+    pub fn target(self, landing: Arc<Landing>, lanes: u16) -> Self {
+        let window = landing.whole();
+        self.within(window, landing, lanes)
+    }
+
+    fn within(mut self, window: u64, landing: Arc<Landing>, lanes: u16) -> Self {
+        self.window = Some(window);
+        self.lanes = lanes.min(lanes_of(window));
         self.landing = Some(landing);
         self
     }
+}
+
+/// For how many lanes a window is large enough.
+pub(super) fn lanes_of(window: u64) -> u16 {
+    u16::try_from(window / (2 * u64::from(LEAST))).unwrap_or(u16::MAX)
 }

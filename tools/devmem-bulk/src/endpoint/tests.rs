@@ -166,3 +166,112 @@ fn a_peer_that_does_not_listen_is_left() {
     drop(endpoint);
     drop(asking.join());
 }
+
+/// An end that has heard a hello, and the sockets of its peer.
+fn open() -> Option<(Endpoint, TcpStream, TcpStream)> {
+    let (mut endpoint, mut there, lane) = endpoint()?;
+    let lanes = 1;
+    let hello = Machine::new(Limits {
+        lanes,
+        ..Limits::default()
+    });
+    there.write_all(hello.output()).unwrap();
+    endpoint.wait_open(LONG).unwrap();
+    Some((endpoint, there, lane))
+}
+
+/// A lane that tells so at once.
+fn breaks(lane: TcpStream) {
+    let reset = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    setsockopt(&lane, sockopt::Linger, &reset).unwrap();
+}
+
+/// How long is waited.
+const WAIT: Duration = Duration::from_millis(400);
+/// Who looks more often in that time does not wait.
+const FEW: u64 = 50;
+
+/// The control connection tells how the peer went. Meanwhile there is nothing to do, and the lane does not say again and
+/// again that it is broken.
+#[test]
+fn a_lane_that_breaks_after_bye_keeps_nobody_busy() {
+    for resets in [false, true] {
+        let Some((mut endpoint, mut there, lane)) = open() else {
+            return;
+        };
+        endpoint.close();
+        if resets {
+            breaks(lane);
+        } else {
+            drop(lane);
+        }
+        let before = endpoint.turns;
+        assert_eq!(endpoint.wait(Some(WAIT)).unwrap(), None);
+        let turns = endpoint.turns - before;
+        assert!(turns < FEW, "{turns}, {resets}");
+        assert_eq!(endpoint.end(), None, "{resets}");
+        let mut bye = Vec::new();
+        Frame::Bye.encode(&mut bye);
+        there.write_all(&bye).unwrap();
+        while endpoint.end().is_none() {
+            endpoint.wait(Some(LONG)).unwrap();
+        }
+        assert_eq!(endpoint.end(), Some(End::Orderly), "{resets}");
+    }
+}
+
+/// Nor does one that the peer closes while it is not done with the control connection.
+#[test]
+fn a_farewell_keeps_nobody_busy() {
+    let Some((mut endpoint, mut there, lane)) = open() else {
+        return;
+    };
+    endpoint.close();
+    let mut bye = Vec::new();
+    Frame::Bye.encode(&mut bye);
+    there.write_all(&bye).unwrap();
+    while endpoint.end().is_none() {
+        endpoint.wait(Some(LONG)).unwrap();
+    }
+    breaks(lane);
+    assert!(!endpoint.hung_up);
+    let before = endpoint.turns;
+    while endpoint.wait(Some(WAIT)).unwrap().is_some() {}
+    let turns = endpoint.turns - before;
+    assert!(turns < FEW, "{turns}");
+    // It was not over before this.
+    drop(there);
+    assert_eq!(endpoint.wait(Some(LONG)).unwrap(), None);
+    assert!(endpoint.hung_up);
+}
+
+/// Whatever was said last.
+#[test]
+fn a_router_may_tell_that_a_peer_is_gone() {
+    let is = |errno| socket::is_gone(&io::Error::from_raw_os_error(errno));
+    let gone = [
+        libc::ETIMEDOUT,
+        libc::ENETUNREACH,
+        libc::EHOSTUNREACH,
+        libc::EHOSTDOWN,
+        libc::ENONET,
+        libc::ECONNREFUSED,
+    ];
+    assert!(gone.into_iter().all(is));
+    assert!(
+        ![libc::ENOMEM, libc::EFAULT, libc::ENODEV]
+            .into_iter()
+            .any(is)
+    );
+}
+
+/// The end that connects is told that its lanes are too many.
+#[test]
+fn a_window_has_room_for_so_many_lanes() {
+    let least = 2 * u64::from(LEAST);
+    let lanes = [0, least - 1, least, 3 * least - 1, u64::MAX].map(options::lanes_of);
+    assert_eq!(lanes, [0, 0, 1, 2, u16::MAX]);
+}

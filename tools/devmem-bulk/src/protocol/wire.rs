@@ -89,7 +89,7 @@ pub enum Status {
     Range,
     /// The key is not for that.
     Rights,
-    /// The memory could not be written.
+    /// The memory could not be written, or read for a get.
     Memory,
     /// The end that asked has given it up.
     Cancelled,
@@ -127,7 +127,7 @@ impl fmt::Display for Status {
             Self::Key => "there is no such key, or not any more",
             Self::Range => "the key does not go that far",
             Self::Rights => "the key is not for that",
-            Self::Memory => "the memory could not be written",
+            Self::Memory => "the memory could not be written, or read",
             Self::Cancelled => "it was given up",
             Self::Fenced => "what was put before it is not all in place",
         })
