@@ -30,7 +30,8 @@ pub enum Command {
     Send(SendArgs),
     /// Lets others put bytes into a dma-buf, and get them from there, until a signal ends it
     ///
-    /// On standard output it tells the key that they need, in hex.
+    /// On standard output it tells the key that they need, in hex. One of them is served at a time: others wait until that is
+    /// done, or has put and got nothing for 30 s.
     Serve(ServeArgs),
     /// Puts a file into the memory of a peer that serves, and ends when it is there
     Put(PutArgs),

@@ -14,12 +14,14 @@ use std::net::ToSocketAddrs;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use devmem::BindRx;
 use devmem::DmaBuf;
 use devmem_bulk::Acceptor;
 use devmem_bulk::End;
 use devmem_bulk::Endpoint;
+use devmem_bulk::Event;
 use devmem_bulk::Key;
 use devmem_bulk::Landing;
 use devmem_bulk::Memory;
@@ -38,22 +40,26 @@ use crate::args::ServeArgs;
 use crate::error::Fallible;
 use crate::error::bind_error;
 use crate::error::context;
+use crate::memory;
 use crate::tell;
 use crate::undo;
 
-/// How long a peer may take to connect.
+/// How long a peer may take to connect, and do nothing.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take to hear that the peer has no requests of its own.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// How long to wait after a connection that could not be taken.
 const PAUSE: Duration = Duration::from_millis(200);
-const PAGE: u64 = 4096;
-const MIB: usize = 1 << 20;
+const MIB: u64 = 1 << 20;
 
 /// Serves one peer after the other, as all of the landing is one's.
 pub fn serve(args: &ServeArgs) -> Fallible<()> {
     let to = first_of(&args.listen)?;
     let lanes = next_port(to)?;
-    let memory = DmaBuf::udmabuf(args.memory as usize * MIB).map_err(context("--memory"))?;
-    let memory = Memory::bound(&memory, if_nametoindex(args.interface.as_str())?)?;
+    let memory = bound(
+        memory::udmabuf(u64::from(args.memory) * MIB),
+        &args.interface,
+    )?;
     let listen =
         |to: SocketAddr| TcpListener::bind(to).map_err(context(format!("listening on {to}")));
     let (control, data) = (listen(to)?, listen(lanes)?);
@@ -72,21 +78,54 @@ pub fn serve(args: &ServeArgs) -> Fallible<()> {
             Some(landing) => options.landing(Arc::clone(landing), MAX_LANES),
             None => options,
         };
-        let served = acceptor.accept(options, PATIENCE);
-        match served.and_then(|mut endpoint| endpoint.serve(drop)) {
-            Ok(End::Orderly) => (),
-            Ok(end) => tell::say(format_args!("a connection has ended: {end}")),
+        match acceptor.accept(options, PATIENCE) {
+            Ok(endpoint) => serve_one(endpoint),
             Err(err) => {
-                tell::say(err);
+                tell::say(format_args!("a connection was not taken: {err}"));
                 thread::sleep(PAUSE);
             }
         }
     }
 }
 
+/// Serves a peer while it puts and gets something. It has to be one that has the key.
+fn serve_one(mut endpoint: Endpoint) {
+    let peer = endpoint.peer_addr();
+    let peer = peer.map_or_else(|err| err.to_string(), |peer| peer.to_string());
+    match until_idle(&mut endpoint) {
+        Ok(Some(End::Orderly)) => (),
+        Ok(Some(end)) => tell::say(format_args!("{peer}: the connection has ended: {end}")),
+        Ok(None) => tell::say(format_args!(
+            "{peer}: nothing was put or got for {} s: others have their turn",
+            PATIENCE.as_secs()
+        )),
+        Err(err) => tell::say(format_args!("{peer}: {err}")),
+    }
+}
+
+/// How the connection ended, if it did before there was nothing to do for so long.
+fn until_idle(endpoint: &mut Endpoint) -> io::Result<Option<End>> {
+    let mut moved = endpoint.moved();
+    let mut since = Instant::now();
+    loop {
+        match endpoint.wait(Some(PATIENCE.saturating_sub(since.elapsed())))? {
+            Some(Event::Closing) => endpoint.close(),
+            Some(_) => (),
+            None if endpoint.end().is_some() => return Ok(endpoint.end()),
+            None => (),
+        }
+        if endpoint.moved() > moved {
+            moved = endpoint.moved();
+            since = Instant::now();
+        } else if since.elapsed() >= PATIENCE {
+            return Ok(None);
+        }
+    }
+}
+
 /// What data land in, by this queue.
 fn land(args: &ServeArgs, queue: u32, lanes: SocketAddr) -> Fallible<Arc<Landing>> {
-    let memory = DmaBuf::udmabuf(args.landing as usize * MIB).map_err(context("--landing"))?;
+    let memory = memory::udmabuf(u64::from(args.landing) * MIB).map_err(context("--landing"))?;
     let request = BindRx::new(undo::prepare(&args.interface)?).queue(queue);
     let id = undo::bind(|| {
         request
@@ -109,7 +148,7 @@ pub fn put(args: &PutArgs) -> Fallible<()> {
         None => io::stdin().lock().read_to_end(&mut file)?,
     };
     let len = file.len() as u64;
-    let memory = memory_of(&args.peer, len)?;
+    let memory = bound(memory::udmabuf(len), &args.peer.interface)?;
     memory.write(0, &file)?;
     transfer(&args.peer, |endpoint, key| {
         endpoint.put(&memory, 0, len, key, args.peer.offset)
@@ -118,7 +157,7 @@ pub fn put(args: &PutArgs) -> Fallible<()> {
 
 /// Gets a file, which is written when all of it is there.
 pub fn get(args: &GetArgs) -> Fallible<()> {
-    let memory = memory_of(&args.peer, args.size)?;
+    let memory = bound(memory::udmabuf(args.size), &args.peer.interface)?;
     transfer(&args.peer, |endpoint, key| {
         endpoint.get(&memory, 0, args.size, key, args.peer.offset)
     })?;
@@ -130,18 +169,10 @@ pub fn get(args: &GetArgs) -> Fallible<()> {
     }
 }
 
-/// A dma-buf for so many bytes.
-fn memory_of(peer: &PeerArgs, bytes: u64) -> Fallible<Arc<Memory>> {
-    let size = bytes
-        .max(1)
-        .checked_next_multiple_of(PAGE)
-        .ok_or("--size: too much")?;
-    let memory = DmaBuf::udmabuf(usize::try_from(size)?)
-        .map_err(context(format!("a dma-buf of {size} bytes")))?;
-    Ok(Memory::bound(
-        &memory,
-        if_nametoindex(peer.interface.as_str())?,
-    )?)
+/// A memory that is sent from by this interface.
+fn bound(memory: Result<DmaBuf, String>, interface: &str) -> Fallible<Arc<Memory>> {
+    let ifindex = if_nametoindex(interface).map_err(context(interface))?;
+    Ok(Memory::bound(&memory?, ifindex)?)
 }
 
 /// Makes one request, and waits for it.
@@ -162,7 +193,8 @@ fn transfer(
         .flush(drop)?
         .map_err(|why| format!("the request has failed: {why}"))?;
     endpoint.close();
-    while endpoint.wait(None)?.is_some() {}
+    // It is done, whatever the peer says.
+    while endpoint.wait(Some(GOODBYE))?.is_some() {}
     Ok(())
 }
 

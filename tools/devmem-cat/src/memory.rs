@@ -17,6 +17,7 @@ use crate::args::MemoryKind;
 /// The limit of a udmabuf, in MiB.
 const LIMIT: &str = "/sys/module/udmabuf/parameters/size_limit_mb";
 const MIB: usize = 1 << 20;
+const PAGE: usize = 4096;
 
 /// What the options ask for.
 pub fn dmabuf(args: &CommonArgs) -> Result<DmaBuf, String> {
@@ -34,11 +35,25 @@ pub fn dmabuf(args: &CommonArgs) -> Result<DmaBuf, String> {
         MemoryKind::Huge => DmaBuf::udmabuf_huge(size),
         MemoryKind::System => there_is(args.memory).and_then(|()| DmaBuf::system_heap(size)),
     };
-    made.map_err(|err| {
-        let limit = fs::read_to_string(LIMIT).unwrap_or_default();
-        let hint = hint(args.kind, args.memory, &err, limit.trim().parse().ok());
-        format!("a dma-buf of {} MiB: {err}{hint}", args.memory)
-    })
+    made.map_err(|err| failed(args.kind, args.memory, &err))
+}
+
+/// One of so many bytes, which are pages of a memfd.
+pub fn udmabuf(bytes: u64) -> Result<DmaBuf, String> {
+    let whole = usize::try_from(bytes)
+        .ok()
+        .and_then(|bytes| bytes.max(1).checked_next_multiple_of(PAGE))
+        .ok_or_else(|| format!("there is no dma-buf of {bytes} bytes"))?;
+    let mib = whole.div_ceil(MIB);
+    there_is(mib)
+        .and_then(|()| DmaBuf::udmabuf(whole))
+        .map_err(|err| failed(MemoryKind::Udmabuf, mib, &err))
+}
+
+fn failed(kind: MemoryKind, mib: usize, err: &io::Error) -> String {
+    let limit = fs::read_to_string(LIMIT).unwrap_or_default();
+    let hint = hint(kind, mib, err, limit.trim().parse().ok());
+    format!("a dma-buf of {mib} MiB: {err}{hint}")
 }
 
 /// The first bytes of a BAR.
@@ -182,5 +197,11 @@ mod tests {
         assert_eq!(available("MemTotal: 1 kB\n"), None);
         there_is(1).unwrap();
         there_is(usize::MAX >> 20).unwrap_err();
+        for bytes in [u64::MAX, u64::MAX >> 1] {
+            let said = udmabuf(bytes).map(drop).unwrap_err();
+            let none = bytes == u64::MAX;
+            let expected = if none { "no dma-buf" } else { "are available" };
+            assert!(said.contains(expected), "{said}");
+        }
     }
 }
