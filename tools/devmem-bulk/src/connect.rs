@@ -15,8 +15,8 @@ use crate::endpoint::Options;
 /// and the ports that they come from.
 pub(crate) const MAGIC: [u8; 4] = *b"DMBL";
 
-/// Connects to an [`Acceptor`](crate::Acceptor): to where it listens for control connections, and to where it listens for lanes, which is
-/// steered to bound queues there.
+/// Connects to an [`Acceptor`](crate::Acceptor): to where it listens for control connections, and to where it listens for
+/// lanes, which is steered to bound queues there.
 ///
 /// Answers on the lanes are received on the ports that this end chose; to have these steered, it binds sockets itself, and
 /// uses [`over`].
