@@ -385,6 +385,7 @@ fn main() -> ExitCode {
             in_place::a_target_with_gaps_is_repaired,
             in_place::a_target_of_two_flows_is_repaired,
             in_place::a_target_with_losses_is_repaired,
+            in_place::a_target_is_finished_while_others_land_there,
             storm::all_at_random,
         ],
     )
