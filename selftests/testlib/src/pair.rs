@@ -494,6 +494,11 @@ impl End {
         other.ns.run(|| Interface::new(there)?.set_up(true))
     }
 
+    /// Has a queue receive all flows that nothing else steers.
+    pub fn receive_by_queue(&self, queue: u32) -> io::Result<()> {
+        self.interface(|interface| interface.receive_by_queue(queue))
+    }
+
     /// Writes a setting of the namespace, by its path below `/proc/sys/net`.
     pub fn sysctl(&self, path: &str, value: &str) -> io::Result<()> {
         self.ns
@@ -774,8 +779,7 @@ impl Pair {
             )));
         }
         pair.rx.split_headers()?;
-        pair.rx
-            .interface(|interface| interface.receive_by_queue(0))?;
+        pair.rx.receive_by_queue(0)?;
         pair.wait_for_link()?;
         Ok(pair)
     }
@@ -822,8 +826,7 @@ impl Pair {
         let pair = Self { rx, tx };
         pair.rx.set_rings(Rings::DEVMEM)?;
         // Else a queue with device memory gets flows that are not meant for it, now and then.
-        pair.rx
-            .interface(|interface| interface.receive_by_queue(0))?;
+        pair.rx.receive_by_queue(0)?;
         pair.plug()?;
         Ok(pair)
     }

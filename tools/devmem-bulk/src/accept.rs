@@ -53,7 +53,8 @@ struct Patience {
 }
 
 impl Acceptor {
-    /// Of two sockets that listen: one for control connections, whose port must not be steered, and one for lanes. From
+    /// Of two sockets that listen: one for control connections, which must not come by a bound queue, neither by
+    /// steering nor by RSS, and one for lanes. From
     /// the first [`accept`](Self::accept) on neither waits in `accept()`, whoever else has it, and the queue of the one for
     /// lanes is as short as is said there.
     pub fn new(control: TcpListener, data: TcpListener) -> Self {

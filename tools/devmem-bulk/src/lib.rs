@@ -21,10 +21,14 @@
 //! use devmem::{BindRx, DmaBuf};
 //! use devmem_bulk::{Acceptor, Landing, Memory, Options, Registry, Rights};
 //!
-//! // Header split is on, and the port of lanes steered to queue 4, as long as there are these.
+//! // Header split is on, and the port of lanes steered to queue 4, as long as there are these. The other port is to stay
+//! // off that queue, whatever RSS does: nobody could read what comes there.
 //! let here = Netns::current()?;
 //! let device = Device::prepare(&here, "eth0")?;
-//! let _rule = device.steer("192.0.2.1:5202".parse()?, 4)?;
+//! let _rules = (
+//!     device.steer("192.0.2.1:5202".parse()?, 4)?,
+//!     device.steer("192.0.2.1:5201".parse()?, 0)?,
+//! );
 //! let ifindex = device.ifindex();
 //! let landing = DmaBuf::udmabuf(64 << 20)?;
 //! let landing = Landing::new(BindRx::new(ifindex).queue(4).bind(&landing)?, &landing)?;

@@ -178,7 +178,7 @@ pub struct ServeArgs {
     /// Size of that, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 64, requires = "queue", value_parser = value_parser!(u32).range(1..))]
     pub landing: u32,
-    /// Have that queue receive the connections of data, by an ntuple rule of ethtool's
+    /// Have that queue receive the connections of data, and another one the others, by ntuple rules of ethtool's
     #[arg(short, long, requires = "queue")]
     pub steer: bool,
 }

@@ -65,7 +65,7 @@ pub fn serve(args: &ServeArgs) -> Fallible<()> {
     let (control, data) = (listen(to)?, listen(lanes)?);
     let landing = match args.queue {
         None => None,
-        Some(queue) => Some(land(args, queue, lanes)?),
+        Some(queue) => Some(land(args, queue, to, lanes)?),
     };
     let registry = Registry::new()?;
     let key = registry.register(&memory, 0, memory.size(), Rights::ReadWrite, None)?;
@@ -81,10 +81,23 @@ pub fn serve(args: &ServeArgs) -> Fallible<()> {
         match acceptor.accept(options, PATIENCE) {
             Ok(endpoint) => serve_one(endpoint),
             Err(err) => {
-                tell::say(format_args!("a connection was not taken: {err}"));
+                tell::say(format_args!(
+                    "a connection was not taken: {err}{}",
+                    hint(&err)
+                ));
                 thread::sleep(PAUSE);
             }
         }
+    }
+}
+
+/// What to do about an end that could not be taken.
+fn hint(err: &io::Error) -> &'static str {
+    match err.raw_os_error() {
+        Some(nix::libc::EFAULT) => {
+            ". What it says has landed in the memory of a queue: keep its flow off that, by --steer or RSS"
+        }
+        _ => "",
     }
 }
 
@@ -124,7 +137,12 @@ fn until_idle(endpoint: &mut Endpoint) -> io::Result<Option<End>> {
 }
 
 /// What data land in, by this queue.
-fn land(args: &ServeArgs, queue: u32, lanes: SocketAddr) -> Fallible<Arc<Landing>> {
+fn land(
+    args: &ServeArgs,
+    queue: u32,
+    control: SocketAddr,
+    lanes: SocketAddr,
+) -> Fallible<Arc<Landing>> {
     let memory = memory::udmabuf(u64::from(args.landing) * MIB).map_err(context("--landing"))?;
     let request = BindRx::new(undo::prepare(&args.interface)?).queue(queue);
     let id = undo::bind(|| {
@@ -134,6 +152,8 @@ fn land(args: &ServeArgs, queue: u32, lanes: SocketAddr) -> Fallible<Arc<Landing
     })?;
     if args.steer {
         undo::steer(lanes, queue)?;
+        // Else RSS may bring it there as well, where nobody can read it.
+        undo::steer(control, u32::from(queue == 0))?;
     }
     Ok(Landing::of(id, &memory)?)
 }
