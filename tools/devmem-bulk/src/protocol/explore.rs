@@ -12,9 +12,10 @@
 
 use std::collections::HashSet;
 use std::collections::VecDeque;
-use std::collections::hash_map::DefaultHasher;
 use std::hash::Hash;
-use std::hash::Hasher;
+
+use siphasher::sip128::Hasher128;
+use siphasher::sip128::SipHasher13;
 
 use super::keys::Grant;
 use super::keys::Key;
@@ -221,16 +222,29 @@ impl Side {
 }
 
 impl World {
-    fn step(&mut self, step: Step) -> Option<()> {
-        match step {
-            Step::Do(who) | Step::Hear(who) | Step::Land(who, _) | Step::Send(who)
-                if self.0[who].dead =>
-            {
-                return None;
+    /// Whether a step may change something. Looking costs less than to clone a world for it.
+    fn may(&self, step: Step) -> bool {
+        let (Step::Do(who)
+        | Step::Hear(who)
+        | Step::Land(who, _)
+        | Step::Send(who)
+        | Step::Assign(who, _)
+        | Step::Place(who)) = step;
+        let side = &self.0[who];
+        !side.dead
+            && match step {
+                Step::Do(_) => !side.todo.is_empty(),
+                Step::Hear(_) => !side.control.is_empty() || self.0[1 - who].dead,
+                Step::Land(_, lane) => !side.coming[usize::from(lane)].is_empty(),
+                Step::Send(_) => side.machine.has_turns(),
+                Step::Assign(_, lane) => {
+                    side.placing.is_none() && !side.landed[usize::from(lane)].is_empty()
+                }
+                Step::Place(_) => side.placing.is_some(),
             }
-            Step::Assign(who, _) | Step::Place(who) if self.0[who].dead => return None,
-            _ => (),
-        }
+    }
+
+    fn step(&mut self, step: Step) -> Option<()> {
         match step {
             Step::Do(who) => {
                 self.0[who].next()?;
@@ -410,7 +424,7 @@ fn explore(lanes: u16, requests: u32, a: &[Op], b: &[Op]) -> usize {
     let mut left = vec![first];
     while let Some(world) = left.pop() {
         let mut last = true;
-        for &step in &steps {
+        for &step in steps.iter().filter(|&&step| world.may(step)) {
             let mut next = world.clone();
             if next.step(step).is_none() {
                 continue;
@@ -428,13 +442,9 @@ fn explore(lanes: u16, requests: u32, a: &[Op], b: &[Op]) -> usize {
 }
 
 fn hash(world: &World) -> u128 {
-    let half = |seed: u8| {
-        let mut hasher = DefaultHasher::new();
-        seed.hash(&mut hasher);
-        world.hash(&mut hasher);
-        u128::from(hasher.finish())
-    };
-    half(0) << 64 | half(1)
+    let mut hasher = SipHasher13::new();
+    world.hash(&mut hasher);
+    hasher.finish128().as_u128()
 }
 
 use Op::*;

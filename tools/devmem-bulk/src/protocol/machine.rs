@@ -1211,6 +1211,14 @@ impl Machine {
 }
 
 #[cfg(test)]
+impl Machine {
+    /// Whether there is a request of which something may have to be sent.
+    pub(super) fn has_turns(&self) -> bool {
+        !self.turns.is_empty()
+    }
+}
+
+#[cfg(test)]
 impl<M: Clone> Placement<M> {
     /// The same, in another world.
     pub(super) fn copied(&self) -> Self {
