@@ -572,7 +572,7 @@ impl Endpoint {
     /// Puts some pieces of a lane in place; says whether there may be more.
     fn place(&mut self, lane: u16) -> bool {
         let wire = &mut self.lanes[usize::from(lane)];
-        // Until all of it is in place nobody takes a key back.
+        // Who takes one back waits for those by which something was assigned. Nobody waits for what is written meanwhile.
         let keys = self.registry.lock();
         let mut jobs = Vec::new();
         let mut placements = Vec::new();
@@ -589,7 +589,7 @@ impl Endpoint {
             };
             wire.out += placement.len;
             let to = match &placement.target {
-                Target::Memory { memory, offset } => Some((Arc::clone(memory), *offset)),
+                Target::Memory { memory, offset } => Some((Arc::clone(&memory.memory), *offset)),
                 Target::Own { id, at } => self
                     .own
                     .get(id)
@@ -609,8 +609,11 @@ impl Endpoint {
                 None => self.machine.placed(placement, true),
             }
         }
+        drop(keys);
         let more = jobs.len() == BATCH;
-        self.place.place(&mut jobs);
+        if !jobs.is_empty() {
+            self.place.place(&mut jobs);
+        }
         for (job, placement) in jobs.into_iter().zip(placements) {
             self.machine.placed(placement, job.placed);
         }
@@ -644,7 +647,7 @@ impl Endpoint {
                 break;
             };
             let (memory, offset) = match source {
-                protocol::Source::Memory { memory, offset } => (memory, offset),
+                protocol::Source::Memory { memory, offset } => (memory.memory, offset),
                 protocol::Source::Own { id, at } => match self.own.get(&id) {
                     Some((memory, offset)) => (Arc::clone(memory), offset + at),
                     None => return Err(io::Error::other("a request that there is not")),

@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
+use crossbeam_utils::sync::WaitGroup;
 use devmem::BindTx;
 use devmem::Binding;
 use devmem::DmaBuf;
@@ -231,12 +232,19 @@ impl Landing {
     }
 }
 
+/// What a key names. Who has a clone of it may be writing there.
+#[derive(Clone, Debug)]
+pub(crate) struct Named {
+    pub(crate) memory: Arc<Memory>,
+    users: WaitGroup,
+}
+
 /// The keys of some endpoints, and what they name. Clones are the same one.
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
 struct Inner {
-    keys: Mutex<Keys<Arc<Memory>>>,
+    keys: Mutex<Keys<Named>>,
     random: File,
     start: Instant,
 }
@@ -288,7 +296,10 @@ impl Registry {
         let mut key = Key([0; 16]);
         (&self.0.random).read_exact(&mut key.0)?;
         let grant = Grant {
-            memory: Arc::clone(memory),
+            memory: Named {
+                memory: Arc::clone(memory),
+                users: WaitGroup::new(),
+            },
             offset,
             len,
             rights,
@@ -300,14 +311,22 @@ impl Registry {
         Ok(key)
     }
 
-    /// Takes a key back; says whether there was such a key. Nothing is written by it any more once this returns. What the
-    /// peer was already told is coming to it is sent nevertheless: see [`Memory::is_being_read`].
+    /// Takes a key back; says whether there was such a key. Nothing is written by it any more once this returns: it waits
+    /// until what is being written by it is. What the peer was already told is coming to it is sent nevertheless: see
+    /// [`Memory::is_being_read`].
     pub fn revoke(&self, key: Key) -> bool {
-        self.lock().revoke(key).is_some()
+        let revoked = self.lock().revoke(key);
+        match revoked {
+            Some(grant) => {
+                grant.memory.users.wait();
+                true
+            }
+            None => false,
+        }
     }
 
     /// The keys, on which the time is now.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Keys<Arc<Memory>>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Keys<Named>> {
         // Nothing here leaves things half done.
         let mut keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
         if keys.is_timed() {

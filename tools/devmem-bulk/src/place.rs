@@ -133,10 +133,11 @@ pub struct Job {
 
 /// What puts in place what has landed.
 pub trait Place {
-    /// Puts these in place, or makes that known to who has it done: for the peer they are in place then.
+    /// Puts these in place, or makes that known to who has it done: for the peer they are in place then. There is one at
+    /// least.
     ///
-    /// Meanwhile nobody takes a key back: who calls [`Registry::register`](crate::Registry::register) or
-    /// [`revoke`](crate::Registry::revoke) in here waits for ever.
+    /// Meanwhile nobody takes back the keys by which these are put there: who calls
+    /// [`Registry::revoke`](crate::Registry::revoke) in here waits for ever.
     fn place(&mut self, jobs: &mut [Job]);
 }
 

@@ -874,8 +874,8 @@ impl Machine {
 
     /// Where the next bytes of a lane belong, no more than `most`: `None` if none have come of which that is known.
     ///
-    /// Who drives several connections, or takes keys back meanwhile, has the keys locked from here until the bytes are
-    /// placed: then nothing is written by a key that was taken back.
+    /// Who takes a key back waits until the placements are given back that it was good for, or has the keys locked meanwhile:
+    /// then nothing is written by a key that was taken back. The memory is cloned for each of them, and can keep count.
     pub fn assign<M: Clone>(
         &mut self,
         lane: u16,
