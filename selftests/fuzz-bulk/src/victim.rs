@@ -165,7 +165,7 @@ impl Victim {
             5 if rng.u8(..) < 3 => self.machine.close(),
             6 | 7 => self.assign(rng),
             8 => self.place(rng),
-            _ => self.send(),
+            _ => self.send(rng),
         }
     }
 
@@ -205,11 +205,17 @@ impl Victim {
         self.released[usize::from(lane)] += len;
     }
 
-    fn send(&mut self) {
-        let Some(out) = self.machine.next_segment(|_| true, &self.keys) else {
+    fn send(&mut self, rng: &mut Rng) {
+        let Some(mut out) = self.machine.next_segment(|_| true, &self.keys) else {
             return;
         };
         assert!(!self.over);
+        // Memory that cannot be read is not sent, and less than there may be is.
+        if rng.u8(..) == 0 {
+            self.machine.unreadable(out);
+            return;
+        }
+        out.shorten(rng.u32(..));
         let len = u64::from(out.len);
         match out.source {
             Source::Memory { memory, offset } => {
@@ -224,6 +230,7 @@ impl Victim {
         let lane = usize::from(out.lane);
         self.sent[lane] += len;
         assert!(self.sent[lane] <= self.credit[lane], "more than it may");
+        self.machine.announce(out);
     }
 
     /// What it has sent arrives.
@@ -441,6 +448,7 @@ pub fn round(seed: u64) -> Seen {
                 false => out.len.into(),
             };
             victim.land(out.lane, len);
+            peer.announce(out);
         }
         let said = peer.output().to_vec();
         peer.said(said.len());

@@ -58,8 +58,6 @@ const DATA: usize = 256 << 10;
 const FRAGS: usize = 256;
 /// What the CPU copies into a lane at once.
 const COPIED: usize = 256 << 10;
-/// Segments of a lane that wait for others.
-const QUEUE: usize = 2;
 /// Pieces that are placed at once, before anything else is looked at.
 const BATCH: usize = 256;
 /// How often a socket is read before others have their turn.
@@ -155,15 +153,30 @@ struct Wire {
     credited: u64,
     /// Bytes that have been handed out.
     out: u64,
-    queue: VecDeque<Sending>,
+    /// What was announced, and is not in the socket yet.
+    rest: Option<Sending>,
+    /// Whether there is no room in the socket, as far as is known.
+    full: bool,
     /// Whether the peer has closed it.
     closed: bool,
 }
 
 /// What is left of a segment on its way into a socket.
-struct Sending {
-    memory: Reading,
-    extent: Extent,
+enum Sending {
+    /// The NIC reads it.
+    Nic(Reading, Extent),
+    /// The CPU has.
+    Copied(Vec<u8>),
+}
+
+/// What came of a first try to send something.
+enum Begun {
+    /// All of it goes by the lane, as short as it is now.
+    Some,
+    /// There is no room for any of it.
+    None,
+    /// The memory cannot be read.
+    Unreadable,
 }
 
 /// A part of a memory that the NIC reads, which keeps the memory.
@@ -634,39 +647,37 @@ impl Endpoint {
 
     /// Sends what there is credit and room for.
     fn send(&mut self) -> io::Result<()> {
+        for lane in 0..self.lanes.len() {
+            let sent = self.lanes[lane].send();
+            self.unless_bye(lane, sent)?;
+        }
         loop {
             let lanes = &self.lanes;
-            let ready = |lane: u16| {
-                let wire = lanes.get(usize::from(lane));
-                wire.is_some_and(|wire| wire.queue.len() < QUEUE)
-            };
+            let ready = |lane: u16| lanes.get(usize::from(lane)).is_some_and(Wire::has_room);
             // Who takes a key back sees then who reads by it.
             let keys = self.registry.lock();
-            let segment = self.machine.next_segment(ready, &keys);
-            let Some(Outgoing { lane, len, source }) = segment else {
-                break;
+            let Some(mut segment) = self.machine.next_segment(ready, &keys) else {
+                return Ok(());
             };
-            let (memory, offset) = match source {
-                protocol::Source::Memory { memory, offset } => (memory.memory, offset),
-                protocol::Source::Own { id, at } => match self.own.get(&id) {
+            let (memory, offset) = match &segment.source {
+                protocol::Source::Memory { memory, offset } => {
+                    (Arc::clone(&memory.memory), *offset)
+                }
+                protocol::Source::Own { id, at } => match self.own.get(id) {
                     Some((memory, offset)) => (Arc::clone(memory), offset + at),
                     None => return Err(io::Error::other("a request that there is not")),
                 },
             };
             let memory = Reading::new(memory);
             drop(keys);
-            let extent = Extent {
-                offset,
-                len: len.into(),
-            };
-            let wire = &mut self.lanes[usize::from(lane)];
-            wire.queue.push_back(Sending { memory, extent });
+            let lane = usize::from(segment.lane);
+            match self.lanes[lane].begin(memory, offset, &mut segment) {
+                Ok(Begun::Some) => self.machine.announce(segment),
+                Ok(Begun::None) => (),
+                Ok(Begun::Unreadable) => self.machine.unreadable(segment),
+                Err(err) => self.unless_bye(lane, Err(err))?,
+            }
         }
-        for lane in 0..self.lanes.len() {
-            let sent = self.lanes[lane].send();
-            self.unless_bye(lane, sent)?;
-        }
-        Ok(())
     }
 }
 
@@ -705,7 +716,8 @@ impl Wire {
             released: Arc::default(),
             credited: 0,
             out: 0,
-            queue: VecDeque::new(),
+            rest: None,
+            full: false,
             closed: false,
         })
     }
@@ -767,7 +779,7 @@ impl Wire {
         if self.rx.take().is_some() {
             self.copies = None;
             self.held.clear();
-            self.queue.clear();
+            self.rest = None;
             // If both are done the peer has all of it.
             if end != End::Orderly {
                 if let Err(err) = self.tx.abort() {
@@ -791,7 +803,134 @@ impl Wire {
         }
     }
 
-    /// Sends what there is room for.
+    /// Whether something may be sent, as far as is known.
+    fn has_room(&self) -> bool {
+        !self.closed && !self.full && self.rest.is_none() && self.copies.is_some()
+    }
+
+    /// Begins to send from `offset` of a memory on, if there is room. The segment becomes as long as what goes now: nothing
+    /// is promised that may turn out not to be there.
+    fn begin<M>(
+        &mut self,
+        memory: Reading,
+        offset: u64,
+        segment: &mut Outgoing<M>,
+    ) -> io::Result<Begun> {
+        let Some(copies) = &mut self.copies else {
+            self.full = true;
+            return Ok(Begun::None);
+        };
+        if !copies.is_idle()? {
+            self.full = true;
+            return Ok(Begun::None);
+        }
+        if memory.tx().is_none() {
+            segment.shorten(u32::try_from(COPIED).unwrap_or(u32::MAX));
+            let mut bytes = vec![0; usize::try_from(segment.len).unwrap_or(COPIED)];
+            if let Err(err) = memory.read(offset, &mut bytes) {
+                warn!("memory cannot be read: {err}");
+                return Ok(Begun::Unreadable);
+            }
+            self.rest = Some(Sending::Copied(bytes));
+            self.send_rest()?;
+            return Ok(Begun::Some);
+        }
+        let extent = Extent {
+            offset,
+            len: segment.len.into(),
+        };
+        match self.send_part(&memory, extent) {
+            Ok(None) => {
+                self.full = true;
+                Ok(Begun::None)
+            }
+            Ok(Some(sent)) => {
+                segment.shorten(u32::try_from(sent).unwrap_or(u32::MAX));
+                let left = Extent {
+                    offset: offset + sent,
+                    len: u64::from(segment.len) - sent,
+                };
+                if left.len > 0 {
+                    self.rest = Some(Sending::Nic(memory, left));
+                    self.send_rest()?;
+                }
+                Ok(Begun::Some)
+            }
+            // Its exporter has taken it back.
+            Err(err) if err.raw_os_error() == Some(libc::ENODEV) => {
+                warn!("memory is gone: {err}");
+                Ok(Begun::Unreadable)
+            }
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Has the NIC send some of an extent; says how much, if there was room for any.
+    fn send_part(&mut self, memory: &Reading, extent: Extent) -> io::Result<Option<u64>> {
+        let Some(binding) = memory.tx() else {
+            return Err(io::Error::other("memory that is not bound"));
+        };
+        loop {
+            let part = Part {
+                extent,
+                _memory: memory.clone(),
+            };
+            let err = match self.tx.send_flags(binding, part, libc::MSG_DONTWAIT) {
+                Ok(()) => return Ok(Some(extent.len)),
+                Err(err) => err,
+            };
+            // What was not sent is sent as another part.
+            if err.sent > 0 {
+                return Ok(Some(err.sent));
+            }
+            match err.errno() {
+                Some(libc::EAGAIN) if self.tx.tell_room()? => (),
+                Some(libc::EAGAIN) => return Ok(None),
+                // There is, when some have completed.
+                Some(libc::ENOBUFS) if self.tx.in_flight() > 0 => return Ok(None),
+                _ => return Err(err.error),
+            }
+        }
+    }
+
+    /// Sends what was announced, and for which there was no room.
+    fn send_rest(&mut self) -> io::Result<()> {
+        while let Some(rest) = self.rest.take() {
+            let left = match rest {
+                Sending::Nic(memory, extent) => match self.send_part(&memory, extent)? {
+                    Some(sent) if sent == extent.len => continue,
+                    sent => {
+                        let sent_now = sent.unwrap_or(0);
+                        self.full = sent.is_none();
+                        let extent = Extent {
+                            offset: extent.offset + sent_now,
+                            len: extent.len - sent_now,
+                        };
+                        Sending::Nic(memory, extent)
+                    }
+                },
+                Sending::Copied(mut bytes) => {
+                    let Some(copies) = &mut self.copies else {
+                        return Ok(());
+                    };
+                    let taken = copies.write(&bytes)?;
+                    if taken == bytes.len() {
+                        continue;
+                    }
+                    self.full = taken == 0;
+                    bytes.drain(..taken);
+                    Sending::Copied(bytes)
+                }
+            };
+            self.rest = Some(left);
+            if self.full {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what was left, if there is room again.
     fn send(&mut self) -> io::Result<()> {
         if self.closed {
             // Nobody takes what completes there, and the ring would not wait.
@@ -800,49 +939,14 @@ impl Wire {
             self.take_back();
             return Ok(());
         }
+        self.full = false;
         // What the kernel is done with is nobody's any more.
         while self.tx.completed()?.is_some() {}
         let Some(copies) = &mut self.copies else {
             return Ok(());
         };
-        while copies.is_idle()? {
-            let Some(Sending { memory, extent }) = self.queue.front_mut() else {
-                break;
-            };
-            let sent = match memory.tx() {
-                Some(binding) => {
-                    let part = Part {
-                        extent: *extent,
-                        _memory: memory.clone(),
-                    };
-                    match self.tx.send_flags(binding, part, libc::MSG_DONTWAIT) {
-                        Ok(()) => extent.len,
-                        Err(err) => {
-                            // What was not sent is sent as another part.
-                            let sent = err.sent;
-                            match err.errno() {
-                                Some(libc::EAGAIN) if sent > 0 || self.tx.tell_room()? => (),
-                                Some(libc::EAGAIN) => break,
-                                // There is, when some have completed.
-                                Some(libc::ENOBUFS) if self.tx.in_flight() > 0 => break,
-                                _ => return Err(err.error),
-                            }
-                            sent
-                        }
-                    }
-                }
-                None => {
-                    let len = usize::try_from(extent.len).map_or(COPIED, |len| len.min(COPIED));
-                    let mut bytes = vec![0; len];
-                    memory.read(extent.offset, &mut bytes)?;
-                    copies.write(&bytes)? as u64
-                }
-            };
-            extent.offset += sent;
-            extent.len -= sent;
-            if extent.len == 0 {
-                self.queue.pop_front();
-            }
+        if copies.is_idle()? {
+            self.send_rest()?;
         }
         Ok(())
     }

@@ -52,6 +52,8 @@ enum Op {
     Revoke,
     /// Its memory cannot be written any more.
     Break,
+    /// Its memory cannot be read any more.
+    Hide,
     Close,
     /// Its process is killed.
     Die,
@@ -78,6 +80,7 @@ struct Side {
     machine: Machine,
     keys: Keys<()>,
     broken: bool,
+    hidden: bool,
     dead: bool,
     todo: VecDeque<Op>,
     requests: Vec<Request>,
@@ -141,6 +144,7 @@ impl Side {
             ),
             keys,
             broken: false,
+            hidden: false,
             dead: false,
             todo: todo.iter().copied().collect(),
             requests: Vec::new(),
@@ -171,6 +175,7 @@ impl Side {
                     Op::Cancel(id) => self.machine.cancel(id),
                     Op::Revoke => drop(self.keys.revoke(KEY)),
                     Op::Break => self.broken = true,
+                    Op::Hide => self.hidden = true,
                     Op::Close => self.machine.close(),
                     _ => self.dead = true,
                 }
@@ -281,6 +286,11 @@ impl World {
                     self.talk();
                     return told.then_some(());
                 };
+                if side.hidden {
+                    side.machine.unreadable(out);
+                    self.talk();
+                    return Some(());
+                }
                 let bytes = (0..u64::from(out.len)).map(|i| match out.source {
                     Source::Own { id, at } => Byte::Own { id, at: at + i },
                     Source::Memory { offset, .. } => Byte::Memory(offset + i),
@@ -289,6 +299,7 @@ impl World {
                     assert!(!side.keys.is_empty(), "read by a key that was taken back");
                 }
                 self.0[1 - who].coming[usize::from(out.lane)].extend(bytes);
+                self.0[who].machine.announce(out);
             }
             Step::Assign(who, lane) => {
                 let side = &mut self.0[who];
@@ -492,6 +503,40 @@ fn a_key_taken_back_while_it_is_used() {
 fn memory_that_cannot_be_written() {
     explore(1, 2, &[Put(KEY, 0, 5), Close], &[Break, Close]);
     explore(1, 2, &[Get(KEY, 0, 5), Break, Close], &[Close]);
+}
+
+#[test]
+fn memory_that_cannot_be_read() {
+    explore(1, 2, &[Get(KEY, 0, 5), Close], &[Hide, Close]);
+    explore(1, 2, &[Put(KEY, 0, 5), Hide, Close], &[Close]);
+    explore(1, 2, &[Hide, Put(KEY, 0, 3), Note, Close], &[Close]);
+    let both = [Put(KEY, 0, 3), Hide, Cancel(0), Close];
+    explore(1, 2, &both, &[Close]);
+}
+
+/// What is asked for later is not what cannot be read now.
+#[test]
+fn what_is_unreadable_ends_and_others_do_not() {
+    let status = Err(Failure::Status(Status::Memory));
+    let mut world = World([&[Get(KEY, 0, 5), Get(KEY, 0, 2)][..], &[]].map(|t| Side::new(1, 2, t)));
+    world.talk();
+    world.step(Step::Hear(0));
+    while world.step(Step::Hear(1)).is_some() {}
+    while world.step(Step::Hear(0)).is_some() {}
+    world.step(Step::Do(0));
+    world.step(Step::Do(0));
+    while world.step(Step::Hear(1)).is_some() {}
+    world.0[1].hidden = true;
+    world.step(Step::Send(1));
+    world.0[1].hidden = false;
+    world.step(Step::Send(1));
+    while world.step(Step::Hear(0)).is_some() {}
+    while world.step(Step::Land(0, 0)).is_some() {}
+    while world.step(Step::Assign(0, 0)).is_some() {
+        world.step(Step::Place(0));
+    }
+    let results: Vec<_> = world.0[0].requests.iter().map(|r| r.result).collect();
+    assert_eq!(results, [Some(status), Some(Ok(()))]);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! - passes on what comes by the control connection ([`Machine::input`]), and sends what it [has to say](Machine::output);
 //! - tells how many bytes came by each lane ([`Machine::landed`]), asks where they belong ([`Machine::assign`]), and tells
 //!   when they are there ([`Machine::placed`]) and when what they landed in is free again ([`Machine::released`]);
-//! - asks what to send next ([`Machine::next_segment`]), and sends that, in this order;
+//! - asks what to send next ([`Machine::next_segment`]), sends that, and says so ([`Machine::announce`]), in this order;
 //! - tells the program what happened ([`Machine::event`]).
 
 use std::collections::BTreeMap;
@@ -112,7 +112,8 @@ pub enum Event {
     Over(End),
 }
 
-/// Bytes that are to be sent, next on their lane.
+/// Bytes that are to be sent, next on their lane. To be given back by [`Machine::announce`] or [`Machine::unreadable`], or
+/// to be asked for anew.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Outgoing<M> {
     /// By which lane.
@@ -121,6 +122,15 @@ pub struct Outgoing<M> {
     pub len: u32,
     /// Which.
     pub source: Source<M>,
+    turn: Turn,
+    least: u32,
+}
+
+impl<M> Outgoing<M> {
+    /// Has no more than these bytes sent now, or a few that have to go together.
+    pub fn shorten(&mut self, len: u32) {
+        self.len = self.len.min(len.max(self.least));
+    }
 }
 
 /// Where bytes are that are to be sent.
@@ -191,7 +201,8 @@ enum Own {
     Put {
         len: u64,
         announced: u64,
-        cancelled: bool,
+        /// Why no more of it is announced.
+        failed: Option<Status>,
     },
     Get(Get),
     Note {
@@ -416,7 +427,7 @@ impl Machine {
         let put = Own::Put {
             len,
             announced: 0,
-            cancelled: false,
+            failed: None,
         };
         let id = self.request(offset, len, put)?;
         self.say(&Frame::Put {
@@ -487,12 +498,19 @@ impl Machine {
 
     /// Gives up a request of this end. It ends with [`Status::Cancelled`], or as it would have.
     pub fn cancel(&mut self, id: u64) {
+        self.give_up(id, Status::Cancelled);
+    }
+
+    fn give_up(&mut self, id: u64, status: Status) {
         let tell = match self.own.get_mut(&id) {
-            Some(Own::Put { cancelled, .. } | Own::Note { cancelled }) => {
-                !std::mem::replace(cancelled, true)
+            Some(Own::Put { failed, .. }) => {
+                let tell = failed.is_none();
+                failed.get_or_insert(status);
+                tell
             }
+            Some(Own::Note { cancelled }) => !std::mem::replace(cancelled, true),
             Some(Own::Get(get)) => {
-                get.failed.get_or_insert(Status::Cancelled);
+                get.failed.get_or_insert(status);
                 get.give_up()
             }
             None => false,
@@ -722,7 +740,7 @@ impl Machine {
     }
 
     /// Checks what a data frame says of a lane and a request, of which `left` bytes were not announced.
-    fn announce(&mut self, lane: u16, len: u32, left: u64, segment: Segment) -> Result<(), Fault> {
+    fn expect(&mut self, lane: u16, len: u32, left: u64, segment: Segment) -> Result<(), Fault> {
         let whole = u64::from(len);
         if len == 0 || whole > left || (len < self.least && whole < left) {
             return Err(Fault::Length);
@@ -761,7 +779,7 @@ impl Machine {
             at,
             len: len.into(),
         };
-        self.announce(lane, len, left, segment)?;
+        self.expect(lane, len, left, segment)?;
         if let Some(Peer::Put(put)) = self.peer.get_mut(&id) {
             put.announced += u64::from(len);
         }
@@ -782,7 +800,7 @@ impl Machine {
             at,
             len: len.into(),
         };
-        self.announce(lane, len, left, segment)?;
+        self.expect(lane, len, left, segment)?;
         if let Some(Own::Get(get)) = self.own.get_mut(&id) {
             get.announced += u64::from(len);
         }
@@ -816,18 +834,23 @@ impl Machine {
             _ => Err(Failure::Status(status)),
         };
         match self.own.get_mut(&id).ok_or(Fault::Unknown)? {
-            Own::Put {
+            &mut Own::Put {
                 len,
                 announced,
-                cancelled,
+                failed,
             } => {
                 let some_left = announced < len;
                 if some_left && result.is_ok() {
                     return Err(Fault::Unexpected);
                 }
-                if some_left && !*cancelled {
+                if some_left && failed.is_none() {
                     self.say(&Frame::Cancel { id });
                 }
+                // The peer knows that it was given up, and this end why.
+                let result = match (status, failed) {
+                    (Status::Cancelled, Some(why)) => Err(Failure::Status(why)),
+                    _ => result,
+                };
                 self.complete(id, result);
             }
             Own::Get(get) => {
@@ -985,7 +1008,9 @@ impl Machine {
         }
     }
 
-    /// What to send next, on one of the lanes that are `ready`: the peer is told in the same breath.
+    /// What to send next, on one of the lanes that are `ready`.
+    ///
+    /// Nobody counts on it before that is [announced](Self::announce). Who is asked again without that says the same.
     pub fn next_segment<M: Clone>(
         &mut self,
         ready: impl Fn(u16) -> bool,
@@ -998,7 +1023,7 @@ impl Machine {
                 None => {
                     self.turns.pop_front();
                 }
-                Some((left, source)) => return self.send(turn, left, source, ready),
+                Some((left, source)) => return self.segment(turn, left, source, ready),
             }
         }
         None
@@ -1011,7 +1036,7 @@ impl Machine {
                 Some(&Own::Put {
                     len,
                     announced: at,
-                    cancelled: false,
+                    failed: None,
                 }) if at < len => Some((len - at, Source::Own { id, at })),
                 _ => None,
             },
@@ -1040,8 +1065,8 @@ impl Machine {
         }
     }
 
-    fn send<M>(
-        &mut self,
+    fn segment<M>(
+        &self,
         turn: Turn,
         left: u64,
         source: Source<M>,
@@ -1056,30 +1081,68 @@ impl Machine {
         if bytes == 0 || (bytes < left && bytes < self.least.into()) {
             return None;
         }
-        let len = u32::try_from(bytes).ok()?;
-        self.outgoing[usize::from(lane)].announced += bytes;
-        self.turns.pop_front();
-        if bytes < left {
+        Some(Outgoing {
+            lane,
+            len: u32::try_from(bytes).ok()?,
+            source,
+            turn,
+            least: self.least,
+        })
+    }
+
+    /// This has been sent, or certainly will be: the peer is told. Nothing else may have been asked of the machine since it
+    /// said that this is [next](Self::next_segment).
+    pub fn announce<M>(&mut self, segment: Outgoing<M>) {
+        let Outgoing {
+            lane, len, turn, ..
+        } = segment;
+        let bytes = u64::from(len);
+        let left = match turn {
+            Turn::Own(id) => match self.own.get_mut(&id) {
+                Some(Own::Put {
+                    len: all,
+                    announced,
+                    ..
+                }) => {
+                    *announced += bytes;
+                    let left = *all - *announced;
+                    self.say(&Frame::PutData { id, lane, len });
+                    left
+                }
+                _ => return,
+            },
+            Turn::Peer(id) => match self.peer.get_mut(&id) {
+                Some(Peer::Get {
+                    len: all,
+                    announced,
+                    ..
+                }) => {
+                    *announced += bytes;
+                    let left = *all - *announced;
+                    self.say(&Frame::GetData { id, lane, len });
+                    if left == 0 {
+                        self.peer.remove(&id);
+                    }
+                    left
+                }
+                _ => return,
+            },
+        };
+        if let Some(sent) = self.outgoing.get_mut(usize::from(lane)) {
+            sent.announced += bytes;
+        }
+        self.turns.retain(|&other| other != turn);
+        if left > 0 {
             self.turns.push_back(turn);
         }
-        match turn {
-            Turn::Own(id) => {
-                self.say(&Frame::PutData { id, lane, len });
-                if let Some(Own::Put { announced, .. }) = self.own.get_mut(&id) {
-                    *announced += bytes;
-                }
-            }
-            Turn::Peer(id) => {
-                self.say(&Frame::GetData { id, lane, len });
-                if let Some(Peer::Get { announced, .. }) = self.peer.get_mut(&id) {
-                    *announced += bytes;
-                }
-                if bytes == left {
-                    self.peer.remove(&id);
-                }
-            }
+    }
+
+    /// This cannot be sent, as its memory cannot be read: the request that it is of ends, and nothing else does.
+    pub fn unreadable<M>(&mut self, segment: Outgoing<M>) {
+        match segment.turn {
+            Turn::Own(id) => self.give_up(id, Status::Memory),
+            Turn::Peer(id) => self.end_peer(id, Status::Memory),
         }
-        Some(Outgoing { lane, len, source })
     }
 
     /// Tells the peer how a request of its ended.

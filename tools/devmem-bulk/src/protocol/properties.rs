@@ -229,7 +229,8 @@ fn run(requests: &[(bool, u8, u64, u64)], limits: &Limits, mut seed: u64) {
         let said = random(here.machine.output().len() + 1);
         there.control.extend(&here.machine.output()[..said]);
         here.machine.said(said);
-        if let Some(out) = here.machine.next_segment(|_| true, &here.keys) {
+        if let Some(mut out) = here.machine.next_segment(|_| true, &here.keys) {
+            out.shorten(u32::try_from(random(8000)).unwrap());
             let (at, of) = match out.source {
                 // Bytes of a put are those at the same place here.
                 Source::Own { id, at } => {
@@ -240,6 +241,7 @@ fn run(requests: &[(bool, u8, u64, u64)], limits: &Limits, mut seed: u64) {
             };
             let bytes = (at..at + u64::from(out.len)).map(|at| byte(of, at));
             there.lanes[usize::from(out.lane)].extend(bytes);
+            here.machine.announce(out);
         }
         let heard: Vec<u8> = here
             .control
