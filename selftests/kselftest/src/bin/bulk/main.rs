@@ -4,6 +4,8 @@
 
 mod bench;
 mod ends;
+mod memory;
+mod storm;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,7 +27,6 @@ use devmem_testlib::Outcome;
 use devmem_testlib::report;
 use devmem_testlib::report::Stop;
 use devmem_testlib::runner;
-use devmem_testlib::storm;
 use devmem_testlib::tests;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
@@ -101,7 +102,7 @@ fn from_memory_that_is_not_bound() -> Outcome {
 
 /// Puts and gets at random, compared with a model.
 fn at_random(bench: &mut Bench, requests: usize) -> Outcome {
-    let mut rng = Rng::with_seed(storm::seed());
+    let mut rng = Rng::with_seed(devmem_testlib::storm::seed());
     let half = MEMORY / 2;
     let mut model = vec![0; MEMORY as usize];
     bench.server_memory.read(0, &mut model)?;
@@ -355,21 +356,30 @@ fn an_orderly_end() -> Outcome {
 }
 
 fn main() -> ExitCode {
-    runner::run(tests![
-        there_and_back,
-        from_memory_that_is_not_bound,
-        puts_and_gets_at_random,
-        puts_and_gets_with_losses,
-        notes_come_after_what_was_put,
-        keys_are_good_for_what_they_are,
-        a_key_taken_back_in_mid_transfer,
-        requests_given_up,
-        no_other_system_call,
-        an_orderly_end,
-        ends::they_find_each_other,
-        ends::a_client_that_is_killed,
-        ends::a_server_that_is_killed,
-        ends::a_peer_that_talks_nonsense,
-        ends::a_lane_that_breaks,
-    ])
+    runner::run_within(
+        devmem_testlib::storm::timeout(),
+        tests![
+            there_and_back,
+            from_memory_that_is_not_bound,
+            puts_and_gets_at_random,
+            puts_and_gets_with_losses,
+            notes_come_after_what_was_put,
+            keys_are_good_for_what_they_are,
+            a_key_taken_back_in_mid_transfer,
+            requests_given_up,
+            no_other_system_call,
+            an_orderly_end,
+            ends::they_find_each_other,
+            ends::a_client_that_is_killed,
+            ends::a_server_that_is_killed,
+            ends::a_peer_that_talks_nonsense,
+            ends::a_lane_that_breaks,
+            memory::memory_tells_that_it_is_being_read,
+            memory::memory_that_is_gone_ends_its_requests,
+            memory::a_region_revoked_in_mid_transfer,
+            memory::a_landing_revoked_in_mid_transfer,
+            memory::ends_do_not_wait_for_each_other,
+            storm::all_at_random,
+        ],
+    )
 }
