@@ -98,6 +98,13 @@ impl Options {
         self.landing = Some(landing);
         self
     }
+
+    /// Payload lands here for good: see [`InPlace`](crate::InPlace). The peer has credit for all of it.
+    pub fn target(mut self, landing: Arc<Landing>, lanes: u16) -> Self {
+        self.limits.window = landing.whole() / u64::from(lanes.max(1));
+        self.landing = Some(landing);
+        self
+    }
 }
 
 /// One end of a connection.
@@ -839,7 +846,8 @@ impl Wire {
             offset,
             len: segment.len.into(),
         };
-        match self.send_part(&memory, extent) {
+        let flags = if segment.more { libc::MSG_MORE } else { 0 };
+        match self.send_part(&memory, extent, flags) {
             Ok(None) => {
                 self.full = true;
                 Ok(Begun::None)
@@ -866,7 +874,12 @@ impl Wire {
     }
 
     /// Has the NIC send some of an extent; says how much, if there was room for any.
-    fn send_part(&mut self, memory: &Reading, extent: Extent) -> io::Result<Option<u64>> {
+    fn send_part(
+        &mut self,
+        memory: &Reading,
+        extent: Extent,
+        flags: i32,
+    ) -> io::Result<Option<u64>> {
         let Some(binding) = memory.tx() else {
             return Err(io::Error::other("memory that is not bound"));
         };
@@ -875,7 +888,10 @@ impl Wire {
                 extent,
                 _memory: memory.clone(),
             };
-            let err = match self.tx.send_flags(binding, part, libc::MSG_DONTWAIT) {
+            let err = match self
+                .tx
+                .send_flags(binding, part, flags | libc::MSG_DONTWAIT)
+            {
                 Ok(()) => return Ok(Some(extent.len)),
                 Err(err) => err,
             };
@@ -897,7 +913,7 @@ impl Wire {
     fn send_rest(&mut self) -> io::Result<()> {
         while let Some(rest) = self.rest.take() {
             let left = match rest {
-                Sending::Nic(memory, extent) => match self.send_part(&memory, extent)? {
+                Sending::Nic(memory, extent) => match self.send_part(&memory, extent, 0)? {
                     Some(sent) if sent == extent.len => continue,
                     sent => {
                         let sent_now = sent.unwrap_or(0);

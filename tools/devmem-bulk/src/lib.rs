@@ -61,7 +61,8 @@
 //!
 //! [`protocol`] is what both ends say, and what they make of it, without any I/O: `Documentation/bulk.rst` describes
 //! it. How what has landed gets to its place is a [`Place`]: the CPU copies ([`HostCopy`]), or the program is handed
-//! out the pieces ([`HandOut`]); a device's engine would be another one.
+//! out the pieces ([`HandOut`]); or they stay where they are, if they have landed in order ([`InPlace`]). A device's engine
+//! would be another one.
 
 #![forbid(unsafe_code)]
 // Whatever a number is, it is not cut to fit: that would be another place, or another length.
@@ -73,6 +74,7 @@
 
 pub mod connect;
 pub mod endpoint;
+pub mod in_place;
 pub mod memory;
 pub mod place;
 pub mod protocol;
@@ -80,6 +82,7 @@ pub mod protocol;
 pub use connect::Acceptor;
 pub use endpoint::Endpoint;
 pub use endpoint::Options;
+pub use in_place::InPlace;
 pub use memory::Landing;
 pub use memory::Lane;
 pub use memory::Memory;

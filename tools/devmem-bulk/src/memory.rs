@@ -189,7 +189,9 @@ impl Deref for Reading {
 
 /// The dma-buf that payload lands in: bound to the queues to which the lanes are steered.
 pub struct Landing {
-    binding: Binding,
+    id: u32,
+    /// Until it is not to be landed in any more.
+    binding: Mutex<Option<Binding>>,
     map: Mapping,
     size: u64,
 }
@@ -197,7 +199,7 @@ pub struct Landing {
 impl fmt::Debug for Landing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Landing")
-            .field("binding", &self.binding.id())
+            .field("binding", &self.id)
             .finish_non_exhaustive()
     }
 }
@@ -210,7 +212,8 @@ impl Landing {
     /// Those of [`DmaBuf::map`].
     pub fn new(binding: Binding, dmabuf: &DmaBuf) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            binding,
+            id: binding.id(),
+            binding: Mutex::new(Some(binding)),
             map: dmabuf.map()?,
             size: dmabuf.size() as u64,
         }))
@@ -218,7 +221,23 @@ impl Landing {
 
     /// The number of the binding, by which frags tell that they are in here.
     pub fn id(&self) -> u32 {
-        self.binding.id()
+        self.id
+    }
+
+    /// Has nothing land there any more. What has is still there.
+    pub(crate) fn unbind(&self) {
+        let binding = self.binding.lock();
+        drop(binding.unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many bytes can land in place here, if it is a [target](crate::in_place::Target): four fifths of the memory, so
+    /// that there are buffers left for the NIC, and for gaps.
+    pub fn whole(&self) -> u64 {
+        self.size - self.size / 5
     }
 
     /// How many bytes the peers may have under way to it. A short segment takes a whole buffer, so it is a quarter of the

@@ -218,6 +218,17 @@ fn together(a: &Job, b: &Job) -> bool {
     Arc::ptr_eq(&a.memory, &b.memory) && landing(a) == landing(b)
 }
 
+impl HostCopy {
+    /// Copies those that nobody else has taken.
+    pub(crate) fn place_rest(&mut self, jobs: &mut [Job]) {
+        for jobs in jobs.chunk_by_mut(|a, b| a.landed.is_some() == b.landed.is_some()) {
+            if jobs.first().is_some_and(|job| job.landed.is_some()) {
+                self.place(jobs);
+            }
+        }
+    }
+}
+
 impl Place for HostCopy {
     fn place(&mut self, jobs: &mut [Job]) {
         for jobs in jobs.chunk_by_mut(together) {

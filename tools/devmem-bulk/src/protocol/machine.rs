@@ -122,6 +122,8 @@ pub struct Outgoing<M> {
     pub len: u32,
     /// Which.
     pub source: Source<M>,
+    /// Whether others follow at once, so that the last of them may wait for these to fill a segment of TCP.
+    pub more: bool,
     turn: Turn,
     least: u32,
 }
@@ -1085,6 +1087,8 @@ impl Machine {
             lane,
             len: u32::try_from(bytes).ok()?,
             source,
+            // By another lane these would wait for nothing.
+            more: self.limits.lanes == 1 && bytes < left && credit - bytes >= u64::from(self.least),
             turn,
             least: self.least,
         })

@@ -4,6 +4,7 @@
 
 mod bench;
 mod ends;
+mod in_place;
 mod memory;
 mod storm;
 
@@ -379,6 +380,10 @@ fn main() -> ExitCode {
             memory::a_region_revoked_in_mid_transfer,
             memory::a_landing_revoked_in_mid_transfer,
             memory::ends_do_not_wait_for_each_other,
+            in_place::a_target_is_landed_in,
+            in_place::a_target_with_gaps_is_repaired,
+            in_place::a_target_of_two_flows_is_repaired,
+            in_place::a_target_with_losses_is_repaired,
             storm::all_at_random,
         ],
     )

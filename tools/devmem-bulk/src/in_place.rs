@@ -1,0 +1,650 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! What lands where it belongs: a target that is bound to a queue of its own, fresh, for one transfer.
+//!
+//! The NIC fills the buffers of a fresh binding in ascending order. So of a stream that fills each of them the bytes land in
+//! their order, and no copy is needed: pieces tell where they are. Which gaps there are, and what came out of order, is
+//! known when all has landed; what is not in place then is [put there](Target::finish) by the CPU. [`Order`] is what that
+//! takes, without any I/O.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+
+use log::warn;
+
+use crate::memory::Landing;
+use crate::memory::Memory;
+use crate::place::HostCopy;
+use crate::place::Job;
+use crate::place::Landed;
+use crate::place::Place;
+
+/// What a NIC is given at once, at least.
+const BUFFER: u64 = 4096;
+/// What is moved at once.
+const STEP: usize = 64 << 10;
+
+/// What came of a transfer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Where in the target the first byte of the region is.
+    pub base: u64,
+    /// Bytes that had landed where they belong.
+    pub in_place: u64,
+    /// Bytes that the CPU has moved there.
+    pub moved: u64,
+}
+
+impl Report {
+    /// Which part of all bytes had landed in place: 0 of none.
+    #[expect(clippy::cast_precision_loss, reason = "it is about parts of a whole")]
+    pub fn fraction(&self) -> f64 {
+        self.in_place as f64 / (self.in_place + self.moved).max(1) as f64
+    }
+}
+
+/// A memory that bytes are moved in.
+pub trait Bytes {
+    /// Copies the bytes at `offset` into `to`.
+    ///
+    /// # Errors
+    ///
+    /// Why they cannot be read.
+    fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()>;
+
+    /// Copies `from` to `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Why they cannot be written.
+    fn write(&mut self, offset: u64, from: &[u8]) -> io::Result<()>;
+}
+
+impl Bytes for &Memory {
+    fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+        Memory::read(self, offset, to)
+    }
+
+    fn write(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
+        Memory::write(self, offset, from)
+    }
+}
+
+/// Where the bytes of a piece are.
+#[derive(Debug)]
+enum Spot<K> {
+    /// In the target, for as long as that is kept.
+    Landed { at: u64, keep: Arc<K> },
+    /// Here, from this byte on.
+    Saved { bytes: Arc<Vec<u8>>, from: u64 },
+}
+
+impl<K> Clone for Spot<K> {
+    fn clone(&self) -> Self {
+        self.skip(0)
+    }
+}
+
+impl<K> Spot<K> {
+    /// The same, without the first bytes.
+    fn skip(&self, len: u64) -> Self {
+        match self {
+            Self::Landed { at, keep } => Self::Landed {
+                at: at + len,
+                keep: Arc::clone(keep),
+            },
+            Self::Saved { bytes, from } => Self::Saved {
+                bytes: Arc::clone(bytes),
+                from: from + len,
+            },
+        }
+    }
+}
+
+/// Bytes of the region.
+#[derive(Debug)]
+struct Piece<K> {
+    len: u64,
+    spot: Spot<K>,
+}
+
+/// What has landed of a region, and how far from its place. `K` is what keeps it from being overwritten.
+#[derive(Debug)]
+pub struct Order<K> {
+    /// The size of the target, and how much of it the region may take.
+    size: u64,
+    region: u64,
+    /// What the region's first byte has to be aligned to.
+    align: u64,
+    /// By offset in the region. None overlaps another.
+    pieces: BTreeMap<u64, Piece<K>>,
+    /// Buffers that are kept, or fewer are, and how many may be.
+    buffers: u64,
+    limit: u64,
+}
+
+impl<K> Order<K> {
+    /// Of a target of this size, nothing of which has landed yet. The region begins at a multiple of `align`.
+    pub fn new(size: u64, region: u64, align: u64) -> Self {
+        Self {
+            size,
+            region: region.min(size),
+            align: align.max(1),
+            pieces: BTreeMap::new(),
+            buffers: 0,
+            limit: size / BUFFER / 2,
+        }
+    }
+
+    /// Bytes of the region have landed in the target.
+    pub fn landed(&mut self, offset: u64, len: u64, at: u64, keep: K) {
+        let last = at.saturating_add(len.saturating_sub(1));
+        self.buffers += last / BUFFER - at / BUFFER + 1;
+        let keep = Arc::new(keep);
+        self.insert(offset, len, Spot::Landed { at, keep });
+    }
+
+    /// Bytes of the region have landed elsewhere.
+    pub fn saved(&mut self, offset: u64, bytes: Vec<u8>) {
+        let len = bytes.len() as u64;
+        let bytes = Arc::new(bytes);
+        self.insert(offset, len, Spot::Saved { bytes, from: 0 });
+    }
+
+    /// The later bytes are those that count.
+    fn insert(&mut self, offset: u64, len: u64, spot: Spot<K>) {
+        let end = offset.saturating_add(len);
+        if len == 0 || end > self.region {
+            return;
+        }
+        let before = self.pieces.range(..offset).next_back().map(|(&at, _)| at);
+        let over: Vec<u64> = before
+            .into_iter()
+            .chain(self.pieces.range(offset..end).map(|(&at, _)| at))
+            .collect();
+        for at in over {
+            let Some(piece) = self.pieces.remove(&at) else {
+                continue;
+            };
+            let piece_end = at + piece.len;
+            if piece_end > end {
+                let skipped = end.max(at) - at;
+                let rest = Piece {
+                    len: piece.len - skipped,
+                    spot: piece.spot.skip(skipped),
+                };
+                self.pieces.insert(at + skipped, rest);
+            }
+            if at < offset {
+                let len = piece.len.min(offset - at);
+                let spot = piece.spot;
+                self.pieces.insert(at, Piece { len, spot });
+            }
+        }
+        self.pieces.insert(offset, Piece { len, spot });
+    }
+
+    /// Where the region begins so that most of its bytes are in place.
+    pub fn base(&self) -> u64 {
+        let mut weights = BTreeMap::<u64, u64>::new();
+        for (offset, piece) in &self.pieces {
+            let Spot::Landed { at, .. } = piece.spot else {
+                continue;
+            };
+            let base = at.checked_sub(*offset);
+            let fits = |base: &u64| base % self.align == 0 && *base <= self.size - self.region;
+            if let Some(base) = base.filter(fits) {
+                *weights.entry(base).or_default() += piece.len;
+            }
+        }
+        let best = weights
+            .iter()
+            .max_by_key(|&(base, weight)| (*weight, u64::MAX - base));
+        best.map_or(0, |(&base, _)| base)
+    }
+
+    /// Whether the NIC may soon have no buffers any more, unless what is not in place is [saved](Self::save).
+    pub fn is_full(&self) -> bool {
+        self.buffers > self.limit
+    }
+
+    /// Saves what is not in place as far as is known now, so that the NIC has its buffers again. Says how many bytes that
+    /// were.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Bytes::read`]. What was not saved is there.
+    pub fn save(&mut self, memory: &impl Bytes) -> io::Result<u64> {
+        let base = self.base();
+        let mut saved = 0;
+        self.buffers = 0;
+        for (offset, piece) in &mut self.pieces {
+            let Spot::Landed { at, .. } = piece.spot else {
+                continue;
+            };
+            if at == base + offset {
+                self.buffers += piece.len.div_ceil(BUFFER) + 1;
+                continue;
+            }
+            piece.spot = save(memory, at, piece.len)?;
+            saved += piece.len;
+        }
+        // Not again for each that comes.
+        let all = self.size / BUFFER;
+        self.limit = self.limit.max(self.buffers + all / 16);
+        Ok(saved)
+    }
+
+    /// Puts in place what is not. Nobody else may write to the target any more.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Bytes::read`] and [`Bytes::write`]. What is in the region then is not specified.
+    pub fn repair(mut self, memory: &mut impl Bytes) -> io::Result<Report> {
+        let mut report = Report {
+            base: self.base(),
+            ..Report::default()
+        };
+        // Those that have landed before their place could be overwritten before they are moved. There are few of them.
+        for (offset, piece) in &mut self.pieces {
+            match piece.spot {
+                Spot::Landed { at, .. } if at < report.base + offset => {
+                    piece.spot = save(memory, at, piece.len)?;
+                }
+                _ => (),
+            }
+        }
+        // The others come after all places to which something is moved before them.
+        let mut scratch = vec![0; STEP];
+        for (offset, piece) in &self.pieces {
+            let to = report.base + offset;
+            match piece.spot {
+                Spot::Landed { at, .. } if at == to => report.in_place += piece.len,
+                Spot::Landed { at, .. } => {
+                    report.moved += piece.len;
+                    shift(memory, at, to, piece.len, &mut scratch)?;
+                }
+                Spot::Saved { .. } => (),
+            }
+        }
+        for (offset, piece) in &self.pieces {
+            if let Spot::Saved { bytes, from } = &piece.spot {
+                report.moved += piece.len;
+                let range = usize::try_from(*from).unwrap_or(usize::MAX)..;
+                let bytes = bytes.get(range).unwrap_or_default();
+                let len =
+                    usize::try_from(piece.len).map_or(bytes.len(), |len| len.min(bytes.len()));
+                memory.write(report.base + offset, &bytes[..len])?;
+            }
+        }
+        Ok(report)
+    }
+}
+
+fn save<K>(memory: &impl Bytes, at: u64, len: u64) -> io::Result<Spot<K>> {
+    let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut bytes = vec![0; len];
+    memory.read(at, &mut bytes)?;
+    let bytes = Arc::new(bytes);
+    Ok(Spot::Saved { bytes, from: 0 })
+}
+
+/// Moves bytes towards the beginning.
+fn shift(
+    memory: &mut impl Bytes,
+    from: u64,
+    to: u64,
+    len: u64,
+    scratch: &mut [u8],
+) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let step =
+            usize::try_from(len - done).map_or(scratch.len(), |left| left.min(scratch.len()));
+        let scratch = &mut scratch[..step];
+        memory.read(from + done, scratch)?;
+        memory.write(to + done, scratch)?;
+        done += step as u64;
+    }
+    Ok(())
+}
+
+/// What both halves know.
+#[derive(Debug)]
+struct Shared {
+    landing: Arc<Landing>,
+    memory: Arc<Memory>,
+    /// Until it is finished.
+    order: Mutex<State>,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Order<Landed>),
+    /// Where the region begins.
+    Finished(u64),
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing here leaves things half done but the bytes themselves.
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leaves what is for the target where it has landed, and has the CPU copy the rest.
+#[derive(Debug)]
+pub struct InPlace {
+    shared: Arc<Shared>,
+    copy: HostCopy,
+}
+
+/// A memory that is being landed in, for one transfer.
+#[derive(Debug)]
+pub struct Target(Arc<Shared>);
+
+impl InPlace {
+    /// One for the memory of this landing, to which nothing has landed yet, and its other half. What is put to the first
+    /// [`Landing::whole`] bytes of `memory`, which is the same dma-buf's, is in the landing, [wherever](Report::base) that
+    /// takes the fewest copies; no key for other bytes of it, or for reading, is of use before the transfer is finished.
+    ///
+    /// The region will begin at a multiple of `align`.
+    pub fn new(landing: &Arc<Landing>, memory: &Arc<Memory>, align: u64) -> (Self, Target) {
+        let order = Order::new(landing.size(), landing.whole(), align);
+        let shared = Arc::new(Shared {
+            landing: Arc::clone(landing),
+            memory: Arc::clone(memory),
+            order: Mutex::new(State::Open(order)),
+        });
+        let this = Self {
+            shared: Arc::clone(&shared),
+            copy: HostCopy::new(),
+        };
+        (this, Target(shared))
+    }
+}
+
+impl Target {
+    /// Ends the transfer: unbinds the landing, so that nothing lands there any more, and puts in place what is not. What
+    /// is put to the region after that is copied.
+    ///
+    /// The peer's puts have to be done, which a note tells.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if it was finished before; those of [`Memory::read`] and
+    /// [`Memory::write`], after which it is not known what is in the region.
+    pub fn finish(&self) -> io::Result<Report> {
+        let mut state = self.0.lock();
+        let State::Open(order) = &mut *state else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        self.0.landing.unbind();
+        let base = order.base();
+        let State::Open(order) = std::mem::replace(&mut *state, State::Finished(base)) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        order.repair(&mut &*self.0.memory)
+    }
+}
+
+impl Place for InPlace {
+    fn place(&mut self, jobs: &mut [Job]) {
+        let mut state = self.shared.lock();
+        for job in jobs.iter_mut() {
+            if !Arc::ptr_eq(&job.memory, &self.shared.memory) {
+                continue;
+            }
+            match &mut *state {
+                State::Finished(base) => job.offset += *base,
+                State::Open(order) => {
+                    let Some(landed) = job.landed.take() else {
+                        continue;
+                    };
+                    let len = landed.len();
+                    job.placed = job.offset.saturating_add(len) <= self.shared.landing.whole();
+                    match (landed.device(), landed.host()) {
+                        _ if !job.placed => (),
+                        (Some((landing, at)), _) if Arc::ptr_eq(landing, &self.shared.landing) => {
+                            order.landed(job.offset, len, at, landed);
+                        }
+                        (_, Some(bytes)) => order.saved(job.offset, bytes.to_vec()),
+                        _ => job.placed = false,
+                    }
+                }
+            }
+        }
+        if let State::Open(order) = &mut *state {
+            if order.is_full() {
+                if let Err(err) = order.save(&&*self.shared.memory) {
+                    warn!("bytes that have landed cannot be saved: {err}");
+                }
+            }
+        }
+        drop(state);
+        // What is for others, or was too late.
+        self.copy.place_rest(jobs);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const MSS: u64 = BUFFER;
+
+    impl Bytes for Vec<u8> {
+        fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
+            let offset = usize::try_from(offset).unwrap();
+            to.copy_from_slice(&self[offset..][..to.len()]);
+            Ok(())
+        }
+
+        fn write(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
+            let offset = usize::try_from(offset).unwrap();
+            self[offset..][..from.len()].copy_from_slice(from);
+            Ok(())
+        }
+    }
+
+    /// A NIC with a fresh target, of whose buffers the first is filled first.
+    struct Nic {
+        memory: Vec<u8>,
+        next: u64,
+        order: Order<()>,
+        region: Vec<u8>,
+    }
+
+    impl Nic {
+        fn new(buffers: u64) -> Self {
+            let size = buffers * BUFFER;
+            let region = size - size / 5;
+            Self {
+                memory: vec![0xee; usize::try_from(size).unwrap()],
+                next: 0,
+                order: Order::new(size, region, 1),
+                region: vec![0xee; usize::try_from(region).unwrap()],
+            }
+        }
+
+        /// A segment comes, of no more than a buffer.
+        fn comes(&mut self, offset: u64, len: u64) {
+            let at = self.next;
+            self.next += BUFFER;
+            let bytes: Vec<u8> = (offset..offset + len)
+                .map(|i| (i * 7 + i / 251 + at).to_le_bytes()[0])
+                .collect();
+            self.memory.write(at, &bytes).unwrap();
+            self.region.write(offset, &bytes).unwrap();
+            self.order.landed(offset, len, at, ());
+        }
+
+        /// All of it is right, apart from what never came.
+        fn finish(mut self) -> Report {
+            let known: Vec<_> = self
+                .order
+                .pieces
+                .iter()
+                .map(|(&offset, piece)| (offset, piece.len))
+                .collect();
+            let report = self.order.repair(&mut self.memory).unwrap();
+            for (offset, len) in known {
+                let mut got = vec![0; usize::try_from(len).unwrap()];
+                self.memory.read(report.base + offset, &mut got).unwrap();
+                let mut expected = got.clone();
+                self.region.read(offset, &mut expected).unwrap();
+                assert!(got == expected, "{len} bytes at {offset}");
+            }
+            report
+        }
+    }
+
+    fn report(base: u64, in_place: u64, moved: u64) -> Report {
+        Report {
+            base,
+            in_place,
+            moved,
+        }
+    }
+
+    #[test]
+    fn full_segments_are_all_in_place() {
+        let mut nic = Nic::new(64);
+        for i in 0..50 {
+            nic.comes(i * MSS, MSS);
+        }
+        let all = nic.finish();
+        assert_eq!(all, report(0, 50 * MSS, 0));
+        assert!(all.fraction() == 1.0);
+        assert!(Report::default().fraction() == 0.0);
+    }
+
+    /// A short one moves what follows, and most follows the last of them.
+    #[test]
+    fn short_segments_at_first_cost_what_came_before() {
+        let mut nic = Nic::new(64);
+        let mut offset = 0;
+        for i in 0..48 {
+            let len = if i == 3 || i == 6 { 1448 } else { MSS };
+            nic.comes(offset, len);
+            offset += len;
+        }
+        let gap = 2 * (MSS - 1448);
+        assert_eq!(nic.finish(), report(gap, 41 * MSS, 5 * MSS + 2 * 1448));
+    }
+
+    /// As with an MTU of 1500, and buffers of 4096 bytes.
+    #[test]
+    fn segments_that_fill_no_buffer_are_not_in_place() {
+        let mut nic = Nic::new(64);
+        for i in 0..64 {
+            nic.comes(i * 1448, 1448);
+        }
+        let report = nic.finish();
+        assert_eq!(report.in_place, 1448);
+        assert_eq!(report.moved, 63 * 1448);
+    }
+
+    #[test]
+    fn what_comes_out_of_order_is_moved() {
+        let mut nic = Nic::new(64);
+        for i in [0, 1, 3, 4, 2, 5, 6, 9, 8, 7] {
+            nic.comes(i * MSS, MSS);
+        }
+        // 0, 1, 5, 6 and 8.
+        assert_eq!(nic.finish(), report(0, 5 * MSS, 5 * MSS));
+    }
+
+    #[test]
+    fn of_two_flows_in_turn_little_is_in_place() {
+        let mut nic = Nic::new(80);
+        for i in 0..20 {
+            nic.comes(i * MSS, MSS);
+            nic.comes((20 + i) * MSS, MSS);
+        }
+        assert_eq!(nic.finish(), report(0, 2 * MSS, 38 * MSS));
+    }
+
+    #[test]
+    fn a_base_is_aligned_and_leaves_room() {
+        let mut order = Order::new(64 * BUFFER, 32 * BUFFER, BUFFER);
+        for i in 0..4 {
+            order.landed(i * 1000, 1000, 5 * BUFFER + 24 + i * 1000, ());
+        }
+        assert_eq!(order.base(), 0);
+        order.landed(8192, 10, 4 * BUFFER, ());
+        assert_eq!(order.base(), 2 * BUFFER);
+        // The region would not end in the target.
+        order.landed(BUFFER, BUFFER, 34 * BUFFER, ());
+        assert_eq!(order.base(), 2 * BUFFER);
+        // It would begin before it.
+        order.landed(20 * BUFFER, BUFFER, 0, ());
+        assert_eq!(order.base(), 2 * BUFFER);
+        // Nor do bytes count that are not of the region.
+        order.landed(32 * BUFFER - 1, 2, 0, ());
+        order.landed(u64::MAX, 2, 0, ());
+        assert_eq!(order.pieces.keys().last(), Some(&(20 * BUFFER)));
+    }
+
+    /// Whoever fills no buffers has them given back, and gets the bytes nevertheless.
+    #[test]
+    fn buffers_are_given_back_of_what_is_not_in_place() {
+        let mut order = Order::new(64 * BUFFER, 32 * BUFFER, 1);
+        let mut memory = vec![0_u8; 64 << 12];
+        let kept = Arc::new(());
+        for i in 0..40 {
+            memory
+                .write(i * BUFFER, &[i.to_le_bytes()[0]; 100])
+                .unwrap();
+            order.landed(i * 100, 100, i * BUFFER, Arc::clone(&kept));
+        }
+        assert!(order.is_full());
+        assert_eq!(Arc::strong_count(&kept), 41);
+        assert_eq!(order.save(&memory).unwrap(), 39 * 100);
+        assert!(!order.is_full());
+        assert_eq!(Arc::strong_count(&kept), 2);
+        memory[4096..].fill(0xee);
+        let report = order.repair(&mut memory).unwrap();
+        assert_eq!((report.in_place, report.moved), (100, 3900));
+        for (i, part) in memory[..4000].chunks(100).enumerate() {
+            assert!(part.iter().all(|&byte| usize::from(byte) == i), "{i}");
+        }
+    }
+
+    proptest! {
+        /// Whatever comes, how often, and in which order: what counts is what came last.
+        #[test]
+        fn all_bytes_get_to_their_place(
+            segments in vec((0..200_000_u64, 1..=BUFFER, 0..100_u8), 1..64),
+            save in 0..80_usize,
+        ) {
+            let mut nic = Nic::new(64);
+            let mut follows = 0;
+            for (i, (offset, len, kind)) in segments.into_iter().enumerate() {
+                if i == save {
+                    let memory = nic.memory.clone();
+                    nic.order.save(&memory).unwrap();
+                }
+                let (offset, len) = match kind {
+                    0..70 => (follows, BUFFER),
+                    70..80 => (follows, len),
+                    _ => (offset, len),
+                };
+                if offset + len <= nic.region.len() as u64 {
+                    nic.comes(offset, len);
+                    follows = offset + len;
+                }
+            }
+            let all: u64 = nic.order.pieces.values().map(|piece| piece.len).sum();
+            let report = nic.finish();
+            prop_assert_eq!(report.in_place + report.moved, all);
+        }
+    }
+}
