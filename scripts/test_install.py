@@ -26,10 +26,10 @@ SOURCE = f"usr/src/devmem_provider-{VERSION}"
 RELEASE = "7.3.0-made-up"
 RUSTC = "rustc 1.95.0 (59807616e 2026-04-14)"
 
-COMMANDS = ("", "cleanup", "flush", "receive", "send", "status")
+COMMANDS = ("", "cleanup", "flush", "get", "put", "receive", "send", "serve", "status")
 PAGES = (
-    "devmem-cat.1", "devmem-cat-cleanup.1", "devmem-cat-flush.1", "devmem-cat-receive.1", "devmem-cat-send.1",
-    "devmem-cat-status.1",
+    "devmem-cat.1", "devmem-cat-cleanup.1", "devmem-cat-flush.1", "devmem-cat-get.1", "devmem-cat-put.1",
+    "devmem-cat-receive.1", "devmem-cat-send.1", "devmem-cat-serve.1", "devmem-cat-status.1",
 )
 COMPLETIONS = (
     "bash-completion/completions/devmem-cat",

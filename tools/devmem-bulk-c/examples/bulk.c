@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
- * Puts a file's worth of bytes to a program that serves them (the example
- * "serve" of devmem-bulk), and gets them back.
+ * Puts a file's worth of bytes to a program that serves them ("devmem-cat
+ * serve"), and gets them back.
  *
  * bulk ADDRESS CONTROL_PORT LANE_PORT KEY INTERFACE, with the key in hex.
  */

@@ -108,13 +108,27 @@ impl Acceptor {
     ///
     /// One end is served at a time: one that says nothing has all others wait for `timeout`.
     pub fn accept(&mut self, options: Options, timeout: Duration) -> io::Result<Endpoint> {
+        self.accept_any(timeout, |_| options)
+    }
+
+    /// The same, with options that depend on how many lanes there are.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`accept`](Self::accept).
+    pub fn accept_any(
+        &mut self,
+        timeout: Duration,
+        options: impl FnOnce(u16) -> Options,
+    ) -> io::Result<Endpoint> {
         let (control, peer) = self.control.accept()?;
         let deadline = deadline_in(timeout);
         let ports = ports_from(&control, deadline)?;
         let lanes = ports
             .into_iter()
             .map(|port| self.lane(peer.ip(), port, deadline))
-            .collect::<io::Result<_>>()?;
+            .collect::<io::Result<Vec<_>>>()?;
+        let options = options(u16::try_from(lanes.len()).unwrap_or(MAX_LANES));
         let mut endpoint = Endpoint::new(control, lanes, options)?;
         endpoint.wait_open(deadline.saturating_duration_since(Instant::now()))?;
         Ok(endpoint)

@@ -211,9 +211,22 @@ impl Landing {
     ///
     /// Those of [`DmaBuf::map`].
     pub fn new(binding: Binding, dmabuf: &DmaBuf) -> io::Result<Arc<Self>> {
+        Self::with(binding.id(), Some(binding), dmabuf)
+    }
+
+    /// The same of a binding that somebody else keeps, of which this is the number.
+    ///
+    /// # Errors
+    ///
+    /// As of [`new`](Self::new).
+    pub fn of(id: u32, dmabuf: &DmaBuf) -> io::Result<Arc<Self>> {
+        Self::with(id, None, dmabuf)
+    }
+
+    fn with(id: u32, binding: Option<Binding>, dmabuf: &DmaBuf) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            id: binding.id(),
-            binding: Mutex::new(Some(binding)),
+            id,
+            binding: Mutex::new(binding),
             map: dmabuf.map()?,
             size: dmabuf.size() as u64,
         }))

@@ -28,6 +28,14 @@ pub enum Command {
     Receive(ReceiveArgs),
     /// Sends standard input from a dma-buf
     Send(SendArgs),
+    /// Lets others put bytes into a dma-buf, and get them from there, until a signal ends it
+    ///
+    /// On standard output it tells the key that they need, in hex.
+    Serve(ServeArgs),
+    /// Puts a file into the memory of a peer that serves, and ends when it is there
+    Put(PutArgs),
+    /// Gets a file from the memory of a peer that serves
+    Get(GetArgs),
     /// Removes what receivers that were killed have left on an interface: rules, and header split
     Cleanup(CleanupArgs),
     /// Lists the dma-bufs that are bound, whoever has bound them, who holds their memory, and what happens to them
@@ -150,6 +158,69 @@ pub struct SendArgs {
     /// Do not wait until the peer ends the connection, which tells that it has dealt with everything
     #[arg(long)]
     pub no_wait: bool,
+}
+
+#[derive(Args)]
+pub struct ServeArgs {
+    /// Wait for peers at this address, and port; the connections of their data come to the port after that
+    #[arg(short, long, value_name = "HOST:PORT", value_parser = host_and_port)]
+    pub listen: String,
+    /// The interface that the connections go through
+    #[arg(short, long, value_name = "NAME")]
+    pub interface: String,
+    /// Size of the dma-buf that is served, in MiB
+    #[arg(short, long, value_name = "MIB", default_value_t = 64, value_parser = value_parser!(u32).range(1..))]
+    pub memory: u32,
+    /// A queue to bind another dma-buf to, in which data land
+    #[arg(short, long, value_name = "QUEUE")]
+    pub queue: Option<u32>,
+    /// Size of that, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 64, requires = "queue", value_parser = value_parser!(u32).range(1..))]
+    pub landing: u32,
+    /// Have that queue receive the connections of data, by an ntuple rule of ethtool's
+    #[arg(short, long, requires = "queue")]
+    pub steer: bool,
+}
+
+/// Where the memory is that is put to, or got from.
+#[derive(Args)]
+pub struct PeerArgs {
+    /// Where the peer listens
+    #[arg(short, long, value_name = "HOST:PORT", value_parser = host_and_port)]
+    pub connect: String,
+    /// The interface that the connections go through
+    #[arg(short, long, value_name = "NAME")]
+    pub interface: String,
+    /// The file that has the peer's key, in hex
+    #[arg(short, long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// From which byte on of the peer's memory
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub offset: u64,
+    /// How many connections carry the data
+    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 1, value_parser = value_parser!(u16).range(1..=64))]
+    pub connections: u16,
+}
+
+#[derive(Args)]
+pub struct PutArgs {
+    #[command(flatten)]
+    pub peer: PeerArgs,
+    /// Put this file instead of standard input
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct GetArgs {
+    #[command(flatten)]
+    pub peer: PeerArgs,
+    /// How much to get
+    #[arg(long, value_name = "BYTES", value_parser = value_parser!(u64).range(1..))]
+    pub size: u64,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 #[derive(Args)]

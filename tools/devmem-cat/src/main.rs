@@ -8,6 +8,7 @@
 #![warn(clippy::cast_sign_loss)]
 
 mod args;
+mod bulk;
 mod claim;
 mod connection;
 mod error;
@@ -49,6 +50,9 @@ fn run(command: &Command) -> Fallible<()> {
     match command {
         Command::Receive(args) => receive::run(args),
         Command::Send(args) => send::run(args),
+        Command::Serve(args) => bulk::serve(args),
+        Command::Put(args) => bulk::put(args),
+        Command::Get(args) => bulk::get(args),
         Command::Cleanup(args) => undo::clean_up(&args.interface),
         Command::Status(args) => status::run(args),
         Command::Flush(args) => flush::run(args),

@@ -302,6 +302,48 @@ fn a_file_arrives() -> Outcome {
     Ok(())
 }
 
+/// Into a region of another machine's memory, and from there into another one, by queues and without.
+fn a_file_is_put_and_got() -> Outcome {
+    let pair = pair()?;
+    for (i, options) in ["-q 1 -s --landing 4", ""].iter().enumerate() {
+        let port = 5400 + 2 * i as u16;
+        let (from, to, key) = (
+            TempFile::new("from"),
+            TempFile::new("to"),
+            TempFile::new("key"),
+        );
+        fs::write(&from.0, traffic::bytes(0, LEN))?;
+        let options = format!("-l 192.0.2.1:{port} -m 4 {options}");
+        let mut server = Cat::start(&pair.rx, "serve", &options)?;
+        server.says("serving at");
+        let mut line = String::new();
+        let stdout = server.stdout.take().expect("its standard output");
+        BufReader::new(stdout).read_line(&mut line)?;
+        fs::write(&key.0, &line)?;
+        let peer = format!("-c 192.0.2.1:{port} -k {} --offset 5000", key.option());
+        let options = format!("{peer} -n 2 -f {}", from.option());
+        Cat::start(&pair.tx, "put", &options)?.ends_with(Some(0))?;
+        let options = format!("{peer} --size {LEN} -o {}", to.option());
+        Cat::start(&pair.tx, "get", &options)?.ends_with(Some(0))?;
+        assert_content(&to.0, LEN)?;
+
+        let options = format!("{peer} --size 5000000 -o {}", to.option());
+        let mut get = Cat::start(&pair.tx, "get", &options)?;
+        get.ends_with(Some(1))?;
+        assert!(get.has_said("Range"), "{:?}", get.said);
+        fs::write(&key.0, "0".repeat(32))?;
+        let options = format!("{peer} -f {}", from.option());
+        let mut put = Cat::start(&pair.tx, "put", &options)?;
+        put.ends_with(Some(1))?;
+        assert!(put.has_said("Key"), "{:?}", put.said);
+
+        server.signal(Signal::SIGTERM)?;
+        server.ends_with(INTERRUPTED)?;
+        assert_nothing_left(&pair)?;
+    }
+    Ok(())
+}
+
 /// What a devmem-cat waits for.
 #[derive(Clone, Copy, Debug)]
 enum State {
@@ -902,6 +944,7 @@ fn nobody_passes_a_memory() -> Outcome {
 fn main() -> ExitCode {
     runner::run(tests![
         a_file_arrives,
+        a_file_is_put_and_got,
         a_signal_ends_it_in_any_state,
         a_second_signal_leaves_nothing_either,
         a_receiver_that_is_killed,
