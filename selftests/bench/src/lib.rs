@@ -7,6 +7,7 @@
 //! prints (`scripts/bench.py`).
 
 pub mod bind;
+pub mod bulk;
 pub mod calls;
 pub mod clock;
 pub mod flows;
@@ -39,4 +40,5 @@ pub const SERIES: &[(&str, Series)] = &[
     ("transmit", transmit::run),
     ("flows", flows::run),
     ("local", local::run),
+    ("bulk", bulk::run),
 ];
