@@ -2,10 +2,12 @@
 
 //! How connections begin, and all the ways in which they end.
 
+use std::env;
 use std::io;
 use std::io::Write;
 use std::net::Shutdown;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use devmem_testlib::Pair;
 use devmem_testlib::child::Child;
 use devmem_testlib::pair::Ip;
 use devmem_testlib::pair::address;
+use devmem_testlib::skip;
 use devmem_testlib::storm;
 use devmem_testlib::wait;
 use fastrand::Rng;
@@ -91,6 +94,40 @@ pub fn they_find_each_other() -> Outcome {
         }
         Ok(())
     })
+}
+
+/// The example of the library for C: its bytes go there and back.
+pub fn a_program_in_c() -> Outcome {
+    let program = env::current_exe()?.with_file_name("bulk_c");
+    if !program.exists() {
+        return skip(format_args!("{} was not built", program.display()));
+    }
+    let pair = Pair::new()?;
+    let landing = bench::landing(&pair)?;
+    let [_, server_memory] = bench::memories(&pair)?;
+    let registry = Registry::new()?;
+    let key = registry.register(&server_memory, 0, MEMORY, Rights::ReadWrite, None)?;
+    pair.steer(LANES, 1)?;
+    let mut acceptor = Acceptor::new(pair.listen(Ip::V4, CONTROL)?, pair.listen(Ip::V4, LANES)?);
+    let serving = thread::spawn(move || {
+        let options = Options::new(registry).landing(landing, 1);
+        acceptor.accept(options, wait::patience(LONG))?.serve(drop)
+    });
+    let hex: String = key.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut line = Command::new(program);
+    line.arg("192.0.2.1")
+        .args([CONTROL.to_string(), LANES.to_string(), hex])
+        .arg(&pair.tx.ifname);
+    let output = pair.tx.ns.run(|| line.output())?;
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said, "1048576 bytes there and back\n");
+    let end = serving.join().expect("the server's thread")?;
+    assert_eq!(end, End::Orderly);
+    let mut first = [0; 251];
+    server_memory.read(0, &mut first)?;
+    assert!(first.iter().enumerate().all(|(i, &byte)| i == byte.into()));
+    Ok(())
 }
 
 /// A child that puts, or gets, for ever.

@@ -375,6 +375,7 @@ fn main() -> ExitCode {
             ends::a_server_that_is_killed,
             ends::a_peer_that_talks_nonsense,
             ends::a_lane_that_breaks,
+            ends::a_program_in_c,
             memory::memory_tells_that_it_is_being_read,
             memory::memory_that_is_gone_ends_its_requests,
             memory::a_region_revoked_in_mid_transfer,
