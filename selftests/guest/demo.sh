@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # In the guest: a file goes from an ordinary TCP sender in one namespace into a
-# dma-buf in the other, then from one dma-buf into another, by devmem-cat, and last by
-# devmem-cat to a reader on the same machine, without a NIC and a copy.
+# dma-buf in the other, then from one dma-buf into another, and last by devmem-cat: by the NIC, to a
+# reader on the same machine, without a NIC and a copy, and into memory that is served, and back.
 # Usage: demo.sh FILE
 set -euo pipefail
 
@@ -51,5 +51,23 @@ done
 "$DEVMEM_BIN/devmem-cat" send --connect 127.0.0.1:5205 --share "$place" \
 	--memory 16 -f "$copy" --quiet
 wait "$receiver"
+cmp "$copy" "$received"
+echo 'the files are equal'
+
+echo
+echo 'devmem-cat put and get'
+key=$(mktemp)
+ip netns exec rx "$DEVMEM_BIN/devmem-cat" serve --listen 192.0.2.1:5206 -i ethrx \
+	-q 4 --steer --landing 16 --memory 64 >"$key" 2>/dev/null &
+server=$!
+until [ -s "$key" ]; do
+	kill -0 "$server"
+	sleep 0.1
+done
+ip netns exec tx "$DEVMEM_BIN/devmem-cat" put --connect 192.0.2.1:5206 -i ethtx -k "$key" -f "$copy"
+ip netns exec tx "$DEVMEM_BIN/devmem-cat" get --connect 192.0.2.1:5206 -i ethtx -k "$key" \
+	--size "$(stat -c %s "$copy")" -o "$received"
+kill "$server"
+wait "$server" || [ $? = 130 ]
 cmp "$copy" "$received"
 echo 'the files are equal'
