@@ -2,6 +2,7 @@
 
 //! A target that is landed in: nothing is copied of what is in place.
 
+use std::fs;
 use std::sync::mpsc;
 use std::thread;
 
@@ -20,6 +21,7 @@ use devmem_testlib::Outcome;
 use devmem_testlib::Pair;
 use devmem_testlib::report;
 use devmem_testlib::report::Stop;
+use devmem_testlib::storm;
 use devmem_testlib::traffic;
 use devmem_testlib::wait;
 
@@ -30,20 +32,28 @@ use crate::bench::endpoint;
 use crate::bench::failed;
 use crate::bench::flush;
 
-/// Of the target; the NIC needs some of it, too.
-const TARGET: usize = 8 << 20;
-const LEN: u64 = 4 * MIB;
+/// MiB of the target, unless `BULK_TARGET_MIB` says how many.
+const TARGET: u32 = 8;
+/// How many a udmabuf may have, and where that is said.
+const LIMIT: u64 = 64;
+const LIMIT_FILE: &str = "/sys/module/udmabuf/parameters/size_limit_mb";
 /// Headers of IPv4 and TCP, with time stamps.
 const HEADERS: u32 = 52;
 
 /// Puts a file's worth, and tells what came of it. What is put after it was finished is copied there.
 fn put(mtu: u32, lanes: u16, discipline: Option<&str>) -> Result<Report, Stop> {
+    let size = MIB * u64::from(storm::scale("BULK_TARGET_MIB", TARGET));
+    // The NIC needs some of it, too.
+    let len = size / 5 * 4 / MIB * MIB;
     let pair = Pair::new()?;
     pair.set_mtu(mtu)?;
     if let Some(discipline) = discipline {
         pair.tx.queueing(discipline)?;
     }
-    let target = DmaBuf::udmabuf(TARGET)?;
+    if size > LIMIT * MIB {
+        fs::write(LIMIT_FILE, (size / MIB).to_string())?;
+    }
+    let target = DmaBuf::udmabuf(size as usize)?;
     let landing = Landing::new(pair.bind(&[1], &target)?, &target)?;
     let server_memory = Memory::new(&target)?;
     let (in_place, target) = InPlace::new(&landing, &server_memory, 1);
@@ -61,24 +71,24 @@ fn put(mtu: u32, lanes: u16, discipline: Option<&str>) -> Result<Report, Stop> {
             }
         })
     });
-    let memory = DmaBuf::udmabuf(LEN as usize)?;
+    let memory = DmaBuf::udmabuf(len as usize)?;
     let memory = pair.tx.ns.run(|| Memory::bound(&memory, pair.tx.ifindex))?;
-    for at in (0..LEN).step_by(MIB as usize) {
+    for at in (0..len).step_by(MIB as usize) {
         memory.write(at, traffic::bytes(at, MIB as usize))?;
     }
     let mut client = endpoint(client, Options::new(Registry::new()?))?;
     client.wait_open(wait::patience(LONG))?;
-    client.put(&memory, 0, LEN, key, 0).map_err(failed)?;
+    client.put(&memory, 0, len, key, 0).map_err(failed)?;
     client.notify([0; NOTE]).map_err(failed)?;
     flush(&mut client)??;
     notes.recv_timeout(wait::patience(LONG)).map_err(failed)?;
     let report = target.finish()?;
     let mut got = vec![0; MIB as usize];
-    for at in (0..LEN).step_by(MIB as usize) {
+    for at in (0..len).step_by(MIB as usize) {
         server_memory.read(report.base + at, &mut got)?;
         traffic::compare(at, &got);
     }
-    assert_eq!(report.in_place + report.moved, LEN);
+    assert_eq!(report.in_place + report.moved, len);
     client.put(&memory, 0, MIB, key, MIB).map_err(failed)?;
     flush(&mut client)??;
     server_memory.read(report.base + MIB, &mut got)?;

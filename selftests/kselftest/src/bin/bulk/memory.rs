@@ -351,9 +351,11 @@ pub fn ends_do_not_wait_for_each_other() -> Outcome {
         .0
         .put(&memory, 0, LEN, held_key, 0)
         .map_err(failed)?;
-    assert_eq!(ends[0].0.wait(Some(MOMENT))?, None);
     let patience = wait::patience(LONG);
-    has_begun.recv_timeout(patience).map_err(io::Error::other)?;
+    wait::until("what was put to be placed", LONG, || {
+        assert_eq!(ends[0].0.wait(Some(MOMENT))?, None);
+        Ok(has_begun.try_recv().is_ok())
+    })?;
 
     ends[1]
         .0
