@@ -27,6 +27,8 @@ use crate::place::Place;
 const BUFFER: u64 = 4096;
 /// What is moved at once.
 const STEP: usize = 64 << 10;
+/// What is saved in one piece, about.
+const LONG: u64 = 1 << 20;
 
 /// What came of a transfer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,6 +114,50 @@ struct Piece<K> {
     spot: Spot<K>,
 }
 
+/// Bytes that follow each other, as they are saved.
+#[derive(Default)]
+struct Run {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Run {
+    /// Whether a piece belongs behind these.
+    fn takes(&self, offset: u64, len: u64) -> bool {
+        let now = self.bytes.len() as u64;
+        now == 0 || (self.offset + now == offset && now + len <= LONG)
+    }
+
+    fn add<K>(&mut self, offset: u64, piece: &Piece<K>, memory: &impl Bytes) -> io::Result<()> {
+        let before = self.bytes.len();
+        if before == 0 {
+            self.offset = offset;
+        }
+        let len = usize::try_from(piece.len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        match &piece.spot {
+            Spot::Landed { at, .. } => {
+                self.bytes.resize(before + len, 0);
+                let read = memory.read(*at, &mut self.bytes[before..]);
+                if read.is_err() {
+                    self.bytes.truncate(before);
+                }
+                read
+            }
+            Spot::Saved { bytes, from } => {
+                self.bytes.extend_from_slice(part(bytes, *from, len));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The bytes of a piece that is saved.
+fn part(bytes: &[u8], from: u64, len: usize) -> &[u8] {
+    let from = usize::try_from(from).unwrap_or(usize::MAX);
+    let bytes = bytes.get(from..).unwrap_or_default();
+    &bytes[..len.min(bytes.len())]
+}
+
 /// What has landed of a region, and how far from its place. `K` is what keeps it from being overwritten.
 #[derive(Debug)]
 pub struct Order<K> {
@@ -125,6 +171,8 @@ pub struct Order<K> {
     /// Buffers that are kept, or fewer are, and how many may be.
     buffers: u64,
     limit: u64,
+    /// How many pieces there may be.
+    crowd: usize,
 }
 
 impl<K> Order<K> {
@@ -137,28 +185,30 @@ impl<K> Order<K> {
             pieces: BTreeMap::new(),
             buffers: 0,
             limit: size / BUFFER / 2,
+            crowd: usize::try_from(size / BUFFER).unwrap_or(usize::MAX),
         }
     }
 
-    /// Bytes of the region have landed in the target.
-    pub fn landed(&mut self, offset: u64, len: u64, at: u64, keep: K) {
+    /// Bytes of the region have landed in the target. Says whether they are of use: not if they are not all of the region,
+    /// or one more of very many pieces.
+    pub fn landed(&mut self, offset: u64, len: u64, at: u64, keep: K) -> bool {
         self.buffers += buffers(at, len);
         let keep = Arc::new(keep);
-        self.insert(offset, len, Spot::Landed { at, keep });
+        self.insert(offset, len, Spot::Landed { at, keep })
     }
 
-    /// Bytes of the region have landed elsewhere.
-    pub fn saved(&mut self, offset: u64, bytes: Vec<u8>) {
+    /// Bytes of the region have landed elsewhere. Says whether they are of use.
+    pub fn saved(&mut self, offset: u64, bytes: Vec<u8>) -> bool {
         let len = bytes.len() as u64;
         let bytes = Arc::new(bytes);
-        self.insert(offset, len, Spot::Saved { bytes, from: 0 });
+        self.insert(offset, len, Spot::Saved { bytes, from: 0 })
     }
 
     /// The later bytes are those that count.
-    fn insert(&mut self, offset: u64, len: u64, spot: Spot<K>) {
+    fn insert(&mut self, offset: u64, len: u64, spot: Spot<K>) -> bool {
         let end = offset.saturating_add(len);
-        if len == 0 || end > self.region {
-            return;
+        if len == 0 || end > self.region || self.pieces.len() >= self.many().saturating_mul(4) {
+            return false;
         }
         let before = self.pieces.range(..offset).next_back().map(|(&at, _)| at);
         let over: Vec<u64> = before
@@ -185,6 +235,12 @@ impl<K> Order<K> {
             }
         }
         self.pieces.insert(offset, Piece { len, spot });
+        true
+    }
+
+    /// As many pieces as the target has buffers.
+    fn many(&self) -> usize {
+        usize::try_from(self.size / BUFFER).unwrap_or(usize::MAX)
     }
 
     /// Where the region begins so that most of its bytes are in place.
@@ -206,9 +262,10 @@ impl<K> Order<K> {
         best.map_or(0, |(&base, _)| base)
     }
 
-    /// Whether the NIC may soon have no buffers any more, unless what is not in place is [saved](Self::save).
+    /// Whether the NIC may soon have no buffers any more, or there are many pieces, unless what is not in place is
+    /// [saved](Self::save).
     pub fn is_full(&self) -> bool {
-        self.buffers > self.limit
+        self.buffers > self.limit || self.pieces.len() > self.crowd
     }
 
     /// Saves what is not in place as far as is known now, so that the NIC has its buffers again. Says how many bytes that
@@ -219,23 +276,45 @@ impl<K> Order<K> {
     /// Those of [`Bytes::read`]. What was not saved is there.
     pub fn save(&mut self, memory: &impl Bytes) -> io::Result<u64> {
         let base = self.base();
-        let mut saved = 0;
+        let (mut saved, mut result) = (0, Ok(()));
+        let mut run = Run::default();
         self.buffers = 0;
-        for (offset, piece) in &mut self.pieces {
-            let Spot::Landed { at, .. } = piece.spot else {
-                continue;
+        for (offset, piece) in std::mem::take(&mut self.pieces) {
+            let at = match piece.spot {
+                Spot::Landed { at, .. } => Some(at),
+                Spot::Saved { .. } => None,
             };
-            if at == base + offset {
-                self.buffers += buffers(at, piece.len);
-                continue;
+            let stays = at == Some(base + offset) || (at.is_none() && piece.len >= LONG);
+            if !stays && result.is_ok() {
+                if !run.takes(offset, piece.len) {
+                    self.keep(std::mem::take(&mut run));
+                }
+                result = run.add(offset, &piece, memory);
+                if result.is_ok() {
+                    saved += at.map_or(0, |_| piece.len);
+                    continue;
+                }
             }
-            piece.spot = save(memory, at, piece.len)?;
-            saved += piece.len;
+            if let Some(at) = at {
+                self.buffers += buffers(at, piece.len);
+            }
+            self.pieces.insert(offset, piece);
         }
+        self.keep(run);
         // Not again for each that comes.
         let all = self.size / BUFFER;
         self.limit = self.limit.max(self.buffers + all / 16);
-        Ok(saved)
+        self.crowd = self.crowd.max(self.pieces.len() + self.many() / 16);
+        result.map(|()| saved)
+    }
+
+    fn keep(&mut self, run: Run) {
+        let len = run.bytes.len() as u64;
+        if len > 0 {
+            let bytes = Arc::new(run.bytes);
+            let spot = Spot::Saved { bytes, from: 0 };
+            self.pieces.insert(run.offset, Piece { len, spot });
+        }
     }
 
     /// Puts in place what is not. Nobody else may write to the target any more.
@@ -273,11 +352,8 @@ impl<K> Order<K> {
         for (offset, piece) in &self.pieces {
             if let Spot::Saved { bytes, from } = &piece.spot {
                 report.moved += piece.len;
-                let range = usize::try_from(*from).unwrap_or(usize::MAX)..;
-                let bytes = bytes.get(range).unwrap_or_default();
-                let len =
-                    usize::try_from(piece.len).map_or(bytes.len(), |len| len.min(bytes.len()));
-                memory.write(report.base + offset, &bytes[..len])?;
+                let len = usize::try_from(piece.len).unwrap_or(usize::MAX);
+                memory.write(report.base + offset, part(bytes, *from, len))?;
             }
         }
         Ok(report)
@@ -411,15 +487,13 @@ impl Place for InPlace {
                         continue;
                     };
                     let len = landed.len();
-                    job.placed = job.offset.saturating_add(len) <= self.shared.landing.whole();
-                    match (landed.device(), landed.host()) {
-                        _ if !job.placed => (),
+                    job.placed = match (landed.device(), landed.host()) {
                         (Some((landing, at)), _) if Arc::ptr_eq(landing, &self.shared.landing) => {
-                            order.landed(job.offset, len, at, landed);
+                            order.landed(job.offset, len, at, landed)
                         }
                         (_, Some(bytes)) => order.saved(job.offset, bytes.to_vec()),
-                        _ => job.placed = false,
-                    }
+                        _ => false,
+                    };
                 }
             }
         }
@@ -593,8 +667,8 @@ mod tests {
         order.landed(20 * BUFFER, BUFFER, 0, ());
         assert_eq!(order.base(), 2 * BUFFER);
         // Nor do bytes count that are not of the region.
-        order.landed(32 * BUFFER - 1, 2, 0, ());
-        order.landed(u64::MAX, 2, 0, ());
+        assert!(!order.landed(32 * BUFFER - 1, 2, 0, ()));
+        assert!(!order.landed(u64::MAX, 2, 0, ()));
         assert_eq!(order.pieces.keys().last(), Some(&(20 * BUFFER)));
     }
 
@@ -621,6 +695,61 @@ mod tests {
         for (i, part) in memory[..4000].chunks(100).enumerate() {
             assert!(part.iter().all(|&byte| usize::from(byte) == i), "{i}");
         }
+    }
+
+    /// Few pieces are kept of bytes that come one by one, and no more of some that do not follow each other.
+    #[test]
+    fn single_bytes_become_few_pieces() {
+        let mut memory = vec![7_u8; 64 << 12];
+        let mut order = Order::new(64 * BUFFER, 51 * BUFFER, 1);
+        let mut most = 0;
+        for i in 0..51 * BUFFER {
+            let known = match i % 2 {
+                0 => order.landed(i, 1, 64 * BUFFER - 1, ()),
+                _ => order.saved(i, vec![7]),
+            };
+            assert!(known);
+            if order.is_full() {
+                order.save(&memory).unwrap();
+            }
+            most = most.max(order.pieces.len());
+        }
+        assert!(most <= 70, "{most}");
+        assert_eq!(order.repair(&mut memory).unwrap().moved, 51 * BUFFER);
+
+        let mut order = Order::new(64 * BUFFER, 51 * BUFFER, 1);
+        let mut taken = 0;
+        for i in 0..20 * BUFFER {
+            taken += u64::from(order.landed(2 * i, 1, 64 * BUFFER - 1, ()));
+            if order.is_full() {
+                order.save(&memory).unwrap();
+            }
+        }
+        assert_eq!(taken, 4 * 64);
+    }
+
+    /// What cannot be read is kept where it is.
+    #[test]
+    fn what_cannot_be_saved_is_kept() {
+        struct Unreadable;
+        impl Bytes for Unreadable {
+            fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {
+                Err(io::ErrorKind::PermissionDenied.into())
+            }
+
+            fn write(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
+                unreachable!()
+            }
+        }
+        let mut order = Order::new(64 * BUFFER, 51 * BUFFER, 1);
+        order.saved(0, vec![1; 10]);
+        for i in 0..4 {
+            order.landed(10 + 100 * i, 100, BUFFER * (4 - i), ());
+        }
+        order.save(&Unreadable).unwrap_err();
+        let pieces = order.pieces.iter().map(|(at, piece)| (*at, piece.len));
+        let expected = [(0, 10), (10, 100), (110, 100), (210, 100), (310, 100)];
+        assert!(pieces.eq(expected));
     }
 
     /// Of what is in place none goes back, and nobody looks for some again each time.
