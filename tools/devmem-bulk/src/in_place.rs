@@ -6,6 +6,33 @@
 //! their order, and no copy is needed: pieces tell where they are. Which gaps there are, and what came out of order, is
 //! known when all has landed; what is not in place then is [put there](Target::finish) by the CPU. [`Order`] is what that
 //! takes, without any I/O.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (ifindex, control, lanes): (_, std::net::TcpListener, std::net::TcpListener) = todo!();
+//! use std::time::Duration;
+//!
+//! use devmem::{BindRx, DmaBuf};
+//! use devmem_bulk::{Acceptor, Event, InPlace, Landing, Memory, Options, Registry, Rights};
+//!
+//! let dmabuf = DmaBuf::udmabuf(320 << 20)?;
+//! let landing = Landing::new(BindRx::new(ifindex).queue(4).bind(&dmabuf)?, &dmabuf)?;
+//! let memory = Memory::new(&dmabuf)?;
+//! let (in_place, target) = InPlace::new(&landing, &memory, 1);
+//! let registry = Registry::new()?;
+//! let key = registry.register(&memory, 0, landing.whole(), Rights::Write, None)?;
+//! // The peer, which gets to know the key, puts all of it by its one lane, and sends a note then.
+//! let options = Options::new(registry).target(landing, 1);
+//! let endpoint = Acceptor::new(control, lanes).accept(options, Duration::from_secs(10))?;
+//! endpoint.place_by(in_place).serve(|event| {
+//!     if let Event::Note(_) = event {
+//!         let report = target.finish().expect("bytes that are in place");
+//!         println!("from {} on, {:.1} % in place", report.base, 100.0 * report.fraction());
+//!     }
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::BTreeMap;
 use std::io;
