@@ -84,7 +84,7 @@ impl Place for Discard {
 /// A way to move messages.
 enum Lane {
     Bulk(Box<Bulk>),
-    Raw(TcpStream, TcpStream),
+    Raw(Box<Sender<'static, Vec<Extent>>>, TcpStream),
     Tcp(TcpStream, TcpStream),
 }
 
@@ -128,7 +128,8 @@ pub fn run(options: &Options, samples: &mut Samples) -> io::Result<()> {
         lanes.push((name, by.name(), Lane::Bulk(Box::new(bulk))));
     }
     let raw = link.connect(2)?;
-    lanes.push(("handed out", "raw", Lane::Raw(raw.tx, raw.rx)));
+    let sender = Box::new(Sender::new(Arc::new(raw.tx))?);
+    lanes.push(("handed out", "raw", Lane::Raw(sender, raw.rx)));
     let tcp = link.connect(0)?;
     lanes.push(("copied", "tcp", Lane::Tcp(tcp.tx, tcp.rx)));
     for &size in options.cases(sizes) {
@@ -252,8 +253,7 @@ impl Lane {
     ) -> io::Result<Vec<Duration>> {
         match self {
             Self::Bulk(bulk) => (0..count).map(|_| bulk.put(size)).collect(),
-            Self::Raw(tx, rx) => {
-                let mut sender = Sender::new(&*tx)?;
+            Self::Raw(sender, rx) => {
                 let extent = Extent {
                     offset: 0,
                     len: size as u64,
