@@ -179,9 +179,9 @@ enum Sending {
 /// What came of a first try to send something.
 enum Begun {
     /// All of it goes by the lane, as short as it is now.
-    Some,
+    Goes,
     /// There is no room for any of it.
-    None,
+    Waits,
     /// The memory cannot be read.
     Unreadable,
 }
@@ -679,8 +679,8 @@ impl Endpoint {
             drop(keys);
             let lane = usize::from(segment.lane);
             match self.lanes[lane].begin(memory, offset, &mut segment) {
-                Ok(Begun::Some) => self.machine.announce(segment),
-                Ok(Begun::None) => (),
+                Ok(Begun::Goes) => self.machine.announce(segment),
+                Ok(Begun::Waits) => (),
                 Ok(Begun::Unreadable) => self.machine.unreadable(segment),
                 Err(err) => self.unless_bye(lane, Err(err))?,
             }
@@ -825,11 +825,11 @@ impl Wire {
     ) -> io::Result<Begun> {
         let Some(copies) = &mut self.copies else {
             self.full = true;
-            return Ok(Begun::None);
+            return Ok(Begun::Waits);
         };
         if !copies.is_idle()? {
             self.full = true;
-            return Ok(Begun::None);
+            return Ok(Begun::Waits);
         }
         if memory.tx().is_none() {
             segment.shorten(u32::try_from(COPIED).unwrap_or(u32::MAX));
@@ -840,7 +840,7 @@ impl Wire {
             }
             self.rest = Some(Sending::Copied(bytes));
             self.send_rest()?;
-            return Ok(Begun::Some);
+            return Ok(Begun::Goes);
         }
         let extent = Extent {
             offset,
@@ -850,7 +850,7 @@ impl Wire {
         match self.send_part(&memory, extent, flags) {
             Ok(None) => {
                 self.full = true;
-                Ok(Begun::None)
+                Ok(Begun::Waits)
             }
             Ok(Some(sent)) => {
                 segment.shorten(u32::try_from(sent).unwrap_or(u32::MAX));
@@ -862,7 +862,7 @@ impl Wire {
                     self.rest = Some(Sending::Nic(memory, left));
                     self.send_rest()?;
                 }
-                Ok(Begun::Some)
+                Ok(Begun::Goes)
             }
             // Its exporter has taken it back.
             Err(err) if err.raw_os_error() == Some(libc::ENODEV) => {
