@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! An endpoint and a peer that does what it likes.
+
+use super::*;
+use std::io::Read;
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::net::TcpListener;
+use std::sync::mpsc;
+use std::thread;
+
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt;
+
+use super::socket::SILENCE;
+use super::socket::hear_of_death;
+use crate::protocol::Fault;
+use crate::protocol::Limits;
+use crate::protocol::wire::Frame;
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// The other end takes little that it does not read.
+fn connection() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    setsockopt(&listener, sockopt::RcvBuf, &1).unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+/// An end with one lane, and the sockets of its peer; `None` on a machine that does not allow io_uring.
+fn endpoint() -> Option<(Endpoint, TcpStream, TcpStream)> {
+    let ((control, there), (lane, lane_there)) = (connection(), connection());
+    let options = Options::new(Registry::new().unwrap());
+    match Endpoint::new(control, vec![lane], options) {
+        Ok(endpoint) => Some((endpoint, there, lane_there)),
+        Err(err)
+            if matches!(err.raw_os_error(), Some(libc::EPERM | libc::ENOSYS))
+                && std::env::var_os("DEVMEM_NO_SKIPS").is_none() =>
+        {
+            eprintln!("SKIP: no io_uring here: {err}");
+            None
+        }
+        Err(err) => panic!("no endpoint: {err}"),
+    }
+}
+
+#[test]
+fn an_endpoint_has_as_many_lanes_as_the_protocol_knows() {
+    let (control, _there) = connection();
+    for count in [0, 65] {
+        let lanes = (0..count).map(|_| control.try_clone().unwrap()).collect();
+        let options = Options::new(Registry::new().unwrap());
+        let err = Endpoint::new(control.try_clone().unwrap(), lanes, options).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::InvalidInput, "{count}");
+    }
+}
+
+/// Also if nothing is under way, so that there is nothing to be acknowledged.
+#[test]
+fn silence_is_noticed_soon() {
+    let (socket, _there) = connection();
+    hear_of_death(&socket).unwrap();
+    let idle = getsockopt(&socket, sockopt::TcpKeepIdle).unwrap();
+    let interval = getsockopt(&socket, sockopt::TcpKeepInterval).unwrap();
+    let most = getsockopt(&socket, sockopt::TcpUserTimeout).unwrap();
+    assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+    assert_eq!(u128::from(most), SILENCE.as_millis());
+    assert!(idle + 2 * interval <= most / 1000, "{idle} s, {interval} s");
+}
+
+/// It is told how the connection ended, and nothing that it says after that matters.
+#[test]
+fn a_peer_that_goes_on_talking_is_left() {
+    let Some((mut endpoint, mut there, _lane)) = endpoint() else {
+        return;
+    };
+    let mut listening = there.try_clone().unwrap();
+    thread::spawn(move || while listening.read(&mut [0; 4096]).is_ok_and(|len| len > 0) {});
+    let talking = thread::spawn(move || while there.write_all(&[0; 1 << 20]).is_ok() {});
+    let (to, left) = mpsc::channel();
+    thread::spawn(move || {
+        let end = endpoint.serve(drop).unwrap();
+        drop(endpoint);
+        to.send(end)
+    });
+    let end = left.recv_timeout(LONG).expect("it is still there");
+    assert_eq!(end, End::Broken(Fault::Malformed));
+    talking.join().unwrap();
+}
+
+/// However slowly it does.
+#[test]
+fn a_peer_that_does_not_listen_is_left() {
+    let Some((mut endpoint, mut there, _lane)) = endpoint() else {
+        return;
+    };
+    setsockopt(&endpoint.control, sockopt::SndBuf, &1).unwrap();
+    let mut hello = Machine::new(Limits::default()).output().to_vec();
+    let key = Key([0; 16]);
+    let (offset, len) = (0, 1);
+    for id in 0..200_000 {
+        Frame::Get {
+            id,
+            key,
+            offset,
+            len,
+        }
+        .encode(&mut hello);
+    }
+    let asking = thread::spawn(move || {
+        let _ = there.write_all(&hello);
+        there
+    });
+    let start = Instant::now();
+    while endpoint.wait(Some(LONG)).unwrap().is_some() {}
+    assert!(start.elapsed() < 3 * FAREWELL, "{:?}", start.elapsed());
+    assert_eq!(endpoint.end(), Some(End::Broken(Fault::Requests)));
+    drop(endpoint);
+    drop(asking.join());
+}
