@@ -1,61 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! What lands where it belongs: a target that is bound to a queue of its own, fresh, for one transfer.
-//!
-//! The NIC fills the buffers of a fresh binding in ascending order. So of a stream that fills each of them the bytes land in
-//! their order, and no copy is needed: pieces tell where they are. Which gaps there are, and what came out of order, is
-//! known when all has landed; what is not in place then is [put there](Target::finish) by the CPU. [`Order`] is what that
-//! takes, without any I/O.
-//!
-//! ```no_run
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let (ifindex, control, lanes): (_, std::net::TcpListener, std::net::TcpListener) = todo!();
-//! use std::time::Duration;
-//!
-//! use devmem::{BindRx, DmaBuf};
-//! use devmem_bulk::{Acceptor, Event, InPlace, Landing, Memory, Options, Registry, Rights};
-//!
-//! let dmabuf = DmaBuf::udmabuf(320 << 20)?;
-//! let landing = Landing::new(BindRx::new(ifindex).queue(4).bind(&dmabuf)?, &dmabuf)?;
-//! let memory = Memory::new(&dmabuf)?;
-//! let (in_place, target) = InPlace::new(&landing, &memory, 1);
-//! let registry = Registry::new()?;
-//! let key = registry.register(&memory, 0, landing.whole(), Rights::Write, None)?;
-//! // The peer, which gets to know the key, puts all of it by its one lane, and sends a note then.
-//! let options = Options::new(registry).target(landing, 1);
-//! let endpoint = Acceptor::new(control, lanes).accept(options, Duration::from_secs(10))?;
-//! endpoint.place_by(in_place).serve(|event| {
-//!     if let Event::Note(_) = event {
-//!         let report = target.finish().expect("bytes that are in place");
-//!         println!("from {} on, {:.1} % in place", report.base, 100.0 * report.fraction());
-//!     }
-//! })?;
-//! # Ok(())
-//! # }
-//! ```
+//! What has landed of a region, and what it takes to have all of it in place.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 
-use log::warn;
-
-use crate::memory::Landing;
-use crate::memory::Memory;
-use crate::place::HostCopy;
-use crate::place::Job;
-use crate::place::Landed;
-use crate::place::Place;
+use super::pieces::Bytes;
+use super::pieces::LONG;
+use super::pieces::Piece;
+use super::pieces::Run;
+use super::pieces::Spot;
+use super::pieces::part;
+use super::pieces::save;
+use super::pieces::shift;
 
 /// What a NIC is given at once, at least.
 const BUFFER: u64 = 4096;
 /// What is moved at once.
 const STEP: usize = 64 << 10;
-/// What is saved in one piece, about.
-const LONG: u64 = 1 << 20;
 
 /// What came of a transfer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,115 +37,6 @@ impl Report {
     pub fn fraction(&self) -> f64 {
         self.in_place as f64 / (self.in_place + self.moved).max(1) as f64
     }
-}
-
-/// A memory that bytes are moved in.
-pub trait Bytes {
-    /// Copies the bytes at `offset` into `to`.
-    ///
-    /// # Errors
-    ///
-    /// Why they cannot be read.
-    fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()>;
-
-    /// Copies `from` to `offset`.
-    ///
-    /// # Errors
-    ///
-    /// Why they cannot be written.
-    fn write(&mut self, offset: u64, from: &[u8]) -> io::Result<()>;
-}
-
-impl Bytes for &Memory {
-    fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
-        Memory::read(self, offset, to)
-    }
-
-    fn write(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
-        Memory::write(self, offset, from)
-    }
-}
-
-/// Where the bytes of a piece are.
-#[derive(Debug)]
-enum Spot<K> {
-    /// In the target, for as long as that is kept.
-    Landed { at: u64, keep: Arc<K> },
-    /// Here, from this byte on.
-    Saved { bytes: Arc<Vec<u8>>, from: u64 },
-}
-
-impl<K> Clone for Spot<K> {
-    fn clone(&self) -> Self {
-        self.skip(0)
-    }
-}
-
-impl<K> Spot<K> {
-    /// The same, without the first bytes.
-    fn skip(&self, len: u64) -> Self {
-        match self {
-            Self::Landed { at, keep } => Self::Landed {
-                at: at + len,
-                keep: Arc::clone(keep),
-            },
-            Self::Saved { bytes, from } => Self::Saved {
-                bytes: Arc::clone(bytes),
-                from: from + len,
-            },
-        }
-    }
-}
-
-/// Bytes of the region.
-#[derive(Debug)]
-struct Piece<K> {
-    len: u64,
-    spot: Spot<K>,
-}
-
-/// Bytes that follow each other, as they are saved.
-#[derive(Default)]
-struct Run {
-    offset: u64,
-    bytes: Vec<u8>,
-}
-
-impl Run {
-    /// Whether a piece belongs behind these.
-    fn takes(&self, offset: u64, len: u64) -> bool {
-        let now = self.bytes.len() as u64;
-        now == 0 || (self.offset + now == offset && now + len <= LONG)
-    }
-
-    fn add<K>(&mut self, offset: u64, piece: &Piece<K>, memory: &impl Bytes) -> io::Result<()> {
-        let before = self.bytes.len();
-        if before == 0 {
-            self.offset = offset;
-        }
-        let len = usize::try_from(piece.len).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        match &piece.spot {
-            Spot::Landed { at, .. } => {
-                self.bytes.resize(before + len, 0);
-                let read = memory.read(*at, &mut self.bytes[before..]);
-                if read.is_err() {
-                    self.bytes.truncate(before);
-                }
-                read
-            }
-            Spot::Saved { bytes, from } => {
-                self.bytes.extend_from_slice(part(bytes, *from, len));
-                Ok(())
-            }
-        }
-    }
-}
-
-/// The bytes of a piece that is saved.
-fn part(bytes: &[u8], from: u64, len: usize) -> &[u8] {
-    let from = usize::try_from(from).unwrap_or(usize::MAX);
-    let bytes = bytes.get(from..).unwrap_or_default();
-    &bytes[..len.min(bytes.len())]
 }
 
 /// What has landed of a region, and how far from its place. `K` is what keeps it from being overwritten.
@@ -391,150 +245,6 @@ impl<K> Order<K> {
 fn buffers(at: u64, len: u64) -> u64 {
     let last = at.saturating_add(len.saturating_sub(1));
     last / BUFFER - at / BUFFER + 1
-}
-
-fn save<K>(memory: &impl Bytes, at: u64, len: u64) -> io::Result<Spot<K>> {
-    let len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    let mut bytes = vec![0; len];
-    memory.read(at, &mut bytes)?;
-    let bytes = Arc::new(bytes);
-    Ok(Spot::Saved { bytes, from: 0 })
-}
-
-/// Moves bytes towards the beginning.
-fn shift(
-    memory: &mut impl Bytes,
-    from: u64,
-    to: u64,
-    len: u64,
-    scratch: &mut [u8],
-) -> io::Result<()> {
-    let mut done = 0;
-    while done < len {
-        let step =
-            usize::try_from(len - done).map_or(scratch.len(), |left| left.min(scratch.len()));
-        let scratch = &mut scratch[..step];
-        memory.read(from + done, scratch)?;
-        memory.write(to + done, scratch)?;
-        done += step as u64;
-    }
-    Ok(())
-}
-
-/// What both halves know.
-#[derive(Debug)]
-struct Shared {
-    landing: Arc<Landing>,
-    memory: Arc<Memory>,
-    /// Until it is finished.
-    order: Mutex<State>,
-}
-
-#[derive(Debug)]
-enum State {
-    Open(Order<Landed>),
-    /// Where the region begins.
-    Finished(u64),
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing here leaves things half done but the bytes themselves.
-        self.order.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Leaves what is for the target where it has landed, and has the CPU copy the rest.
-#[derive(Debug)]
-pub struct InPlace {
-    shared: Arc<Shared>,
-    copy: HostCopy,
-}
-
-/// A memory that is being landed in, for one transfer.
-#[derive(Debug)]
-pub struct Target(Arc<Shared>);
-
-impl InPlace {
-    /// One for the memory of this landing, to which nothing has landed yet, and its other half. What is put to the first
-    /// [`Landing::whole`] bytes of `memory`, which is the same dma-buf's, is in the landing, [wherever](Report::base) that
-    /// takes the fewest copies; no key for other bytes of it, or for reading, is of use before the transfer is finished.
-    ///
-    /// The region will begin at a multiple of `align`.
-    pub fn new(landing: &Arc<Landing>, memory: &Arc<Memory>, align: u64) -> (Self, Target) {
-        let order = Order::new(landing.size(), landing.whole(), align);
-        let shared = Arc::new(Shared {
-            landing: Arc::clone(landing),
-            memory: Arc::clone(memory),
-            order: Mutex::new(State::Open(order)),
-        });
-        let this = Self {
-            shared: Arc::clone(&shared),
-            copy: HostCopy::new(),
-        };
-        (this, Target(shared))
-    }
-}
-
-impl Target {
-    /// Ends the transfer: unbinds the landing, so that nothing lands there any more, and puts in place what is not. What
-    /// is put to the region after that is copied.
-    ///
-    /// The peer's puts have to be done, which a note tells.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if it was finished before; those of [`Memory::read`] and
-    /// [`Memory::write`], after which it is not known what is in the region.
-    pub fn finish(&self) -> io::Result<Report> {
-        let mut state = self.0.lock();
-        let State::Open(order) = &mut *state else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        self.0.landing.unbind();
-        let base = order.base();
-        let State::Open(order) = std::mem::replace(&mut *state, State::Finished(base)) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        order.repair(&mut &*self.0.memory)
-    }
-}
-
-impl Place for InPlace {
-    fn place(&mut self, jobs: &mut [Job]) {
-        let mut state = self.shared.lock();
-        for job in jobs.iter_mut() {
-            if !Arc::ptr_eq(&job.memory, &self.shared.memory) {
-                continue;
-            }
-            match &mut *state {
-                State::Finished(base) => job.offset += *base,
-                State::Open(order) => {
-                    let Some(landed) = job.landed.take() else {
-                        continue;
-                    };
-                    let len = landed.len();
-                    job.placed = match (landed.device(), landed.host()) {
-                        (Some((landing, at)), _) if Arc::ptr_eq(landing, &self.shared.landing) => {
-                            order.landed(job.offset, len, at, landed)
-                        }
-                        (_, Some(bytes)) => order.saved(job.offset, bytes.to_vec()),
-                        _ => false,
-                    };
-                }
-            }
-        }
-        if let State::Open(order) = &mut *state {
-            if order.is_full() {
-                if let Err(err) = order.save(&&*self.shared.memory) {
-                    warn!("bytes that have landed cannot be saved: {err}");
-                }
-            }
-        }
-        drop(state);
-        // What is for others, or was too late.
-        self.copy.place_rest(jobs);
-    }
 }
 
 #[cfg(test)]
