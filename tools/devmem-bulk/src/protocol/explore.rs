@@ -497,6 +497,13 @@ fn a_key_taken_back_while_it_is_used() {
         &[Put(KEY, 0, 3), Get(KEY, 3, 3), Close],
         &[Revoke, Close],
     );
+    // Those that wait for their turn end, too.
+    explore(
+        1,
+        2,
+        &[Get(KEY, 0, 3), Get(KEY, 3, 3), Close],
+        &[Revoke, Close],
+    );
 }
 
 #[test]

@@ -91,9 +91,8 @@ impl Machine {
             let turn = *self.turns.front()?;
             // Whoever is first waits for credit, else the small ones kept it from a large one for ever.
             match self.left_of(turn, keys) {
-                None => {
-                    self.turns.pop_front();
-                }
+                // It may be gone already, with the request that it was of.
+                None => self.turns.retain(|&other| other != turn),
                 Some((left, source)) => return self.segment(turn, left, source, ready),
             }
         }
