@@ -1,22 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! Memory: what is transferred, what it lands in, and who may.
+//! Memory: what is transferred, and what it lands in.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::io::Read;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
 
-use crossbeam_utils::sync::WaitGroup;
 use devmem::BindTx;
 use devmem::Binding;
 use devmem::DmaBuf;
@@ -24,11 +18,6 @@ use devmem::Region;
 use devmem::TxBinding;
 use devmem::dmabuf::CpuWrite;
 use devmem::dmabuf::Mapping;
-
-use crate::protocol::Key;
-use crate::protocol::Keys;
-use crate::protocol::Rights;
-use crate::protocol::keys::Grant;
 
 /// How bytes of a memory leave this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,8 +106,10 @@ impl Memory {
     ///
     /// A peer that is not trusted may say that it has all of a put before it has, and what it was told is coming is sent
     /// though the key was taken back. So memory that is to hold what such a peer must not know is not used for that
-    /// before this says no, which it does for good once nobody can put from it and no key names it. Endpoints let go of
-    /// what was sent as they are [waited](crate::Endpoint::wait) for, and of all when they are dropped.
+    /// before this says no, which it does for good once nobody can put from it and all keys that named it, expired ones
+    /// too, were [taken back](crate::Registry::revoke). Endpoints let go of what was sent as they are
+    /// [waited](crate::Endpoint::wait) for, and of all when they are dropped: but for what a peer's kernel does not
+    /// acknowledge within 5 s of that, which is lost, so that this says yes for ever.
     pub fn is_being_read(&self) -> bool {
         self.readings.load(Ordering::SeqCst) > 0
     }
@@ -261,109 +252,5 @@ impl Landing {
 
     pub(crate) fn map(&self) -> &Mapping {
         &self.map
-    }
-}
-
-/// What a key names. Who has a clone of it may be writing there.
-#[derive(Clone, Debug)]
-pub(crate) struct Named {
-    pub(crate) memory: Arc<Memory>,
-    users: WaitGroup,
-}
-
-/// The keys of some endpoints, and what they name. Clones are the same one.
-#[derive(Clone)]
-pub struct Registry(Arc<Inner>);
-
-struct Inner {
-    keys: Mutex<Keys<Named>>,
-    random: File,
-    start: Instant,
-}
-
-impl fmt::Debug for Registry {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Registry").finish_non_exhaustive()
-    }
-}
-
-impl Registry {
-    /// Without any keys.
-    ///
-    /// # Errors
-    ///
-    /// Those of `open()` of what makes keys, `/dev/urandom`.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Inner {
-            keys: Mutex::default(),
-            random: File::open("/dev/urandom")?,
-            start: Instant::now(),
-        })))
-    }
-
-    /// Lets whoever has the key that this returns do as `rights` say with a part of a memory, no longer than a while if
-    /// that is said.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if the part is not all in the memory; those of `read()` of
-    /// `/dev/urandom`.
-    pub fn register(
-        &self,
-        memory: &Arc<Memory>,
-        offset: u64,
-        len: u64,
-        rights: Rights,
-        lifetime: Option<Duration>,
-    ) -> io::Result<Key> {
-        if offset
-            .checked_add(len)
-            .is_none_or(|end| end > memory.size())
-        {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the part is not all in the memory",
-            ));
-        }
-        let mut key = Key([0; 16]);
-        (&self.0.random).read_exact(&mut key.0)?;
-        let grant = Grant {
-            memory: Named {
-                memory: Arc::clone(memory),
-                users: WaitGroup::new(),
-            },
-            offset,
-            len,
-            rights,
-            expiry: lifetime.map(|lifetime| self.0.start.elapsed().saturating_add(lifetime)),
-        };
-        self.lock()
-            .add(key, grant)
-            .map_err(|_| io::Error::other("a key that there is already"))?;
-        Ok(key)
-    }
-
-    /// Takes a key back; says whether there was such a key. Nothing is written by it any more once this returns: it waits
-    /// until what is being written by it is. What the peer was already told is coming to it is sent nevertheless: see
-    /// [`Memory::is_being_read`].
-    pub fn revoke(&self, key: Key) -> bool {
-        let revoked = self.lock().revoke(key);
-        match revoked {
-            Some(grant) => {
-                grant.memory.users.wait();
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// The keys, on which the time is now.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Keys<Named>> {
-        // Nothing here leaves things half done.
-        let mut keys = self.0.keys.lock().unwrap_or_else(PoisonError::into_inner);
-        if keys.is_timed() {
-            keys.set_now(self.0.start.elapsed());
-        }
-        keys
     }
 }

@@ -103,7 +103,7 @@ impl Endpoint {
             for piece in received {
                 match piece {
                     Piece::Plain(bytes) | Piece::Linear(bytes) => {
-                        self.machine.input(bytes, &self.registry.lock());
+                        self.machine.input(bytes, &self.registry.lock().keys);
                     }
                     Piece::Frag(_) => {
                         return Err(io::Error::other(
@@ -152,14 +152,14 @@ impl Endpoint {
     fn place(&mut self, lane: u16) -> bool {
         let wire = &mut self.lanes[usize::from(lane)];
         // Who takes one back waits for those by which something was assigned. Nobody waits for what is written meanwhile.
-        let keys = self.registry.lock();
+        let state = self.registry.lock();
         let mut jobs = Vec::new();
         let mut placements = Vec::new();
         while let Some(piece) = wire.held.front_mut() {
             if jobs.len() == BATCH {
                 break;
             }
-            let Some(placement) = self.machine.assign(lane, piece.len(), &keys) else {
+            let Some(placement) = self.machine.assign(lane, piece.len(), &state.keys) else {
                 break;
             };
             let landed = match placement.len == piece.len() {
@@ -188,7 +188,7 @@ impl Endpoint {
                 None => self.machine.placed(placement, true),
             }
         }
-        drop(keys);
+        drop(state);
         let more = jobs.len() == BATCH;
         if !jobs.is_empty() {
             self.place.place(&mut jobs);
@@ -221,8 +221,8 @@ impl Endpoint {
             let lanes = &self.lanes;
             let ready = |lane: u16| lanes.get(usize::from(lane)).is_some_and(Wire::has_room);
             // Who takes a key back sees then who reads by it.
-            let keys = self.registry.lock();
-            let Some(mut segment) = self.machine.next_segment(ready, &keys) else {
+            let state = self.registry.lock();
+            let Some(mut segment) = self.machine.next_segment(ready, &state.keys) else {
                 return Ok(());
             };
             let (memory, offset) = match &segment.source {
@@ -235,7 +235,7 @@ impl Endpoint {
                 },
             };
             let memory = Reading::new(memory);
-            drop(keys);
+            drop(state);
             let lane = usize::from(segment.lane);
             match self.lanes[lane].begin(memory, offset, &mut segment) {
                 Ok(Begun::Goes) => self.machine.announce(segment),

@@ -30,7 +30,7 @@ use self::lane::Wire;
 use self::socket::hear_of_death;
 use crate::memory::Landing;
 use crate::memory::Memory;
-use crate::memory::Registry;
+use crate::registry::Registry;
 use crate::place::HostCopy;
 use crate::place::Place;
 use crate::protocol::End;

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::memory::Landing;
-use crate::memory::Registry;
+use crate::registry::Registry;
 use crate::protocol::Limits;
 
 /// What an endpoint is made of, beside its sockets.

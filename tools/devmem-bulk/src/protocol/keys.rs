@@ -92,7 +92,7 @@ impl<M> Keys<M> {
     ///
     /// Gives the grant back if the key is there already, or if its part does not end before 2^64.
     pub fn add(&mut self, key: Key, grant: Grant<M>) -> Result<(), Grant<M>> {
-        if self.grants.contains_key(&key) || grant.offset.checked_add(grant.len).is_none() {
+        if self.has(key) || grant.offset.checked_add(grant.len).is_none() {
             return Err(grant);
         }
         self.next = self.next.into_iter().chain(grant.expiry).min();
@@ -110,15 +110,28 @@ impl<M> Keys<M> {
         self.next.is_some()
     }
 
-    /// What time it is, on a clock that does not go back. Keys that expire are gone, and do not keep what they named.
-    pub fn set_now(&mut self, now: Duration) {
+    /// What time it is, on a clock that does not go back. Keys that expire are gone; what they named is returned.
+    pub fn set_now(&mut self, now: Duration) -> Vec<Grant<M>> {
         self.now = self.now.max(now);
         let now = self.now;
         if self.next.is_none_or(|next| now < next) {
-            return;
+            return Vec::new();
         }
-        self.grants.retain(|_, grant| !grant.has_expired(now));
+        let expired: Vec<_> = self
+            .grants
+            .iter()
+            .filter(|(_, grant)| grant.has_expired(now))
+            .map(|(&key, _)| key)
+            .collect();
+        let expired = expired.iter().filter_map(|key| self.grants.remove(key));
+        let expired = expired.collect();
         self.next = self.grants.values().filter_map(|grant| grant.expiry).min();
+        expired
+    }
+
+    /// Whether there is this one.
+    pub fn has(&self, key: Key) -> bool {
+        self.grants.contains_key(&key)
     }
 
     /// Whether there are any.
