@@ -228,6 +228,12 @@ impl Landing {
         self.id
     }
 
+    /// Whether it has a binding of its own.
+    pub(crate) fn is_bound(&self) -> bool {
+        let binding = self.binding.lock();
+        binding.unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Has nothing land there any more. What has is still there.
     pub(crate) fn unbind(&self) {
         let binding = self.binding.lock();

@@ -18,14 +18,15 @@
 //! let dmabuf = DmaBuf::udmabuf(320 << 20)?;
 //! let landing = Landing::new(BindRx::new(ifindex).queue(4).bind(&dmabuf)?, &dmabuf)?;
 //! let memory = Memory::new(&dmabuf)?;
-//! let (in_place, target) = InPlace::new(&landing, &memory, 1);
+//! let (in_place, target) = InPlace::new(&landing, &memory, 1)?;
 //! let registry = Registry::new()?;
 //! let key = registry.register(&memory, 0, landing.whole(), Rights::Write, None)?;
 //! // The peer, which gets to know the key, puts all of it by its one lane, and sends a note then.
-//! let options = Options::new(registry).target(landing, 1);
+//! let options = Options::new(registry.clone()).target(landing, 1);
 //! let endpoint = Acceptor::new(control, lanes).accept(options, Duration::from_secs(10))?;
 //! endpoint.place_by(in_place).serve(|event| {
 //!     if let Event::Note(_) = event {
+//!         registry.revoke(key);
 //!         let report = target.finish().expect("bytes that are in place");
 //!         println!("from {} on, {:.1} % in place", report.base, 100.0 * report.fraction());
 //!     }
@@ -68,8 +69,7 @@ struct Shared {
 #[derive(Debug)]
 enum State {
     Open(Order<Landed>),
-    /// Where the region begins.
-    Finished(u64),
+    Finished,
 }
 
 impl Shared {
@@ -96,7 +96,25 @@ impl InPlace {
     /// takes the fewest copies; no key for other bytes of it, or for reading, is of use before the transfer is finished.
     ///
     /// The region will begin at a multiple of `align`.
-    pub fn new(landing: &Arc<Landing>, memory: &Arc<Memory>, align: u64) -> (Self, Target) {
+    ///
+    /// Until it is finished the NIC writes to all of the target what the peers send by lanes that are steered there, within
+    /// what their receive buffers take, whether a key is there for it or not: to take a key back does not end that. And
+    /// another endpoint, whose keys name the memory, writes over what has landed.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) if the binding of the landing is somebody else's: nobody could end it.
+    pub fn new(
+        landing: &Arc<Landing>,
+        memory: &Arc<Memory>,
+        align: u64,
+    ) -> io::Result<(Self, Target)> {
+        if !landing.is_bound() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the landing has no binding of its own",
+            ));
+        }
         let order = Order::new(landing.size(), landing.whole(), align);
         let shared = Arc::new(Shared {
             landing: Arc::clone(landing),
@@ -107,15 +125,17 @@ impl InPlace {
             shared: Arc::clone(&shared),
             copy: HostCopy::new(),
         };
-        (this, Target(shared))
+        Ok((this, Target(shared)))
     }
 }
 
 impl Target {
-    /// Ends the transfer: unbinds the landing, so that nothing lands there any more, and puts in place what is not. What
-    /// is put to the region after that is copied.
+    /// Ends the transfer: unbinds the landing, so that nothing lands there any more, and puts in place what is not.
     ///
-    /// The peer's puts have to be done, which a note tells.
+    /// The peer's puts have to be done, which a note tells. What comes by a key after that is copied to where the key says,
+    /// which is not where the [region](Report::base) is. So the target's key is to be
+    /// [taken back](crate::Registry::revoke) before, and one for the region made then, if it is to be written, or read, by
+    /// the peer.
     ///
     /// # Errors
     ///
@@ -123,14 +143,10 @@ impl Target {
     /// [`Memory::write`], after which it is not known what is in the region.
     pub fn finish(&self) -> io::Result<Report> {
         let mut state = self.0.lock();
-        let State::Open(order) = &mut *state else {
+        let State::Open(order) = std::mem::replace(&mut *state, State::Finished) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         self.0.landing.unbind();
-        let base = order.base();
-        let State::Open(order) = std::mem::replace(&mut *state, State::Finished(base)) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
         order.repair(&mut &*self.0.memory)
     }
 }
@@ -142,22 +158,20 @@ impl Place for InPlace {
             if !Arc::ptr_eq(&job.memory, &self.shared.memory) {
                 continue;
             }
-            match &mut *state {
-                State::Finished(base) => job.offset += *base,
-                State::Open(order) => {
-                    let Some(landed) = job.landed.take() else {
-                        continue;
-                    };
-                    let len = landed.len();
-                    job.placed = match (landed.device(), landed.host()) {
-                        (Some((landing, at)), _) if Arc::ptr_eq(landing, &self.shared.landing) => {
-                            order.landed(job.offset, len, at, landed)
-                        }
-                        (_, Some(bytes)) => order.saved(job.offset, bytes.to_vec()),
-                        _ => false,
-                    };
+            let State::Open(order) = &mut *state else {
+                continue;
+            };
+            let Some(landed) = job.landed.take() else {
+                continue;
+            };
+            let len = landed.len();
+            job.placed = match (landed.device(), landed.host()) {
+                (Some((landing, at)), _) if Arc::ptr_eq(landing, &self.shared.landing) => {
+                    order.landed(job.offset, len, at, landed)
                 }
-            }
+                (_, Some(bytes)) => order.saved(job.offset, bytes.to_vec()),
+                _ => false,
+            };
         }
         if let State::Open(order) = &mut *state {
             if order.is_full() {

@@ -40,7 +40,7 @@ const LIMIT_FILE: &str = "/sys/module/udmabuf/parameters/size_limit_mb";
 /// Headers of IPv4 and TCP, with time stamps.
 const HEADERS: u32 = 52;
 
-/// Puts a file's worth, and tells what came of it. What is put after it was finished is copied there.
+/// Puts a file's worth, and tells what came of it. What is put after it was finished is copied.
 fn put(mtu: u32, lanes: u16, discipline: Option<&str>) -> Result<Report, Stop> {
     let size = MIB * u64::from(storm::scale("BULK_TARGET_MIB", TARGET));
     // The NIC needs some of it, too.
@@ -56,11 +56,11 @@ fn put(mtu: u32, lanes: u16, discipline: Option<&str>) -> Result<Report, Stop> {
     let target = DmaBuf::udmabuf(size as usize)?;
     let landing = Landing::new(pair.bind(&[1], &target)?, &target)?;
     let server_memory = Memory::new(&target)?;
-    let (in_place, target) = InPlace::new(&landing, &server_memory, 1);
+    let (in_place, target) = InPlace::new(&landing, &server_memory, 1)?;
     let registry = Registry::new()?;
     let key = registry.register(&server_memory, 0, landing.whole(), Rights::Write, None)?;
     let (server, client) = Sockets::new(&pair, lanes)?.split();
-    let options = Options::new(registry).target(landing, lanes);
+    let options = Options::new(registry.clone()).target(landing, lanes);
     let mut server = endpoint(server, options)?.place_by(in_place);
     let (to, notes) = mpsc::channel();
     let server = thread::spawn(move || {
@@ -89,10 +89,16 @@ fn put(mtu: u32, lanes: u16, discipline: Option<&str>) -> Result<Report, Stop> {
         traffic::compare(at, &got);
     }
     assert_eq!(report.in_place + report.moved, len);
-    client.put(&memory, 0, MIB, key, MIB).map_err(failed)?;
-    flush(&mut client)??;
-    server_memory.read(report.base + MIB, &mut got)?;
-    traffic::compare(0, &got);
+    // What is put by a key is where that says, wherever the region is.
+    let region = registry.register(&server_memory, report.base, len, Rights::Write, None)?;
+    for (key, at) in [(region, report.base), (key, 0)] {
+        client.put(&memory, 0, MIB, key, MIB).map_err(failed)?;
+        flush(&mut client)??;
+        server_memory.read(at + MIB, &mut got)?;
+        traffic::compare(0, &got);
+        client.put(&memory, MIB, MIB, key, MIB).map_err(failed)?;
+        flush(&mut client)??;
+    }
     client.close();
     while client.wait(Some(wait::patience(LONG)))?.is_some() {}
     assert_eq!(server.join().expect("the server's thread")?, End::Orderly);
