@@ -30,7 +30,6 @@ use self::lane::Wire;
 use self::socket::hear_of_death;
 use crate::memory::Landing;
 use crate::memory::Memory;
-use crate::registry::Registry;
 use crate::place::HostCopy;
 use crate::place::Place;
 use crate::protocol::End;
@@ -39,8 +38,10 @@ use crate::protocol::Failure;
 use crate::protocol::Key;
 use crate::protocol::Machine;
 use crate::protocol::Refused;
+use crate::protocol::machine::LEAST;
 use crate::protocol::wire::MAX_LANES;
 use crate::protocol::wire::NOTE;
+use crate::registry::Registry;
 
 /// Requests that the ring has room for at once.
 const ENTRIES: u32 = 256;
@@ -97,13 +98,21 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for no lanes, or more than [`MAX_LANES`]; those of [`Ring::new`],
-    /// [`Receiver::multishot_on`], [`Sender::on`] and [`take_runs`].
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for no lanes, for more than [`MAX_LANES`] or [`Options::lanes`], and
+    /// if there is not room for two of the [shortest segments](LEAST) for each of them; those of [`Ring::new`],
+    /// [`Receiver::multishot_on`], [`Sender::on`](devmem::uring::Sender::on) and [`take_runs`].
     pub fn new(control: TcpStream, lanes: Vec<TcpStream>, options: Options) -> io::Result<Self> {
         let count = u16::try_from(lanes.len()).ok();
-        let count = count.filter(|count| (1..=MAX_LANES).contains(count));
+        let most = options.lanes.min(MAX_LANES);
+        let count = count.filter(|count| (1..=most).contains(count));
         let mut limits = options.limits;
         limits.lanes = count.ok_or(io::ErrorKind::InvalidInput)?;
+        if let Some(window) = options.window {
+            limits.window = window / u64::from(limits.lanes);
+            if limits.window < 2 * u64::from(LEAST) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        }
         let ring = Ring::new(ENTRIES)?;
         control.set_nodelay(true)?;
         for socket in std::iter::once(&control).chain(&lanes) {

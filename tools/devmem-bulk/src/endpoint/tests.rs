@@ -18,6 +18,7 @@ use super::socket::SILENCE;
 use super::socket::hear_of_death;
 use crate::protocol::Fault;
 use crate::protocol::Limits;
+use crate::protocol::machine::LEAST;
 use crate::protocol::wire::Frame;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -34,8 +35,13 @@ fn connection() -> (TcpStream, TcpStream) {
 fn endpoint() -> Option<(Endpoint, TcpStream, TcpStream)> {
     let ((control, there), (lane, lane_there)) = (connection(), connection());
     let options = Options::new(Registry::new().unwrap());
-    match Endpoint::new(control, vec![lane], options) {
-        Ok(endpoint) => Some((endpoint, there, lane_there)),
+    let endpoint = or_skip(Endpoint::new(control, vec![lane], options))?;
+    Some((endpoint, there, lane_there))
+}
+
+fn or_skip(made: io::Result<Endpoint>) -> Option<Endpoint> {
+    match made {
+        Ok(endpoint) => Some(endpoint),
         Err(err)
             if matches!(err.raw_os_error(), Some(libc::EPERM | libc::ENOSYS))
                 && std::env::var_os("DEVMEM_NO_SKIPS").is_none() =>
@@ -55,6 +61,45 @@ fn an_endpoint_has_as_many_lanes_as_the_protocol_knows() {
         let options = Options::new(Registry::new().unwrap());
         let err = Endpoint::new(control.try_clone().unwrap(), lanes, options).unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::InvalidInput, "{count}");
+    }
+}
+
+/// However many there are, it is for all of them together: it follows from the memory that there is.
+#[test]
+fn lanes_share_a_window() {
+    let least = 2 * u64::from(LEAST);
+    for (window, each) in [(3 * least, Some(least)), (3 * least - 1, None)] {
+        let (control, mut there) = connection();
+        let lanes: Vec<_> = (0..3).map(|_| connection()).collect();
+        let (here, _there): (Vec<_>, Vec<_>) = lanes.into_iter().unzip();
+        let mut options = Options::new(Registry::new().unwrap());
+        options.window = Some(window);
+        let endpoint = match Endpoint::new(control, here, options) {
+            Err(err) if err.kind() == io::ErrorKind::InvalidInput => {
+                assert_eq!(each, None);
+                continue;
+            }
+            other => or_skip(other),
+        };
+        let Some(mut endpoint) = endpoint else { return };
+        let lanes = 3;
+        let hello = Machine::new(Limits {
+            lanes,
+            ..Limits::default()
+        });
+        there.write_all(hello.output()).unwrap();
+        endpoint.wait_open(LONG).unwrap();
+        let mut said = vec![0; hello.output().len() + 3 * 16];
+        there.read_exact(&mut said).unwrap();
+        let mut limits = Vec::new();
+        let mut at = 0;
+        while let Some((frame, len)) = Frame::decode(&said[at..]).unwrap() {
+            at += len;
+            if let Frame::Credit { limit, .. } = frame {
+                limits.push(limit);
+            }
+        }
+        assert_eq!(Some(limits), each.map(|each| vec![each; 3]));
     }
 }
 
