@@ -2,14 +2,14 @@
 
 //! How two ends find each other: the control connection, and which of the others are its lanes.
 
-use std::collections::VecDeque;
 use std::io;
 use std::io::Read;
 use std::io::Write;
-use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -18,18 +18,17 @@ use nix::poll::PollFd;
 use nix::poll::PollFlags;
 use nix::poll::PollTimeout;
 use nix::poll::poll;
-use std::os::fd::AsFd;
+use nix::sys::socket::Backlog;
+use nix::sys::socket::listen;
 
 use crate::endpoint::Endpoint;
 use crate::endpoint::Options;
 use crate::protocol::wire::MAX_LANES;
+use crate::stash::Stash;
 
 /// What a control connection begins with, before any frame, from the end that connected: this, how many lanes there are,
 /// and the ports that they come from.
 const MAGIC: [u8; 4] = *b"DMBL";
-/// Lanes that came, and whose control connection did not yet.
-const STASH: usize = 4 * MAX_LANES as usize;
-
 /// Longer than anybody waits.
 const FOR_EVER: Duration = Duration::from_secs(1 << 31);
 
@@ -38,6 +37,8 @@ const FOR_EVER: Duration = Duration::from_secs(1 << 31);
 ///
 /// Answers on the lanes are received on the ports that this end chose; to have these steered, it binds sockets itself, and
 /// uses [`over`].
+///
+/// Each of the connections may take `timeout`, and so may the peer's hello.
 ///
 /// # Errors
 ///
@@ -84,81 +85,123 @@ pub fn over(
 pub struct Acceptor {
     control: TcpListener,
     data: TcpListener,
-    stash: VecDeque<(SocketAddr, TcpStream)>,
+    stash: Stash,
 }
 
 impl Acceptor {
-    /// Of two sockets that listen: one for control connections, whose port must not be steered, and one for lanes.
+    /// Of two sockets that listen: one for control connections, whose port must not be steered, and one for lanes. From
+    /// then on neither waits in `accept()`, whoever else has it.
     pub fn new(control: TcpListener, data: TcpListener) -> Self {
         Self {
             control,
             data,
-            stash: VecDeque::new(),
+            stash: Stash::default(),
         }
     }
 
     /// Waits for an end that connects, and for its lanes no longer than `timeout`.
     ///
-    /// # Errors
-    ///
-    /// [`InvalidData`](io::ErrorKind::InvalidData) for one that says something else;
-    /// [`TimedOut`](io::ErrorKind::TimedOut) and [`WouldBlock`](io::ErrorKind::WouldBlock) for one that does not go on;
-    /// those of `accept()` and `read()`, and of [`Endpoint::new`] and [`Endpoint::wait_open`]. The next call waits for the
-    /// next end.
-    ///
     /// One end is served at a time: one that says nothing has all others wait for `timeout`.
-    pub fn accept(&mut self, options: Options, timeout: Duration) -> io::Result<Endpoint> {
-        self.accept_any(timeout, |_| options)
-    }
-
-    /// The same, with options that depend on how many lanes there are.
+    ///
+    /// Connections to the port of lanes that belong to no end are closed while this waits, after four times as long, and
+    /// next to nothing lands by them. But before this is called they may be in the queue of the listening socket, and each
+    /// lands as much as its receive buffer takes. There are no more than 64 of these.
     ///
     /// # Errors
     ///
-    /// Those of [`accept`](Self::accept).
-    pub fn accept_any(
-        &mut self,
-        timeout: Duration,
-        options: impl FnOnce(u16) -> Options,
-    ) -> io::Result<Endpoint> {
-        let (control, peer) = self.control.accept()?;
+    /// [`InvalidData`](io::ErrorKind::InvalidData) for one that says something else, or wants more lanes than
+    /// [`Options::lanes`]; [`TimedOut`](io::ErrorKind::TimedOut) and [`WouldBlock`](io::ErrorKind::WouldBlock) for one that
+    /// does not go on; those of `accept()`, `read()` and [`rcvbuf::shut`](devmem::rcvbuf::shut), and of [`Endpoint::new`]
+    /// and [`Endpoint::wait_open`]. The next call waits for the next end.
+    pub fn accept(&mut self, options: Options, timeout: Duration) -> io::Result<Endpoint> {
+        self.control.set_nonblocking(true)?;
+        self.data.set_nonblocking(true)?;
+        listen(&self.data, Backlog::new(i32::from(MAX_LANES))?)?;
+        let age = timeout.saturating_mul(4);
+        let (control, peer) = self.control(age)?;
         let deadline = deadline_in(timeout);
-        let ports = ports_from(&control, deadline)?;
+        let ports = ports_from(&control, options.lanes, deadline)?;
         let lanes = ports
             .into_iter()
-            .map(|port| self.lane(peer.ip(), port, deadline))
+            .map(|port| self.lane(SocketAddr::new(peer.ip(), port), age, deadline))
             .collect::<io::Result<Vec<_>>>()?;
-        let options = options(u16::try_from(lanes.len()).unwrap_or(MAX_LANES));
         let mut endpoint = Endpoint::new(control, lanes, options)?;
         endpoint.wait_open(deadline.saturating_duration_since(Instant::now()))?;
         Ok(endpoint)
     }
 
-    /// The lane that comes from there.
-    fn lane(&mut self, peer: IpAddr, port: u16, deadline: Instant) -> io::Result<TcpStream> {
-        let from = SocketAddr::new(peer, port);
+    /// The next control connection.
+    fn control(&mut self, age: Duration) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
-            let at = self.stash.iter().position(|(other, _)| same(*other, from));
-            if let Some((_, socket)) = at.and_then(|at| self.stash.remove(at)) {
+            let next = self.collect(age)?;
+            if let Some(accepted) = accept_one(&self.control)? {
+                return Ok(accepted);
+            }
+            wait_for(&[self.control.as_fd(), self.data.as_fd()], next)?;
+        }
+    }
+
+    /// The lane that comes from there.
+    fn lane(
+        &mut self,
+        from: SocketAddr,
+        age: Duration,
+        deadline: Instant,
+    ) -> io::Result<TcpStream> {
+        loop {
+            self.collect(age)?;
+            if let Some(socket) = self.stash.take(from)? {
                 return Ok(socket);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-            let mut fds = [PollFd::new(self.data.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, left) {
-                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                Err(Errno::EINTR) => continue,
-                ready => ready?,
-            };
-            let (socket, other) = self.data.accept()?;
-            // Who had the port before has it no more.
-            self.stash.retain(|(earlier, _)| !same(*earlier, other));
-            self.stash.push_back((other, socket));
-            if self.stash.len() > STASH {
-                // Those that wait for longest.
-                self.stash.pop_front();
+            if Instant::now() >= deadline {
+                return Err(io::ErrorKind::TimedOut.into());
             }
+            wait_for(&[self.data.as_fd()], Some(deadline))?;
         }
+    }
+
+    /// Takes in the lanes that have come, and closes those that nobody has asked for. Tells when that is the case of the
+    /// next one.
+    fn collect(&mut self, age: Duration) -> io::Result<Option<Instant>> {
+        // However fast others come, somebody waits for this.
+        for _ in 0..MAX_LANES {
+            let Some((socket, from)) = accept_one(&self.data)? else {
+                break;
+            };
+            self.stash.add(from, socket)?;
+        }
+        Ok(self.stash.close_after(age))
+    }
+}
+
+/// A connection, if there is one now.
+fn accept_one(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+    loop {
+        match listener.accept() {
+            Ok(accepted) => return Ok(Some(accepted)),
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            // Nor does one that is over before it is accepted matter.
+            Err(err) if err.raw_os_error() == Some(libc::ECONNABORTED) => (),
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => (),
+            Err(err) => return Err(err),
+        }
+    }
+}
+
+/// Waits until one of these may have something, until then, or until a signal comes.
+fn wait_for(sockets: &[BorrowedFd<'_>], until: Option<Instant>) -> io::Result<()> {
+    let timeout = until.map_or(PollTimeout::NONE, |until| {
+        // Rounded up: else the last millisecond was spent asking.
+        let left = until.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    });
+    let mut fds: Vec<_> = sockets
+        .iter()
+        .map(|&socket| PollFd::new(socket, PollFlags::POLLIN))
+        .collect();
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(err) => Err(err.into()),
     }
 }
 
@@ -168,20 +211,22 @@ fn deadline_in(timeout: Duration) -> Instant {
     now.checked_add(timeout).unwrap_or(now + FOR_EVER)
 }
 
-/// Whether these are the same end of a connection, apart from scopes.
-fn same(a: SocketAddr, b: SocketAddr) -> bool {
-    a.ip() == b.ip() && a.port() == b.port()
-}
-
-fn ports_from(control: &TcpStream, deadline: Instant) -> io::Result<Vec<u16>> {
+/// The ports that the lanes come from.
+fn ports_from(control: &TcpStream, most: u16, deadline: Instant) -> io::Result<Vec<u16>> {
     let mut begin = [0; 6];
     read_by(deadline, control, &mut begin)?;
     let [magic @ .., low, high] = begin;
     let count = u16::from_le_bytes([low, high]);
-    if magic != MAGIC || count == 0 || count > MAX_LANES {
+    if magic != MAGIC || count == 0 {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "this is no end of a bulk connection",
+        ));
+    }
+    if count > most.min(MAX_LANES) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{count} lanes are too many"),
         ));
     }
     let mut ports = vec![0; 2 * usize::from(count)];
@@ -228,6 +273,8 @@ mod tests {
     use nix::sys::socket::socket;
     use nix::sys::socket::sockopt;
 
+    use crate::registry::Registry;
+
     const LONG: Duration = Duration::from_secs(60);
 
     fn listener() -> TcpListener {
@@ -250,7 +297,7 @@ mod tests {
             }
         });
         let deadline = Instant::now() + Duration::from_millis(250);
-        let err = ports_from(&control, deadline).unwrap_err();
+        let err = ports_from(&control, 1, deadline).unwrap_err();
         assert!(
             [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&err.kind()),
             "{err}"
@@ -266,9 +313,22 @@ mod tests {
         let (control, _) = listener.accept().unwrap();
         quick.write_all(&MAGIC).unwrap();
         quick.write_all(&[1, 0, 2, 3]).unwrap();
-        let ports = ports_from(&control, Instant::now() + LONG).unwrap();
+        let ports = ports_from(&control, 1, Instant::now() + LONG).unwrap();
         assert_eq!(ports, [0x302]);
         assert_eq!(control.read_timeout().unwrap(), None);
+    }
+
+    #[test]
+    fn who_wants_many_lanes_gets_none() {
+        for (most, lanes) in [(1, 2), (MAX_LANES, 65), (u16::MAX, 65), (1, 0)] {
+            let listener = listener();
+            let mut peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (control, _) = listener.accept().unwrap();
+            peer.write_all(&[&MAGIC[..], &[lanes, 0], &[0; 130]].concat())
+                .unwrap();
+            let err = ports_from(&control, most, Instant::now() + LONG).unwrap_err();
+            assert_eq!(err.kind(), io::ErrorKind::InvalidData, "{most} {lanes}");
+        }
     }
 
     #[test]
@@ -304,15 +364,42 @@ mod tests {
         let mut second = lane_from(port, to);
         // After those two.
         let third = lane_from(0, to);
-        let local = IpAddr::from(Ipv4Addr::LOCALHOST);
-        let other = third.local_addr().unwrap().port();
-        acceptor.lane(local, other, Instant::now() + LONG).unwrap();
-        let mut lane = acceptor.lane(local, port, Instant::now() + LONG).unwrap();
+        acceptor.data.set_nonblocking(true).unwrap();
+        let mut lane = |from| acceptor.lane(from, LONG, Instant::now() + LONG).unwrap();
+        lane(third.local_addr().unwrap());
+        let mut lane = lane(second.local_addr().unwrap());
         second.write_all(b"here").unwrap();
         let mut got = [0; 4];
         lane.read_exact(&mut got).unwrap();
         assert_eq!(&got, b"here");
         // Nor is there anything left of the first.
-        assert!(acceptor.stash.is_empty());
+        assert_eq!(acceptor.stash.close_after(LONG), None);
+    }
+
+    /// Who makes lanes, and no control connection, does not keep them: others would land nothing. Who makes none has its
+    /// connection nevertheless.
+    #[test]
+    fn lanes_of_nobody_are_closed_while_nobody_comes() {
+        let mut acceptor = Acceptor::new(listener(), listener());
+        let control = acceptor.control.local_addr().unwrap();
+        let to = acceptor.data.local_addr().unwrap();
+        let waiting = thread::spawn(move || {
+            let options = Options::new(Registry::new().unwrap());
+            acceptor
+                .accept(options, Duration::from_millis(20))
+                .map(drop)
+        });
+        for _ in 0..3 {
+            let mut lane = TcpStream::connect(to).unwrap();
+            lane.set_read_timeout(Some(LONG)).unwrap();
+            match lane.read(&mut [0]) {
+                Ok(0) => (),
+                Err(err) if err.kind() == io::ErrorKind::ConnectionReset => (),
+                other => panic!("{other:?}"),
+            }
+        }
+        drop(TcpStream::connect(control).unwrap());
+        let err = waiting.join().unwrap().unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::UnexpectedEof, "{err}");
     }
 }

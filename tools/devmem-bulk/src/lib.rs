@@ -79,6 +79,7 @@ pub mod memory;
 pub mod place;
 pub mod protocol;
 pub mod registry;
+mod stash;
 
 pub use connect::Acceptor;
 pub use endpoint::Endpoint;

@@ -28,6 +28,7 @@ use devmem_bulk::Refused;
 use devmem_bulk::Registry;
 use devmem_bulk::Rights;
 use devmem_bulk::connect::connect;
+use devmem_bulk::protocol::wire::MAX_LANES;
 use nix::net::if_::if_nametoindex;
 
 use crate::args::GetArgs;
@@ -66,11 +67,12 @@ pub fn serve(args: &ServeArgs) -> Fallible<()> {
     println!("{}", hex(key));
     tell::say(format_args!("serving at {to}, and at {lanes} for data"));
     loop {
-        let limits = Options::new(registry.clone());
-        let served = acceptor.accept_any(PATIENCE, |lanes| match &landing {
-            Some(landing) => limits.landing(Arc::clone(landing), lanes),
-            None => limits,
-        });
+        let options = Options::new(registry.clone());
+        let options = match &landing {
+            Some(landing) => options.landing(Arc::clone(landing), MAX_LANES),
+            None => options,
+        };
+        let served = acceptor.accept(options, PATIENCE);
         match served.and_then(|mut endpoint| endpoint.serve(drop)) {
             Ok(End::Orderly) => (),
             Ok(end) => tell::say(format_args!("a connection has ended: {end:?}")),

@@ -186,6 +186,7 @@ pub mod netlink;
 pub mod netns;
 mod poll;
 pub mod provider;
+pub mod rcvbuf;
 pub mod recv;
 mod rules;
 pub mod send;
