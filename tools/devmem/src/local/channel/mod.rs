@@ -70,7 +70,9 @@ const AT_ONCE: usize = 128;
 /// - a peer has up to [`WINDOW`] parts, however long they are. Who holds tokens makes the other end wait;
 /// - each end [finishes](Self::finish) by itself. An end that goes without that is an error for the other one.
 ///
-/// A socket that does not wait makes no difference to what waits here: see [`recv_timeout`](Self::recv_timeout).
+/// A socket that does not wait makes no difference to what waits here: see [`recv_timeout`](Self::recv_timeout). A peer that
+/// has a file system of its own (FUSE) can pass a file of that, and have whatever is called here wait for it when that
+/// is looked at or closed, however short the timeout.
 ///
 /// # What ends it
 ///
@@ -183,13 +185,26 @@ impl<'s, T: Source> Channel<'s, T> {
     }
 
     /// Passes a memory to the peer, for as long as the channel is there, and gives what stands for it. Waits, without an end,
-    /// for a peer that reads nothing, if there is no room for a message.
+    /// for a peer that reads nothing, if there is no room for a message, and takes in nothing meanwhile.
     ///
     /// # Errors
     ///
     /// [`InvalidInput`](io::ErrorKind::InvalidInput) if there are 16 already; those of
-    /// [`send`](Self::send) and of [`Share::send`].
+    /// [`send`](Self::send) and of [`Share::send`](super::Share::send).
     pub fn share(&mut self, memory: &DmaBuf) -> io::Result<TxBinding> {
+        self.share_until(memory, None)
+    }
+
+    /// Like [`share`](Self::share), but no longer than a while.
+    ///
+    /// # Errors
+    ///
+    /// As there, and [`TimedOut`](io::ErrorKind::TimedOut).
+    pub fn share_timeout(&mut self, memory: &DmaBuf, timeout: Duration) -> io::Result<TxBinding> {
+        self.share_until(memory, poll::end_of(timeout))
+    }
+
+    fn share_until(&mut self, memory: &DmaBuf, deadline: Option<Instant>) -> io::Result<TxBinding> {
         self.check()?;
         let id = u32::try_from(self.shared.len() + 1).ok();
         let Some(id) = id
@@ -208,7 +223,7 @@ impl<'s, T: Source> Channel<'s, T> {
             match self.outbox.send_with(socket, record, memory.as_fd()) {
                 Ok(()) => break,
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
-                    poll::ready(socket, PollFlags::POLLOUT, None)?;
+                    poll::ready(socket, PollFlags::POLLOUT, deadline)?;
                 }
                 Err(err) => return Err(err),
             }

@@ -128,6 +128,16 @@ fn what_is_not_shared_is_not_sent() {
 
 #[test]
 #[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
+fn who_reads_nothing_is_not_waited_for_for_ever() {
+    let (mut a, _b) = UnixStream::pair().unwrap();
+    a.set_nonblocking(true).unwrap();
+    while a.write(&[0; 4096]).is_ok() {}
+    let err = end(a).share_timeout(&memory(), SHORT).unwrap_err();
+    assert_eq!(err.kind(), io::ErrorKind::TimedOut);
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "makes system calls that Miri does not know")]
 fn who_holds_parts_makes_the_other_end_wait() {
     let (a, b) = UnixStream::pair().unwrap();
     let mut a: Channel<'_, Vec<Extent>> = Channel::opening(a.into(), DmaBuf::of_memfd).unwrap();
