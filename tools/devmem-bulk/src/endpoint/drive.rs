@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use devmem::Piece;
+use devmem::uring::Receiver;
 
 use super::Endpoint;
 use super::lane::Begun;
@@ -67,10 +68,15 @@ impl Endpoint {
         // What the peer still says about requests that are over is read: else it may not get to read what it was told.
         self.more = true;
         for _ in 0..TURN {
-            match self.control_rx.try_recv() {
-                Ok(Some(received)) if !received.is_eof() => continue,
-                Ok(None) => (),
-                Ok(Some(_)) | Err(_) => self.hung_up = true,
+            let closed = match self.control_rx.as_mut().map(Receiver::try_recv) {
+                Some(Ok(Some(received))) if !received.is_eof() => continue,
+                None | Some(Ok(None)) => false,
+                Some(Ok(Some(_)) | Err(_)) => true,
+            };
+            if closed {
+                self.hung_up = true;
+                // It would say so again at once, and nobody would wait.
+                self.control_rx = None;
             }
             self.more = false;
             break;
@@ -93,7 +99,10 @@ impl Endpoint {
     /// Takes what came by the control connection.
     fn hear(&mut self) -> io::Result<()> {
         for _ in 0..TURN {
-            let Some(received) = self.control_rx.try_recv()? else {
+            let Some(control) = &mut self.control_rx else {
+                return Ok(());
+            };
+            let Some(received) = control.try_recv()? else {
                 return Ok(());
             };
             if received.is_eof() {

@@ -50,6 +50,8 @@ pub(super) struct Wire {
     full: bool,
     /// Whether the peer has closed it.
     pub(super) closed: bool,
+    /// Whether the connection is over.
+    left: bool,
 }
 
 /// What is left of a segment on its way into a socket.
@@ -101,6 +103,7 @@ impl Wire {
             rest: None,
             full: false,
             closed: false,
+            left: false,
         })
     }
 
@@ -162,7 +165,8 @@ impl Wire {
 
     /// The connection is over: nothing comes that anybody wants, and nothing is to be sent. What was sent comes back.
     pub(super) fn leave(&mut self, end: End) {
-        if self.rx.take().is_some() {
+        if !std::mem::replace(&mut self.left, true) {
+            self.rx = None;
             self.copies = None;
             self.held.clear();
             self.rest = None;
@@ -292,18 +296,20 @@ impl Wire {
     fn send_rest(&mut self) -> io::Result<()> {
         while let Some(rest) = self.rest.take() {
             let left = match rest {
-                Sending::Nic(memory, extent) => match self.send_part(&memory, extent, 0)? {
-                    Some(sent) if sent == extent.len => continue,
-                    sent => {
-                        let sent_now = sent.unwrap_or(0);
-                        self.full = sent.is_none();
-                        let extent = Extent {
-                            offset: extent.offset + sent_now,
-                            len: extent.len - sent_now,
-                        };
-                        Sending::Nic(memory, extent)
+                Sending::Nic(memory, extent) => {
+                    match self.send_part(&memory, extent, 0).map_err(taken_back)? {
+                        Some(sent) if sent == extent.len => continue,
+                        sent => {
+                            let sent_now = sent.unwrap_or(0);
+                            self.full = sent.is_none();
+                            let extent = Extent {
+                                offset: extent.offset + sent_now,
+                                len: extent.len - sent_now,
+                            };
+                            Sending::Nic(memory, extent)
+                        }
                     }
-                },
+                }
                 Sending::Copied(mut bytes) => {
                     let Some(copies) = &mut self.copies else {
                         return Ok(());
@@ -344,5 +350,16 @@ impl Wire {
             self.send_rest()?;
         }
         Ok(())
+    }
+}
+
+/// Says what was wrong with memory that is gone after some of it was sent.
+fn taken_back(err: io::Error) -> io::Error {
+    match err.raw_os_error() {
+        Some(libc::ENODEV) => io::Error::new(
+            err.kind(),
+            format!("memory was taken back of which the peer was told that it comes: {err}"),
+        ),
+        _ => err,
     }
 }

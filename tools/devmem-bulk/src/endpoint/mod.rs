@@ -55,7 +55,8 @@ const HANDED_OUT: Duration = Duration::from_millis(5);
 /// One end of a connection.
 ///
 /// It does nothing by itself: whoever has it [waits](Self::wait) for events, or [serves](Self::serve) the peer, in a
-/// thread of its own say, so that whoever has the memory may sleep.
+/// thread of its own say, so that whoever has the memory may sleep. Who does neither for 30 s while the peer has sent more
+/// than the sockets take loses the connection: for the peer's kernel this end is gone.
 ///
 /// In the steady state, `io_uring_enter()` is its only system call; that the CPU reads or writes a dma-buf takes an
 /// `ioctl(DMA_BUF_IOCTL_SYNC)`, for which io_uring has no request.
@@ -68,7 +69,8 @@ pub struct Endpoint {
     own: HashMap<u64, (Arc<Memory>, u64)>,
     lanes: Vec<Wire>,
     control: Arc<TcpStream>,
-    control_rx: Receiver<'static>,
+    /// Until the peer has closed it.
+    control_rx: Option<Receiver<'static>>,
     control_tx: Writer,
     /// Until when the peer may hear that, and close its end, once the connection is over.
     farewell: Option<Instant>,
@@ -136,7 +138,12 @@ impl Endpoint {
             place: Box::new(HostCopy::new()),
             own: HashMap::new(),
             lanes,
-            control_rx: Receiver::multishot_on(&ring, Arc::clone(&control), CONTROL, 1)?,
+            control_rx: Some(Receiver::multishot_on(
+                &ring,
+                Arc::clone(&control),
+                CONTROL,
+                1,
+            )?),
             control_tx: Writer::on(&ring, Arc::clone(&control), CONTROL)?,
             control,
             farewell: None,
@@ -204,7 +211,7 @@ impl Endpoint {
         self.machine.notify(note)
     }
 
-    /// Gives up a request, which ends soon, one way or another.
+    /// Gives up a request. It ends when the peer answers, one way or another, and nothing is written for a get meanwhile.
     pub fn cancel(&mut self, id: u64) {
         self.machine.cancel(id);
     }
@@ -232,6 +239,10 @@ impl Endpoint {
     }
 
     /// The next event, if there is one by now.
+    ///
+    /// Nothing tells when what a [`Place`] has kept is dropped, and the peer can be given credit for it: who only calls this
+    /// calls it every few milliseconds then. After [`Event::Over`] it is [`wait`](Self::wait) that sees to it that the peer
+    /// hears how the connection ended: until that returns `None`, or the endpoint is dropped, and that may be lost.
     ///
     /// # Errors
     ///
@@ -368,7 +379,7 @@ impl Endpoint {
 }
 
 /// Ends the connection, if it has not ended, without a word. What the NIC reads of memory comes back first, if it does
-/// within a while.
+/// within 5 s.
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.machine.gone();
@@ -376,11 +387,15 @@ impl Drop for Endpoint {
         let deadline = Instant::now() + FAREWELL;
         loop {
             self.say_farewell(end);
+            // Else the ring does not wait for the lanes.
+            let _ = self.control_tx.is_idle();
             let left = deadline.saturating_duration_since(Instant::now());
             if self.lanes.is_empty() || left.is_zero() || self.ring.wait(Some(left)).is_err() {
                 break;
             }
         }
+        // Somebody else may have it, too.
+        let _ = self.control.shutdown(Shutdown::Both);
         if !self.lanes.is_empty() {
             warn!("memory that was being sent from stays bound");
         }
