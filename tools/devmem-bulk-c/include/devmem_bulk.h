@@ -139,7 +139,8 @@ int32_t dmb_memory_is_being_read(const struct dmb_memory *memory);
 /*
  * Makes a memory of a dma-buf. It is bound to a device to be sent from, if the
  * number of one is given, and that can do it; if not, the CPU copies what is
- * sent. No other memory is made of it as long as this is there.
+ * sent. Make one memory of a dma-buf: two do not know of each other, and what
+ * both write at once is neither's.
  */
 int32_t dmb_memory_new(int32_t fd, uint32_t ifindex, struct dmb_memory **out);
 
@@ -187,7 +188,8 @@ int32_t dmb_register(const struct dmb_registry *registry,
 
 /*
  * Takes a key back: nothing is written by it any more once this returns.
- * -ENOENT if there is none.
+ * -ENOENT if there is none, or if it has expired, whose writing has ended then,
+ * too.
  */
 int32_t dmb_revoke(const struct dmb_registry *registry,
 		   const struct dmb_key *key);
@@ -196,6 +198,7 @@ int32_t dmb_revoke(const struct dmb_registry *registry,
  * Makes an end of connections of TCP that are made: the control connection,
  * and lanes. The descriptors stay the caller's, and may be closed. `landing`
  * is NULL if nothing lands in device memory; it is this endpoint's alone.
+ * -EINVAL if it is too small for so many lanes.
  */
 int32_t dmb_endpoint_new(int32_t control,
 			 const int32_t *lanes,
@@ -205,7 +208,9 @@ int32_t dmb_endpoint_new(int32_t control,
 			 struct dmb_endpoint **out);
 
 /*
- * Ends the connection, if it has not ended, and lets go of it.
+ * Ends the connection, if it has not ended, and lets go of it. That may take 5 s,
+ * until the peer has what was being sent. Lanes whose descriptors the caller
+ * still has stay open.
  */
 void dmb_endpoint_free(struct dmb_endpoint *endpoint);
 
@@ -243,7 +248,7 @@ int64_t dmb_get(struct dmb_endpoint *endpoint,
 int64_t dmb_notify(struct dmb_endpoint *endpoint, const uint8_t *note);
 
 /*
- * Gives up a request, which ends soon, one way or another.
+ * Gives up a request. It ends when the peer answers, one way or another.
  */
 void dmb_cancel(struct dmb_endpoint *endpoint, uint64_t request);
 
@@ -256,7 +261,7 @@ void dmb_close(struct dmb_endpoint *endpoint);
 /*
  * Waits for an event, no longer than so many milliseconds: for ever if that is
  * negative. Returns 1 with an event, and 0 if there was none, or will be none
- * any more.
+ * any more. Who does not call it for 30 s may lose the connection.
  */
 int32_t dmb_wait(struct dmb_endpoint *endpoint,
 		 int64_t milliseconds,

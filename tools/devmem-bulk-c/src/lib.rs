@@ -183,7 +183,8 @@ pub unsafe extern "C" fn dmb_memory_is_being_read(memory: *const Memory) -> i32 
 
 /// Makes a memory of a dma-buf. It is bound to a device to be sent from, if the
 /// number of one is given, and that can do it; if not, the CPU copies what is
-/// sent. No other memory is made of it as long as this is there.
+/// sent. Make one memory of a dma-buf: two do not know of each other, and what
+/// both write at once is neither's.
 ///
 /// # Safety
 ///
@@ -308,7 +309,8 @@ pub unsafe extern "C" fn dmb_register(
 }
 
 /// Takes a key back: nothing is written by it any more once this returns.
-/// -ENOENT if there is none.
+/// -ENOENT if there is none, or if it has expired, whose writing has ended then,
+/// too.
 ///
 /// # Safety
 ///
@@ -326,6 +328,7 @@ pub unsafe extern "C" fn dmb_revoke(registry: *const Registry, key: *const Key) 
 /// Makes an end of connections of TCP that are made: the control connection,
 /// and lanes. The descriptors stay the caller's, and may be closed. `landing`
 /// is NULL if nothing lands in device memory; it is this endpoint's alone.
+/// -EINVAL if it is too small for so many lanes.
 ///
 /// # Safety
 ///
@@ -367,7 +370,9 @@ pub unsafe extern "C" fn dmb_endpoint_new(
     unsafe { give(made().map(Endpoint), out) }
 }
 
-/// Ends the connection, if it has not ended, and lets go of it.
+/// Ends the connection, if it has not ended, and lets go of it. That may take 5 s,
+/// until the peer has what was being sent. Lanes whose descriptors the caller
+/// still has stay open.
 ///
 /// # Safety
 ///
@@ -446,7 +451,7 @@ pub unsafe extern "C" fn dmb_notify(endpoint: *mut Endpoint, note: *const u8) ->
     id(endpoint.0.notify(note))
 }
 
-/// Gives up a request, which ends soon, one way or another.
+/// Gives up a request. It ends when the peer answers, one way or another.
 ///
 /// # Safety
 ///
@@ -471,7 +476,7 @@ pub unsafe extern "C" fn dmb_close(endpoint: *mut Endpoint) {
 
 /// Waits for an event, no longer than so many milliseconds: for ever if that is
 /// negative. Returns 1 with an event, and 0 if there was none, or will be none
-/// any more.
+/// any more. Who does not call it for 30 s may lose the connection.
 ///
 /// # Safety
 ///

@@ -240,13 +240,17 @@ impl Place for HostCopy {
 }
 
 /// Nobody copies: the program gets what has landed, where it has landed, and is told where it would belong.
+///
+/// The peer is given credit when the pieces are dropped, which the endpoint looks for every 5 ms as it is
+/// [waited](crate::Endpoint::wait) for.
 #[derive(Debug)]
 pub struct HandOut(mpsc::Sender<Piece>);
 
 /// What has landed, for a program that uses it there.
 #[derive(Debug)]
 pub struct Piece {
-    /// The bytes.
+    /// The bytes. Of a piece that was cut all of what it landed in is kept for as long as any of it is: a buffer, a run of
+    /// them, or 64 KiB of host memory.
     pub landed: Landed,
     /// The memory that the key named, or that a get was for.
     pub memory: Arc<Memory>,

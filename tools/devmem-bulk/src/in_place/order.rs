@@ -49,7 +49,8 @@ pub struct Order<K> {
     align: u64,
     /// By offset in the region. None overlaps another.
     pieces: BTreeMap<u64, Piece<K>>,
-    /// Buffers that are kept, or fewer are, and how many may be.
+    /// Buffers in which there are pieces, and how many may be kept. More are if pieces were cut: whoever sends bytes again
+    /// and again can have the NIC run dry, on a queue that is its own.
     buffers: u64,
     limit: u64,
     /// How many pieces there may be.
