@@ -147,8 +147,8 @@ pub struct HostCopy {
     scratch: Vec<u8>,
 }
 
-/// So much fits into a CPU's nearer caches.
-const STEP: usize = 64 << 10;
+/// What is copied at once: so much fits into a CPU's nearer caches.
+pub(crate) const STEP: usize = 64 << 10;
 
 impl Default for HostCopy {
     fn default() -> Self {

@@ -14,11 +14,10 @@ use super::pieces::Spot;
 use super::pieces::part;
 use super::pieces::save;
 use super::pieces::shift;
+use crate::place::STEP;
 
 /// What a NIC is given at once, at least.
 const BUFFER: u64 = 4096;
-/// What is moved at once.
-const STEP: usize = 64 << 10;
 
 /// What came of a transfer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,7 +66,7 @@ impl<K> Order<K> {
             pieces: BTreeMap::new(),
             buffers: 0,
             limit: size / BUFFER / 2,
-            crowd: usize::try_from(size / BUFFER).unwrap_or(usize::MAX),
+            crowd: many(size),
         }
     }
 
@@ -89,7 +88,7 @@ impl<K> Order<K> {
     /// The later bytes are those that count.
     fn insert(&mut self, offset: u64, len: u64, spot: Spot<K>) -> bool {
         let end = offset.saturating_add(len);
-        if len == 0 || end > self.region || self.pieces.len() >= self.many().saturating_mul(4) {
+        if len == 0 || end > self.region || self.pieces.len() >= many(self.size).saturating_mul(4) {
             return false;
         }
         let before = self.pieces.range(..offset).next_back().map(|(&at, _)| at);
@@ -118,11 +117,6 @@ impl<K> Order<K> {
         }
         self.pieces.insert(offset, Piece { len, spot });
         true
-    }
-
-    /// As many pieces as the target has buffers.
-    fn many(&self) -> usize {
-        usize::try_from(self.size / BUFFER).unwrap_or(usize::MAX)
     }
 
     /// Where the region begins so that most of its bytes are in place.
@@ -186,7 +180,7 @@ impl<K> Order<K> {
         // Not again for each that comes.
         let all = self.size / BUFFER;
         self.limit = self.limit.max(self.buffers + all / 16);
-        self.crowd = self.crowd.max(self.pieces.len() + self.many() / 16);
+        self.crowd = self.crowd.max(self.pieces.len() + many(self.size) / 16);
         result.map(|()| saved)
     }
 
@@ -240,6 +234,11 @@ impl<K> Order<K> {
         }
         Ok(report)
     }
+}
+
+/// As many pieces as a target of this size has buffers.
+fn many(size: u64) -> usize {
+    usize::try_from(size / BUFFER).unwrap_or(usize::MAX)
 }
 
 /// In how many buffers these bytes are.
