@@ -88,7 +88,7 @@ struct dmb_endpoint;
 struct dmb_landing;
 
 /*
- * A dma-buf that is transferred from and to.
+ * What is transferred from and to: a dma-buf, or ordinary memory.
  */
 struct dmb_memory;
 
@@ -145,18 +145,38 @@ int32_t dmb_memory_is_being_read(const struct dmb_memory *memory);
 int32_t dmb_memory_new(int32_t fd, uint32_t ifindex, struct dmb_memory **out);
 
 /*
+ * Makes a memory of `len` bytes of ordinary memory, from and to which the CPU
+ * copies. They have to be there until dmb_memory_close() has returned.
+ */
+int32_t dmb_memory_host(void *address, size_t len, struct dmb_memory **out);
+
+/*
+ * Whether a memory is bound to a device, which sends from it, 1 or 0. If not, the
+ * CPU copies what is sent.
+ */
+int32_t dmb_memory_is_bound(const struct dmb_memory *memory);
+
+/*
+ * Gives ordinary memory back: none of it is accessed any more once this
+ * returns. A connection by which it was still to be sent fails. A dma-buf stays
+ * as it is.
+ */
+void dmb_memory_close(const struct dmb_memory *memory);
+
+/*
  * Lets go of a memory, which stays for as long as keys and requests have it.
  */
 void dmb_memory_free(struct dmb_memory *memory);
 
 /*
- * Binds a dma-buf to receive queues of a device, for payload to land in. Flows
- * have to be steered there by other means.
+ * Binds a dma-buf to receive queues of a device, for payload of so many
+ * endpoints to land in. Flows have to be steered there by other means.
  */
 int32_t dmb_landing_new(int32_t fd,
 			uint32_t ifindex,
 			const uint32_t *queues,
 			size_t count,
+			uint32_t endpoints,
 			struct dmb_landing **out);
 
 /*
@@ -197,8 +217,8 @@ int32_t dmb_revoke(const struct dmb_registry *registry,
 /*
  * Makes an end of connections of TCP that are made: the control connection,
  * and lanes. The descriptors stay the caller's, and may be closed. `landing`
- * is NULL if nothing lands in device memory; it is this endpoint's alone.
- * -EINVAL if it is too small for so many lanes.
+ * is NULL if nothing lands in device memory; if it is for several endpoints this
+ * one gets its part. -EINVAL if that is too small for so many lanes.
  */
 int32_t dmb_endpoint_new(int32_t control,
 			 const int32_t *lanes,
@@ -213,6 +233,20 @@ int32_t dmb_endpoint_new(int32_t control,
  * still has stay open.
  */
 void dmb_endpoint_free(struct dmb_endpoint *endpoint);
+
+/*
+ * A descriptor to poll, which stays the endpoint's: there is something to read
+ * when something has happened. What that is only dmb_wait() tells, until which
+ * there stays something to read.
+ */
+int32_t dmb_fd(const struct dmb_endpoint *endpoint);
+
+/*
+ * Whether there is more to do, or to tell, without anything that can be polled
+ * for, 1 or 0: then whoever polls calls dmb_wait() first. So he does after he
+ * has made requests, whatever this says.
+ */
+int32_t dmb_is_busy(const struct dmb_endpoint *endpoint);
 
 /*
  * Waits until the peer is there, no longer than so many milliseconds.
