@@ -203,6 +203,7 @@ static void uct_devmem_over(struct uct_devmem_conn *conn, uint32_t reason)
 {
 	struct uct_devmem_ep *ep = conn->ep;
 
+	ucs_debug("devmem: connection %p is over, %#x", conn, reason);
 	if (ep) {
 		conn->ep = NULL;
 		ep->conn = NULL;

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <ucs/async/async.h>
 #include <ucs/debug/memtrack_int.h>
 #include <ucs/sys/sock.h>
 #include <ucs/sys/string.h>
@@ -194,6 +195,32 @@ static unsigned int uct_devmem_iface_progress(uct_iface_h tl_iface)
 	return count;
 }
 
+/*
+ * UCP makes no progress on an interface of which it has no endpoints, and peers are
+ * to be served: once there is one progress stays enabled.
+ */
+static void uct_devmem_knock(int fd, ucs_event_set_types_t events, void *arg)
+{
+	struct uct_devmem_iface *iface = arg;
+
+	ucs_async_modify_handler(fd, 0);
+	uct_base_iface_progress_enable(&iface->super.super,
+				       UCT_PROGRESS_SEND | UCT_PROGRESS_RECV |
+				       UCT_PROGRESS_THREAD_SAFE);
+}
+
+static void uct_devmem_progress_disable(uct_iface_h tl_iface,
+					unsigned int flags)
+{
+	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
+
+	if (!ucs_list_is_empty(&iface->served) ||
+	    !ucs_list_is_empty(&iface->callers))
+		return;
+	uct_base_iface_progress_disable(tl_iface, flags);
+	ucs_async_modify_handler(iface->control_fd, UCS_EVENT_SET_EVREAD);
+}
+
 static ucs_status_t uct_devmem_iface_flush(uct_iface_h tl_iface,
 					   unsigned int flags,
 					   uct_completion_t *comp)
@@ -307,6 +334,8 @@ static void uct_devmem_iface_close(uct_iface_h tl_iface)
 	ucs_time_t end = ucs_get_time() + ucs_time_from_sec(1);
 	struct uct_devmem_conn *conn, *next;
 
+	if (iface->control_fd >= 0)
+		ucs_async_remove_handler(iface->control_fd, 1);
 	uct_base_iface_progress_disable(tl_iface, UCT_PROGRESS_SEND |
 						  UCT_PROGRESS_RECV);
 	/* So that peers do not take it for a failure. */
@@ -355,7 +384,7 @@ static ucs_status_t uct_devmem_iface_new(uct_md_h md, uct_worker_h worker,
 	ops.iface_flush = uct_devmem_iface_flush;
 	ops.iface_fence = uct_devmem_iface_fence;
 	ops.iface_progress_enable = uct_base_iface_progress_enable;
-	ops.iface_progress_disable = uct_base_iface_progress_disable;
+	ops.iface_progress_disable = uct_devmem_progress_disable;
 	ops.iface_progress = uct_devmem_iface_progress;
 	ops.iface_event_fd_get = uct_devmem_event_fd_get;
 	ops.iface_event_arm = uct_devmem_event_arm;
@@ -399,6 +428,12 @@ static ucs_status_t uct_devmem_iface_new(uct_md_h md, uct_worker_h worker,
 		status = uct_devmem_land(iface, config);
 	if (status == UCS_OK)
 		status = uct_devmem_listen(iface, config->lane_port);
+	if (status == UCS_OK)
+		status = ucs_async_set_event_handler(iface->super.worker->async->mode,
+						     iface->control_fd,
+						     UCS_EVENT_SET_EVREAD,
+						     uct_devmem_knock, iface,
+						     iface->super.worker->async);
 	if (status == UCS_OK)
 		*iface_p = &iface->super.super;
 	else
