@@ -13,6 +13,8 @@
 #include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -21,8 +23,10 @@
 
 #include "devmem.h"
 
-/* Seconds to connect in, and for all of the words of who connects to come. */
+/* Seconds for all of the words of who connects to come. */
 #define PATIENCE 10
+/* How often it is tried to reach a peer, for 15 seconds altogether. */
+#define TRIES 3
 
 /* Whoever has connected, with a control connection or with a lane. */
 struct uct_devmem_caller {
@@ -60,16 +64,15 @@ static uint16_t uct_devmem_port(int fd)
 /* A socket of the interface's address, from a port if that is not 0. */
 static int uct_devmem_socket(struct uct_devmem_iface *iface, uint16_t port)
 {
-	struct timeval patience = { .tv_sec = PATIENCE };
 	struct sockaddr_storage from = iface->ip;
-	int on = 1, fd;
+	int on = 1, tries = TRIES, fd;
 
 	fd = socket(from.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return fd;
 	ucs_sockaddr_set_port((struct sockaddr *)&from, port);
 	if ((port && setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on))) ||
-	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_SYNCNT, &tries, sizeof(tries)) ||
 	    bind(fd, (struct sockaddr *)&from, iface->ip_len)) {
 		close(fd);
 		return -1;
@@ -77,12 +80,27 @@ static int uct_devmem_socket(struct uct_devmem_iface *iface, uint16_t port)
 	return fd;
 }
 
+/* As connect(), which goes on when a signal comes. */
+static int uct_devmem_finish(int fd, const struct sockaddr *to, socklen_t to_len)
+{
+	struct pollfd pollfd = { .fd = fd, .events = POLLOUT };
+	socklen_t len = sizeof(errno);
+
+	if (!connect(fd, to, to_len))
+		return 0;
+	if (errno != EINTR)
+		return -1;
+	while (poll(&pollfd, 1, -1) < 0 && errno == EINTR)
+		;
+	return getsockopt(fd, SOL_SOCKET, SO_ERROR, &errno, &len) || errno ? -1 : 0;
+}
+
 static int uct_devmem_connect_one(struct uct_devmem_iface *iface, uint16_t from,
 				  const struct sockaddr *to)
 {
 	int fd = uct_devmem_socket(iface, from);
 
-	if (fd < 0 || !connect(fd, to, iface->ip_len))
+	if (fd < 0 || !uct_devmem_finish(fd, to, iface->ip_len))
 		return fd;
 	/* There is one of that port already: what it gets is not steered. */
 	if (from && errno == EADDRNOTAVAIL) {
