@@ -112,6 +112,22 @@ static int uct_devmem_connect_one(struct uct_devmem_iface *iface, uint16_t from,
 	return -1;
 }
 
+/*
+ * Where lanes come from, so that what is got by them is steered, too: the port to
+ * which those of others come. Of two that connect to each other one does, lest it be
+ * the same connection.
+ */
+static uint16_t uct_devmem_lane_from(struct uct_devmem_iface *iface,
+				     const struct uct_devmem_device_addr *there,
+				     const struct uct_devmem_iface_addr *ports)
+{
+	int order = memcmp(iface->address.ip, there->ip, sizeof(there->ip));
+
+	if (!order)
+		order = iface->ports.lane_port - ports->lane_port;
+	return iface->landing && order < 0 ? iface->ports.lane_port : 0;
+}
+
 ucs_status_t uct_devmem_connect(struct uct_devmem_ep *ep,
 				const struct uct_devmem_device_addr *there,
 				const struct uct_devmem_iface_addr *ports)
@@ -120,6 +136,7 @@ ucs_status_t uct_devmem_connect(struct uct_devmem_ep *ep,
 							struct uct_devmem_iface);
 	struct uct_devmem_hello hello;
 	ucs_status_t status = UCS_ERR_UNREACHABLE;
+	uint16_t lane_from = uct_devmem_lane_from(iface, there, ports);
 	size_t size = uct_devmem_hello_size(iface->lanes);
 	struct sockaddr_storage to = iface->ip;
 	int fds[1 + UCT_DEVMEM_MAX_LANES];
@@ -131,8 +148,7 @@ ucs_status_t uct_devmem_connect(struct uct_devmem_ep *ep,
 	for (n = 0; n <= iface->lanes; n++) {
 		ucs_sockaddr_set_port((struct sockaddr *)&to,
 				      n ? ports->lane_port : ports->control_port);
-		fds[n] = uct_devmem_connect_one(iface,
-						n ? iface->ports.lane_port : 0,
+		fds[n] = uct_devmem_connect_one(iface, n ? lane_from : 0,
 						(struct sockaddr *)&to);
 		if (fds[n] < 0)
 			goto close;
