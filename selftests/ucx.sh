@@ -1,0 +1,152 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Tests of UCX's transport over device memory, between two ends that may be namespaces. Prints KTAP.
+# DIR is what scripts/ucx has built. Of the ends, commands run as `$SERVER COMMAND` and `$CLIENT COMMAND`; the server's
+# address is ADDRESS, its device DEVICE, and the client's PEER. LANDING=queue has payload land in device memory, at both.
+# Usage: [SERVER="ip netns exec NAME"] [CLIENT=...] [LANDING=queue] ucx.sh DIR ADDRESS DEVICE PEER
+set -uo pipefail
+
+dir=${1:?usage: $0 DIR ADDRESS DEVICE PEER}
+address=$2 device=$3 peer=$4
+read -r -a server <<<"${SERVER:-}"
+read -r -a client <<<"${CLIENT:-}"
+port=13340
+limit=${LIMIT:-120}
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# UCX's own messages: only what is wrong.
+export UCX_TLS=devmem,tcp UCX_ALLOC_PRIO=md:devmem,mmap UCX_WARN_UNUSED_ENV_VARS=n
+export LD_LIBRARY_PATH=$dir/lib
+
+# ucx COMMAND...: with the transport.
+ucx()
+{
+	timeout --kill-after=5 "$limit" env LD_PRELOAD="$dir/libuct_devmem.so.0" "$@"
+}
+
+# both SERVER... -- CLIENT...: runs what serves in the background; both have to go well, but for a server that
+# is killed.
+both()
+{
+	local -a serves=() asks=()
+	local pid rc=0
+
+	while [ "$1" != -- ]; do
+		serves+=("$1")
+		shift
+	done
+	shift
+	asks=("$@")
+	# shellcheck disable=SC2030
+	(ucx "${server[@]}" "${serves[@]}") >"$log" 2>&1 </dev/null &
+	pid=$!
+	# Until it listens. ucx_perftest does not try again.
+	for _ in {1..100}; do
+		if "${server[@]}" ss -Hltn "sport = :$port" | grep -q .; then
+			break
+		fi
+		kill -0 "$pid" 2>/dev/null || break
+		sleep 0.1
+	done
+	ucx "${client[@]}" "${asks[@]}" || rc=$?
+	if ! wait "$pid" && [ -z "${killed:-}" ]; then
+		rc=$((rc ? rc : 1))
+	fi
+	sed 's/^/# server: /' "$log"
+	# The next one takes another.
+	port=$((port + 1))
+	return "$rc"
+}
+
+# perf TEST SIZE [OPTION...]: UCT's, between the devices.
+perf()
+{
+	local test=$1 size=$2
+	local -a options=(-t "$test" -s "$size" -n 50 -w 5 -p "$port" -f)
+
+	shift 2
+	both ucx_perftest -x devmem -d "$device" "$@" "${options[@]}" -- \
+		ucx_perftest "$address" -x devmem -d "$peer" "$@" "${options[@]}"
+}
+
+# protocol TEST SIZE: UCP's.
+protocol()
+{
+	local -a options=(-t "$1" -s "$2" -n 50 -w 5 -p "$port" -f)
+
+	both ucx_perftest "${options[@]}" -- ucx_perftest "$address" "${options[@]}"
+}
+
+check()
+{
+	both ucx_check serve "$port" -- ucx_check "$address" "$port" "$1"
+}
+
+info()
+{
+	ucx "${server[@]}" ucx_info -d | grep -A3 'Transport: devmem' | tee "$log"
+	grep -q "Device: $device" "$log"
+}
+
+# In a namespace in which no device is up.
+no_device()
+{
+	ucx unshare -n env -u UCX_DEVMEM_COPY ucx_info -d 2>&1 | tee "$log" | grep -A9 'devmem$'
+	grep -q 'no device can send from device memory (none is up)' "$log"
+}
+
+put_bw() { perf put_bw 1048576 -D zcopy; }
+put_lat() { perf put_lat 4096 -D zcopy; }
+put_lat_short() { perf put_lat 8 -D short; }
+put_bw_bcopy() { perf put_bw 8192 -D bcopy; }
+get() { perf get 1048576 -D zcopy; }
+get_bcopy() { perf get 100 -D bcopy; }
+ucp_put_bw() { protocol ucp_put_bw 1048576; }
+ucp_put_lat() { protocol ucp_put_lat 8; }
+ucp_get() { protocol ucp_get 1048576; }
+tag_bw() { protocol tag_bw 1048576; }
+tag_lat() { protocol tag_lat 65536; }
+stream_bw() { protocol stream_bw 1048576; }
+
+# Rendezvous of UCP is by the transport, and its own messages are not.
+rendezvous()
+{
+	UCX_LOG_LEVEL=info protocol tag_bw 1048576 2>&1 | tee "$log"
+	grep -q "tag(tcp/.* devmem/" "$log"
+}
+
+data() { check data; }
+data_in_ordinary_memory() { UCX_ALLOC_PRIO=mmap check data; }
+data_by_four_lanes() { UCX_DEVMEM_LANES=4 check data; }
+endpoints_that_come_and_go() { check many; }
+killed_peer() { killed=1 check killed; }
+
+data_that_lands()
+{
+	UCX_DEVMEM_LANE_PORT=5300 UCX_DEVMEM_QUEUES=$LANDING UCX_DEVMEM_MEMORY=16m check data
+}
+
+tests=(
+	info no_device put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
+	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous
+	data data_in_ordinary_memory data_by_four_lanes endpoints_that_come_and_go killed_peer
+)
+[ -z "${LANDING:-}" ] || tests+=(data_that_lands)
+
+# ucx_info and ucx_perftest are UCX's, ucx_check is ours.
+PATH=$dir/bin:$PATH
+echo 'TAP version 13'
+echo "1..${#tests[@]}"
+n=0 failures=0
+for t in "${tests[@]}"; do
+	n=$((n + 1))
+	if "$t" 2>&1 | sed -E 's/^(# )?/# /'; then
+		echo "ok $n $t"
+	else
+		echo "not ok $n $t"
+		failures=$((failures + 1))
+	fi
+done
+[ "$failures" = 0 ]
