@@ -114,7 +114,6 @@ mod tests {
         memory.close();
         assert!(memory.copy_in(0, b"z").is_err());
         assert!(memory.copy_out(0, &mut to).is_err());
-        drop(memory);
         assert_eq!(&bytes, b"axydef");
     }
 }
