@@ -57,7 +57,7 @@ ucx: ## UCX's transport over device memory, for Debian 12's UCX, which is fetche
 	@scripts/ucx build
 
 PHONY += test-ucx
-test-ucx: ## that, on the host and between two namespaces in the guest (not part of test)
+test-ucx: ## that, on the host and between two namespaces in the guest (TESTS=; not part of test)
 	@scripts/ucx test
 
 PHONY += fuzz

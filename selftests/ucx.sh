@@ -4,6 +4,7 @@
 # Tests of UCX's transport over device memory, between two ends that may be namespaces. Prints KTAP.
 # DIR is what scripts/ucx has built. Of the ends, commands run as `$SERVER COMMAND` and `$CLIENT COMMAND`; the server's
 # address is ADDRESS, its device DEVICE, and the client's PEER. LANDING=queue has payload land in device memory, at both.
+# TESTS names some of the tests, if not all are to be run.
 # Usage: [SERVER="ip netns exec NAME"] [CLIENT=...] [LANDING=queue] ucx.sh DIR ADDRESS DEVICE PEER
 set -uo pipefail
 
@@ -13,8 +14,8 @@ read -r -a server <<<"${SERVER:-}"
 read -r -a client <<<"${CLIENT:-}"
 port=13340
 limit=${LIMIT:-120}
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+log=$(mktemp) said=$(mktemp)
+trap 'rm -f "$log" "$said"' EXIT
 
 # UCX's own messages: only what is wrong.
 export UCX_TLS=devmem,tcp UCX_ALLOC_PRIO=md:devmem,mmap UCX_WARN_UNUSED_ENV_VARS=n
@@ -23,7 +24,7 @@ export LD_LIBRARY_PATH=$dir/lib
 # ucx COMMAND...: with the transport.
 ucx()
 {
-	timeout --kill-after=5 "$limit" env LD_PRELOAD="$dir/libuct_devmem.so.0" "$@"
+	timeout --kill-after=5 "$limit" env LD_PRELOAD="${preload-$dir/libuct_devmem.so.0}" "$@"
 }
 
 # both SERVER... -- CLIENT...: runs what serves in the background; both have to go well, but for a server that
@@ -86,15 +87,15 @@ check()
 
 info()
 {
-	ucx "${server[@]}" ucx_info -d | grep -A3 'Transport: devmem' | tee "$log"
-	grep -q "Device: $device" "$log"
+	ucx "${server[@]}" ucx_info -d | grep -A3 'Transport: devmem' | tee "$said"
+	grep -q "Device: $device" "$said"
 }
 
 # In a namespace in which no device is up.
 no_device()
 {
-	ucx unshare -n env -u UCX_DEVMEM_COPY ucx_info -d 2>&1 | tee "$log" | grep -A9 'devmem$'
-	grep -q 'no device can send from device memory (none is up)' "$log"
+	ucx unshare -n env -u UCX_DEVMEM_COPY ucx_info -d 2>&1 | tee "$said" | grep -A9 'devmem$'
+	grep -q 'no device can send from device memory (none is up)' "$said"
 }
 
 put_bw() { perf put_bw 1048576 -D zcopy; }
@@ -113,8 +114,8 @@ stream_bw() { protocol stream_bw 1048576; }
 # Rendezvous of UCP is by the transport, and its own messages are not.
 rendezvous()
 {
-	UCX_LOG_LEVEL=info protocol tag_bw 1048576 2>&1 | tee "$log"
-	grep -q "tag(tcp/.* devmem/" "$log"
+	UCX_LOG_LEVEL=info protocol tag_bw 1048576 2>&1 | tee "$said"
+	grep -q "tag(tcp/.* devmem/" "$said"
 }
 
 data() { check data; }
@@ -122,6 +123,22 @@ data_in_ordinary_memory() { UCX_ALLOC_PRIO=mmap check data; }
 data_by_four_lanes() { UCX_DEVMEM_LANES=4 check data; }
 endpoints_that_come_and_go() { check many; }
 killed_peer() { killed=1 check killed; }
+
+# ucx_perftest handles no errors, so that UCX ends it. Who notices is the transport: there is no other.
+killed_peer_of_uct()
+{
+	local -a options=(-D zcopy -t put_bw -s 1048576 -n 1000000000 -p "$port" -f)
+
+	killed=1 both timeout -s KILL 15 ucx_perftest -x devmem -d "$device" "${options[@]}" -- \
+		ucx_perftest "$address" -x devmem -d "$peer" "${options[@]}" 2>&1 | tee "$said"
+	grep -q 'devmem: the peer is gone: Connection reset by remote peer' "$said"
+}
+
+loaded_by_the_program()
+{
+	preload="" UCX_CHECK_DLOPEN=$dir/libuct_devmem.so.0 UCX_LOG_LEVEL=info check data 2>&1 | tee "$said"
+	grep -q "rma(devmem/" "$said"
+}
 
 data_that_lands()
 {
@@ -132,8 +149,10 @@ tests=(
 	info no_device put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
 	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous
 	data data_in_ordinary_memory data_by_four_lanes endpoints_that_come_and_go killed_peer
+	killed_peer_of_uct loaded_by_the_program
 )
 [ -z "${LANDING:-}" ] || tests+=(data_that_lands)
+[ -z "${TESTS:-}" ] || read -r -a tests <<<"$TESTS"
 
 # ucx_info and ucx_perftest are UCX's, ucx_check is ours.
 PATH=$dir/bin:$PATH

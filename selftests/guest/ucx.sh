@@ -22,7 +22,7 @@ for provider; do
 	echo "$provider" >/proc/sys/net/core/devmem_provider
 	mkdir -p "$WORK/ktap/$provider"
 	rc=0
-	SERVER="ip netns exec rx" CLIENT="ip netns exec tx" LANDING=4 LIMIT=600 \
+	SERVER="ip netns exec rx" CLIENT="ip netns exec tx" LANDING=4 LIMIT=900 \
 		selftests/ucx.sh "$dir" 192.0.2.1 ethrx ethtx 2>&1 </dev/null |
 		tee "$WORK/ktap/$provider/ucx" || rc=$?
 	echo "$rc" >"$WORK/ktap/$provider/ucx.status"

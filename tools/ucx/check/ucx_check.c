@@ -7,10 +7,12 @@
  * ucx_check serve PORT
  * ucx_check ADDRESS PORT data|many|killed
  *
- * The memory is what UCX_ALLOC_PRIO says, the transports are those of UCX_TLS.
+ * The memory is what UCX_ALLOC_PRIO says, the transports are those of UCX_TLS. What
+ * UCX_CHECK_DLOPEN names is loaded before UCX is used.
  */
 
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <signal.h>
 #include <stdint.h>
@@ -135,7 +137,10 @@ static void begin(void)
 		.flags = UCP_MEM_MAP_ALLOCATE,
 	};
 	ucp_mem_attr_t attr = { .field_mask = UCP_MEM_ATTR_FIELD_ADDRESS };
+	const char *transport = getenv("UCX_CHECK_DLOPEN");
 
+	if (transport && !dlopen(transport, RTLD_NOW))
+		die(dlerror());
 	check(ucp_init(&params, NULL, &context), "ucp_init");
 	check(ucp_worker_create(context, &worker_params, &worker),
 	      "ucp_worker_create");
