@@ -129,7 +129,7 @@ killed_peer_of_uct()
 {
 	local -a options=(-D zcopy -t put_bw -s 1048576 -n 1000000000 -p "$port" -f)
 
-	killed=1 both timeout -s KILL 15 ucx_perftest -x devmem -d "$device" "${options[@]}" -- \
+	killed=1 both timeout -s KILL 30 ucx_perftest -x devmem -d "$device" "${options[@]}" -- \
 		ucx_perftest "$address" -x devmem -d "$peer" "${options[@]}" 2>&1 | tee "$said"
 	grep -q 'devmem: the peer is gone: Connection reset by remote peer' "$said"
 }

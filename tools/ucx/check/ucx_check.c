@@ -210,7 +210,7 @@ static void disconnected(ucp_ep_h ep, unsigned int flags)
 }
 
 /* Does what it is told. */
-static int serve(int fd)
+static void serve(int fd)
 {
 	struct hello hello = { .pid = getpid() };
 	ucp_address_t *address;
@@ -248,7 +248,6 @@ static int serve(int fd)
 		}
 		tell(fd, &order, sizeof(order));
 	}
-	return 0;
 }
 
 static void tell_order(int fd, int what, size_t offset, size_t length,
@@ -367,7 +366,7 @@ static int wait_for_one(int port)
 	return accept(fd, NULL, NULL);
 }
 
-static int client(int fd, const char *what)
+static void client(int fd, const char *what)
 {
 	struct hello hello;
 	void *packed, *address;
@@ -383,40 +382,36 @@ static int client(int fd, const char *what)
 		die("the peer says little");
 	if (!strcmp(what, "many")) {
 		many(address, hello.address, packed);
-		tell_order(fd, END, 0, 0, 0);
-		return 0;
-	}
-	ep = connected(address);
-	check(ucp_ep_rkey_unpack(ep, packed, &rkey), "ucp_ep_rkey_unpack");
-	if (!strcmp(what, "killed")) {
-		killed(ep, rkey, hello.address, hello.pid);
+	} else {
+		ep = connected(address);
+		check(ucp_ep_rkey_unpack(ep, packed, &rkey), "ucp_ep_rkey_unpack");
+		if (!strcmp(what, "killed"))
+			killed(ep, rkey, hello.address, hello.pid);
+		else
+			data(fd, ep, rkey, hello.address);
 		ucp_rkey_destroy(rkey);
-		disconnected(ep, UCP_EP_CLOSE_FLAG_FORCE);
-		return 0;
+		disconnected(ep, peer_failed ? UCP_EP_CLOSE_FLAG_FORCE : 0);
 	}
-	data(fd, ep, rkey, hello.address);
-	ucp_rkey_destroy(rkey);
-	disconnected(ep, 0);
-	tell_order(fd, END, 0, 0, 0);
-	return 0;
+	free(packed);
+	free(address);
+	if (!peer_failed)
+		tell_order(fd, END, 0, 0, 0);
 }
 
 int main(int argc, char **argv)
 {
-	int ret;
-
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (argc == 3 && !strcmp(argv[1], "serve")) {
 		begin();
-		ret = serve(wait_for_one(atoi(argv[2])));
+		serve(wait_for_one(atoi(argv[2])));
 	} else if (argc == 4) {
 		begin();
-		ret = client(connect_to(argv[1], atoi(argv[2])), argv[3]);
+		client(connect_to(argv[1], atoi(argv[2])), argv[3]);
 	} else {
 		fprintf(stderr, "usage: ucx_check serve PORT\n"
 			"       ucx_check ADDRESS PORT data|many|killed\n");
 		return 2;
 	}
 	end();
-	return ret;
+	return 0;
 }
