@@ -3,13 +3,14 @@
 #
 # Tests of UCX's transport over device memory, between two ends that may be namespaces. Prints KTAP.
 # DIR is what scripts/ucx has built. Of the ends, commands run as `$SERVER COMMAND` and `$CLIENT COMMAND`; the server's
-# address is ADDRESS, its device DEVICE, and the client's PEER. LANDING=queue has payload land in device memory, at both.
+# address is ADDRESS, and its device DEVICE. The client's has the same name: ucx_perftest tells the server its own.
+# LANDING=queue has payload land in device memory, at both.
 # TESTS names some of the tests, if not all are to be run.
-# Usage: [SERVER="ip netns exec NAME"] [CLIENT=...] [LANDING=queue] ucx.sh DIR ADDRESS DEVICE PEER
+# Usage: [SERVER="ip netns exec NAME"] [CLIENT=...] [LANDING=queue] ucx.sh DIR ADDRESS DEVICE
 set -uo pipefail
 
-dir=${1:?usage: $0 DIR ADDRESS DEVICE PEER}
-address=$2 device=$3 peer=$4
+dir=${1:?usage: $0 DIR ADDRESS DEVICE}
+address=$2 device=$3
 read -r -a server <<<"${SERVER:-}"
 read -r -a client <<<"${CLIENT:-}"
 port=13340
@@ -69,7 +70,7 @@ perf()
 
 	shift 2
 	both ucx_perftest -x devmem -d "$device" "$@" "${options[@]}" -- \
-		ucx_perftest "$address" -x devmem -d "$peer" "$@" "${options[@]}"
+		ucx_perftest "$address" -x devmem -d "$device" "$@" "${options[@]}"
 }
 
 # protocol TEST SIZE: UCP's.
@@ -130,7 +131,7 @@ killed_peer_of_uct()
 	local -a options=(-D zcopy -t put_bw -s 1048576 -n 1000000000 -p "$port" -f)
 
 	killed=1 both timeout -s KILL 30 ucx_perftest -x devmem -d "$device" "${options[@]}" -- \
-		ucx_perftest "$address" -x devmem -d "$peer" "${options[@]}" 2>&1 | tee "$said"
+		ucx_perftest "$address" -x devmem -d "$device" "${options[@]}" 2>&1 | tee "$said"
 	grep -q 'devmem: the peer is gone: Connection reset by remote peer' "$said"
 }
 
