@@ -124,6 +124,13 @@ data_in_ordinary_memory() { UCX_ALLOC_PRIO=mmap check data; }
 data_by_four_lanes() { UCX_DEVMEM_LANES=4 check data; }
 endpoints_that_come_and_go() { check many; }
 killed_peer() { killed=1 check killed; }
+flush_of_an_endpoint_closed_by_force() { check forced; }
+
+# By hand, as no end of ours would say it. Nothing else of UCX listens there.
+lane_named_twice() { UCX_TLS=devmem UCX_DEVMEM_LANE_PORT=5301 check twice; }
+
+# With lo, too, which leads to somewhere else there.
+data_by_any_device() { UCX_DEVMEM_COPY=y check data; }
 
 # ucx_perftest handles no errors, so that UCX ends it. Who notices is the transport: there is no other.
 killed_peer_of_uct()
@@ -150,8 +157,11 @@ tests=(
 	info no_device put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
 	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous
 	data data_in_ordinary_memory data_by_four_lanes endpoints_that_come_and_go killed_peer
+	flush_of_an_endpoint_closed_by_force lane_named_twice
 	killed_peer_of_uct loaded_by_the_program
 )
+# Between two machines, as it were.
+[ -z "${SERVER:-}" ] || tests+=(data_by_any_device)
 [ -z "${LANDING:-}" ] || tests+=(data_that_lands)
 [ -z "${TESTS:-}" ] || read -r -a tests <<<"$TESTS"
 

@@ -222,7 +222,7 @@ static int uct_devmem_hear(struct uct_devmem_iface *iface,
 	struct uct_devmem_caller *lanes[UCT_DEVMEM_MAX_LANES];
 	int fds[UCT_DEVMEM_MAX_LANES];
 	struct uct_devmem_hello hello;
-	unsigned int i, count;
+	unsigned int i, j, count;
 	ssize_t got;
 
 	got = recv(caller->fd, &hello, sizeof(hello), MSG_PEEK | MSG_DONTWAIT);
@@ -239,6 +239,9 @@ static int uct_devmem_hear(struct uct_devmem_iface *iface,
 	if (got < uct_devmem_hello_size(count))
 		return 0;
 	for (i = 0; i < count; i++) {
+		for (j = 0; j < i; j++)
+			if (hello.ports[j] == hello.ports[i])
+				return 1;
 		lanes[i] = uct_devmem_lane(iface, &caller->from,
 					   le16toh(hello.ports[i]));
 		if (!lanes[i])

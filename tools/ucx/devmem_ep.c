@@ -410,11 +410,12 @@ static ucs_status_t uct_devmem_ep_get_bcopy(uct_ep_h tl_ep,
 	return length ? UCS_INPROGRESS : UCS_OK;
 }
 
-/* Ends the connection at once, and all that was under way. */
+/* Ends the connection at once, and all that was under way, also what waited for it. */
 static void uct_devmem_ep_cancel(struct uct_devmem_ep *ep)
 {
 	struct uct_devmem_conn *conn = ep->conn;
 	struct uct_devmem_request *request;
+	uct_completion_t *comp;
 
 	ep->status = UCS_ERR_CANCELED;
 	if (conn) {
@@ -425,6 +426,11 @@ static void uct_devmem_ep_cancel(struct uct_devmem_ep *ep)
 	ucs_queue_for_each_extract(request, &ep->requests, queue, 1) {
 		uct_devmem_request_end(uct_devmem_iface_of(ep), request,
 				       UCS_ERR_CANCELED);
+	}
+	ucs_queue_for_each_extract(request, &ep->flushes, queue, 1) {
+		comp = request->comp;
+		ucs_free(request);
+		uct_invoke_completion(comp, UCS_ERR_CANCELED);
 	}
 }
 
@@ -539,7 +545,6 @@ static void uct_devmem_ep_destroy(uct_ep_h tl_ep)
 {
 	struct uct_devmem_ep *ep = uct_devmem_ep(tl_ep);
 	struct uct_devmem_conn *conn = ep->conn;
-	struct uct_devmem_request *flush;
 
 	/* The peer is told, if there is nothing that would have to end first. */
 	if (conn && ucs_queue_is_empty(&ep->requests) && !conn->is_dropped) {
@@ -548,8 +553,6 @@ static void uct_devmem_ep_destroy(uct_ep_h tl_ep)
 		uct_devmem_conn_close(conn);
 	}
 	uct_devmem_ep_cancel(ep);
-	ucs_queue_for_each_extract(flush, &ep->flushes, queue, 1)
-		ucs_free(flush);
 	ucs_list_del(&ep->list);
 	UCS_CLASS_CLEANUP(uct_base_ep_t, &ep->super);
 	ucs_free(ep);

@@ -137,11 +137,17 @@ static int uct_devmem_is_reachable(const uct_iface_h tl_iface,
 {
 	const struct uct_devmem_device_addr *there = (const void *)dev_addr;
 	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
+	struct sockaddr_storage remote = iface->ip;
+	int is_loopback;
 
 	if (there->family != iface->address.family)
 		return 0;
-	return !ucs_sockaddr_is_inaddr_loopback((struct sockaddr *)&iface->ip) ||
-	       there->machine == iface->address.machine;
+	/* Loopback leads to loopback of this machine only, and nothing else does. */
+	ucs_sockaddr_set_inet_addr((struct sockaddr *)&remote, there->ip);
+	is_loopback = ucs_sockaddr_is_inaddr_loopback((struct sockaddr *)&iface->ip);
+	if (is_loopback != ucs_sockaddr_is_inaddr_loopback((struct sockaddr *)&remote))
+		return 0;
+	return !is_loopback || there->machine == iface->address.machine;
 }
 
 static void uct_devmem_event(void *data, ucs_event_set_types_t events, void *arg)

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
  * Looks whether what UCP transfers is what was sent: puts, gets and tagged messages
- * of many sizes and at odd offsets, endpoints that come and go, and a peer that is
- * killed.
+ * of many sizes and at odd offsets, endpoints that come and go, a peer that is
+ * killed or stands still, and one that says hello wrongly.
  *
  * ucx_check serve PORT
- * ucx_check ADDRESS PORT data|many|killed
+ * ucx_check ADDRESS PORT data|many|killed|forced|twice
  *
  * The memory is what UCX_ALLOC_PRIO says, the transports are those of UCX_TLS. What
  * UCX_CHECK_DLOPEN names is loaded before UCX is used.
@@ -42,6 +42,7 @@ struct hello {
 	uint64_t rkey_len;
 	uint64_t worker_len;
 	uint64_t pid;
+	uint64_t control_port;
 };
 
 struct order {
@@ -91,6 +92,40 @@ static int hear(int fd, void *to, size_t len)
 		if (!ret || (ret < 0 && errno != EAGAIN && errno != EINTR))
 			return -1;
 		got += ret < 0 ? 0 : ret;
+	}
+	return 0;
+}
+
+/* The port to which lanes come, if that is told. */
+static int lane_port(void)
+{
+	const char *port = getenv("UCX_DEVMEM_LANE_PORT");
+
+	return port ? atoi(port) : 0;
+}
+
+static int port_of(int fd)
+{
+	struct sockaddr_in at = { 0 };
+	socklen_t len = sizeof(at);
+
+	return getsockname(fd, (struct sockaddr *)&at, &len) ? 0 : ntohs(at.sin_port);
+}
+
+/* The other one at which this process listens, if it uses no tcp of UCX. */
+static int control_port(void)
+{
+	int fd, port, listens;
+	socklen_t len;
+
+	for (fd = 0; fd < 1024; fd++) {
+		len = sizeof(listens);
+		if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) ||
+		    !listens)
+			continue;
+		port = port_of(fd);
+		if (port && port != lane_port())
+			return port;
 	}
 	return 0;
 }
@@ -212,7 +247,7 @@ static void disconnected(ucp_ep_h ep, unsigned int flags)
 /* Does what it is told. */
 static void serve(int fd)
 {
-	struct hello hello = { .pid = getpid() };
+	struct hello hello = { .pid = getpid(), .control_port = control_port() };
 	ucp_address_t *address;
 	struct order order;
 	size_t len;
@@ -339,6 +374,35 @@ static void killed(ucp_ep_h ep, ucp_rkey_h rkey, uint64_t there, pid_t pid)
 		die("the handler is not called");
 }
 
+/* Has the endpoint closed by force, while a flush waits for a peer that stands still. */
+static void forced(ucp_ep_h ep, ucp_rkey_h rkey, uint64_t there, pid_t pid)
+{
+	time_t start = time(NULL);
+	void *put, *flushed;
+
+	/* Until there is a connection. */
+	check(ended(ucp_put_nbx(ep, memory, 4UL << 20, there, rkey, &none)),
+	      "ucp_put_nbx");
+	flush(ep);
+	kill(pid, SIGSTOP);
+	put = ucp_put_nbx(ep, memory, SIZE, there, rkey, &none);
+	flushed = ucp_ep_flush_nbx(ep, &none);
+	if (!UCS_PTR_IS_PTR(put) || !UCS_PTR_IS_PTR(flushed))
+		die("nothing has to wait");
+	disconnected(ep, UCP_EP_CLOSE_FLAG_FORCE);
+	while (ucp_request_check_status(flushed) == UCS_INPROGRESS) {
+		ucp_worker_progress(worker);
+		if (time(NULL) - start > 20)
+			die("the flush does not end");
+	}
+	printf("# put: %s, flush: %s\n",
+	       ucs_status_string(ucp_request_check_status(put)),
+	       ucs_status_string(ucp_request_check_status(flushed)));
+	ucp_request_free(put);
+	ucp_request_free(flushed);
+	kill(pid, SIGCONT);
+}
+
 static int connect_to(const char *address, int port)
 {
 	struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(port) };
@@ -355,18 +419,44 @@ static int connect_to(const char *address, int port)
 	return -1;
 }
 
+/* As an end of the library says it, whose lanes come from these ports. */
+static int greet(const char *address, int port, uint16_t lanes, uint16_t from)
+{
+	const uint16_t rest[3] = { lanes, from, from };
+	int fd = connect_to(address, port);
+
+	tell(fd, "DMBL", 4);
+	tell(fd, rest, sizeof(*rest) * (1 + lanes));
+	return fd;
+}
+
+/* Names one lane twice: it is not listened to, and others are nevertheless. */
+static void twice(const char *address, int control)
+{
+	int lane = connect_to(address, lane_port());
+	char said;
+
+	if (recv(greet(address, control, 2, port_of(lane)), &said, 1, 0) > 0)
+		die("a lane is taken for two");
+	lane = connect_to(address, lane_port());
+	if (recv(greet(address, control, 1, port_of(lane)), &said, 1, 0) != 1)
+		die("nobody answers any more");
+}
+
 static int wait_for_one(int port)
 {
 	struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(port) };
-	int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+	int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1, one;
 
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (bind(fd, (struct sockaddr *)&at, sizeof(at)) || listen(fd, 1))
 		die("cannot listen");
-	return accept(fd, NULL, NULL);
+	one = accept(fd, NULL, NULL);
+	close(fd);
+	return one;
 }
 
-static void client(int fd, const char *what)
+static void client(int fd, const char *to, const char *what)
 {
 	struct hello hello;
 	void *packed, *address;
@@ -382,15 +472,20 @@ static void client(int fd, const char *what)
 		die("the peer says little");
 	if (!strcmp(what, "many")) {
 		many(address, hello.address, packed);
+	} else if (!strcmp(what, "twice")) {
+		twice(to, hello.control_port);
 	} else {
 		ep = connected(address);
 		check(ucp_ep_rkey_unpack(ep, packed, &rkey), "ucp_ep_rkey_unpack");
 		if (!strcmp(what, "killed"))
 			killed(ep, rkey, hello.address, hello.pid);
+		else if (!strcmp(what, "forced"))
+			forced(ep, rkey, hello.address, hello.pid);
 		else
 			data(fd, ep, rkey, hello.address);
 		ucp_rkey_destroy(rkey);
-		disconnected(ep, peer_failed ? UCP_EP_CLOSE_FLAG_FORCE : 0);
+		if (strcmp(what, "forced"))
+			disconnected(ep, peer_failed ? UCP_EP_CLOSE_FLAG_FORCE : 0);
 	}
 	free(packed);
 	free(address);
@@ -406,10 +501,10 @@ int main(int argc, char **argv)
 		serve(wait_for_one(atoi(argv[2])));
 	} else if (argc == 4) {
 		begin();
-		client(connect_to(argv[1], atoi(argv[2])), argv[3]);
+		client(connect_to(argv[1], atoi(argv[2])), argv[1], argv[3]);
 	} else {
 		fprintf(stderr, "usage: ucx_check serve PORT\n"
-			"       ucx_check ADDRESS PORT data|many|killed\n");
+			"       ucx_check ADDRESS PORT data|many|killed|forced|twice\n");
 		return 2;
 	}
 	end();
