@@ -28,7 +28,7 @@ use crate::stash::Stash;
 
 /// What a control connection begins with, before any frame, from the end that connected: this, how many lanes there are,
 /// and the ports that they come from.
-const MAGIC: [u8; 4] = *b"DMBL";
+pub(crate) const MAGIC: [u8; 4] = *b"DMBL";
 /// Longer than anybody waits.
 const FOR_EVER: Duration = Duration::from_secs(1 << 31);
 
@@ -68,16 +68,21 @@ pub fn over(
     options: Options,
     timeout: Duration,
 ) -> io::Result<Endpoint> {
-    let count = u16::try_from(lanes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut preamble = MAGIC.to_vec();
-    preamble.extend(count.to_le_bytes());
-    for lane in &lanes {
-        preamble.extend(lane.local_addr()?.port().to_le_bytes());
-    }
-    (&control).write_all(&preamble)?;
+    (&control).write_all(&preamble(&lanes)?)?;
     let mut endpoint = Endpoint::new(control, lanes, options)?;
     endpoint.wait_open(timeout)?;
     Ok(endpoint)
+}
+
+/// What the control connection of these lanes begins with.
+pub(crate) fn preamble(lanes: &[TcpStream]) -> io::Result<Vec<u8>> {
+    let count = u16::try_from(lanes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut preamble = MAGIC.to_vec();
+    preamble.extend(count.to_le_bytes());
+    for lane in lanes {
+        preamble.extend(lane.local_addr()?.port().to_le_bytes());
+    }
+    Ok(preamble)
 }
 
 /// Listens for ends that connect.
@@ -175,7 +180,7 @@ impl Acceptor {
 }
 
 /// A connection, if there is one now.
-fn accept_one(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+pub(crate) fn accept_one(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
     loop {
         match listener.accept() {
             Ok(accepted) => return Ok(Some(accepted)),

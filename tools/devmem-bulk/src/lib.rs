@@ -74,6 +74,7 @@
 
 pub mod connect;
 pub mod endpoint;
+pub mod group;
 pub mod in_place;
 pub mod memory;
 pub mod place;
@@ -84,6 +85,7 @@ mod stash;
 pub use connect::Acceptor;
 pub use endpoint::Endpoint;
 pub use endpoint::Options;
+pub use group::Group;
 pub use in_place::InPlace;
 pub use memory::Landing;
 pub use memory::Lane;

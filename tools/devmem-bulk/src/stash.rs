@@ -67,6 +67,17 @@ impl Stash {
         }
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether one that comes from there is here.
+    pub(crate) fn has(&self, from: SocketAddr) -> bool {
+        self.0.iter().any(|other| same(other.from, from))
+    }
+
     /// The one that comes from there, if it is here.
     pub(crate) fn take(&mut self, from: SocketAddr) -> io::Result<Option<TcpStream>> {
         let at = self.0.iter().position(|other| same(other.from, from));

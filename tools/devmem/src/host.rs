@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! Ordinary memory of this process, which somebody else owns, beside dma-bufs.
+//! Ordinary memory of this process, beside dma-bufs: somebody else's, or its own.
 
 use std::io;
 use std::ptr::NonNull;
@@ -9,12 +9,14 @@ use std::sync::RwLock;
 
 use crate::volatile;
 
-/// Memory of this process that a program in another language has, say, for the CPU to copy from and to.
+/// Memory of this process for the CPU to copy from and to: of a program in another language, say.
 #[derive(Debug)]
 pub struct HostMemory {
     /// Until it is closed.
     at: RwLock<Option<NonNull<u8>>>,
     len: usize,
+    /// Whether it is this one's own, which came of a box.
+    is_owned: bool,
 }
 
 // SAFETY: The memory belongs to the process, not to a thread.
@@ -33,6 +35,17 @@ impl HostMemory {
         Self {
             at: RwLock::new(Some(at)),
             len,
+            is_owned: false,
+        }
+    }
+
+    /// Bytes that are nobody else's.
+    pub fn owned(bytes: Box<[u8]>) -> Self {
+        let len = bytes.len();
+        Self {
+            at: RwLock::new(NonNull::new(Box::into_raw(bytes).cast())),
+            len,
+            is_owned: true,
         }
     }
 
@@ -48,7 +61,12 @@ impl HostMemory {
 
     /// Gives the memory back: none of it is accessed any more once this has returned.
     pub fn close(&self) {
-        *self.at.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut at = self.at.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = at.take().filter(|_| self.is_owned) {
+            let bytes = std::ptr::slice_from_raw_parts_mut(at.as_ptr(), self.len);
+            // SAFETY: That is what the box was, and nobody finds it any more.
+            drop(unsafe { Box::from_raw(bytes) });
+        }
     }
 
     /// Where `len` bytes at `offset` are.
@@ -92,6 +110,12 @@ impl HostMemory {
     }
 }
 
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,5 +139,18 @@ mod tests {
         assert!(memory.copy_in(0, b"z").is_err());
         assert!(memory.copy_out(0, &mut to).is_err());
         assert_eq!(&bytes, b"axydef");
+    }
+
+    /// Miri sees that they are freed, and once.
+    #[test]
+    fn what_is_its_own_is_freed() {
+        let memory = HostMemory::owned(Box::from(*b"abc"));
+        memory.copy_in(1, b"x").unwrap();
+        let mut to = [0; 3];
+        memory.copy_out(0, &mut to).unwrap();
+        assert_eq!(&to, b"axc");
+        memory.close();
+        assert!(memory.copy_out(0, &mut to).is_err());
+        drop(HostMemory::owned(Box::from([])));
     }
 }
