@@ -4,6 +4,9 @@
 //!
 //! What C gets are pointers to boxes. All that can be wrong with them is for the caller to see to.
 
+mod group;
+mod pool;
+
 use std::ffi::c_void;
 use std::io;
 use std::net::TcpStream;
@@ -14,7 +17,6 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-use devmem::BindRx;
 use devmem::DmaBuf;
 use devmem::HostMemory;
 use devmem_bulk as bulk;
@@ -114,6 +116,14 @@ fn refused(refused: Refused) -> i64 {
 
 fn id(asked: Result<u64, Refused>) -> i64 {
     asked.map_or_else(refused, |id| i64::try_from(id).unwrap_or(i64::MAX))
+}
+
+fn reason(result: Result<(), Failure>) -> u32 {
+    match result {
+        Ok(()) => 0,
+        Err(Failure::Status(status)) => status.code(),
+        Err(Failure::Over(end)) => over(end).max(DMB_OVER),
+    }
 }
 
 fn over(end: End) -> u32 {
@@ -285,14 +295,8 @@ pub unsafe extern "C" fn dmb_landing_new(
     // SAFETY: As the caller guarantees.
     let queues = unsafe { array(queues, count) };
     // SAFETY: As the caller guarantees.
-    let made = unsafe { dmabuf(fd) }.and_then(|dmabuf| {
-        let request = BindRx::new(ifindex);
-        let request = queues.iter().fold(request, |all, &queue| all.queue(queue));
-        Ok(Landing {
-            landing: bulk::Landing::new(request.bind(&dmabuf)?, &dmabuf)?,
-            endpoints: endpoints.max(1),
-        })
-    });
+    let made = unsafe { dmabuf(fd) }
+        .and_then(|dmabuf| Landing::bound(&dmabuf, ifindex, queues, endpoints));
     // SAFETY: As the caller guarantees.
     unsafe { give(made, out) }
 }
@@ -593,11 +597,7 @@ pub unsafe extern "C" fn dmb_wait(
         Event::Done { id, result } => {
             told.kind = DMB_EVENT_DONE;
             told.id = id;
-            told.reason = match result {
-                Ok(()) => 0,
-                Err(Failure::Status(status)) => status.code(),
-                Err(Failure::Over(end)) => over(end).max(DMB_OVER),
-            };
+            told.reason = reason(result);
         }
         Event::Note(note) => {
             told.kind = DMB_EVENT_NOTE;

@@ -254,6 +254,11 @@ impl<T> Group<T> {
         }
     }
 
+    /// Whether requests of this end are under way.
+    pub fn is_asking(&self, end: EndId) -> bool {
+        self.member(end).is_some_and(Member::has_requests)
+    }
+
     /// Whether any request of this side is under way, or not all was told of it.
     pub fn has_requests(&self) -> bool {
         let of_ends = self.members.values().any(|place| match place {
