@@ -3,10 +3,16 @@
  * The transport, and its interfaces: a device with an address.
  */
 
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
 #include "config.h"
 
+#include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
-#include <stdlib.h>
+#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -16,14 +22,30 @@
 #include <ucs/sys/string.h>
 #include <ucs/sys/sys.h>
 #include <ucs/sys/uid.h>
+#include <ucs/time/time.h>
 #include <uct/tcp/tcp.h>
 
 #include "devmem.h"
 
 /* Events that are looked at together. */
-#define MOST_EVENTS 16
-/* Seconds that peers have to say that they close, too. */
-#define FAREWELL 5
+#define MOST_EVENTS 64
+/* Milliseconds that peers have to say that they close, too, when an interface does. */
+#define FAREWELL 1000
+
+struct uct_devmem_iface_config {
+	uct_iface_config_t super;
+	unsigned int lanes;
+	unsigned int lane_port;
+	struct {
+		unsigned int *values;
+		unsigned int count;
+	} queues;
+	size_t memory;
+	unsigned int sharers;
+};
+
+static UCS_CONFIG_DEFINE_ARRAY(devmem_queues, sizeof(unsigned int),
+			       UCS_CONFIG_TYPE_UINT);
 
 static ucs_config_field_t uct_devmem_iface_config_table[] = {
 	{ "", "ALLOC=md,mmap,heap", NULL,
@@ -35,7 +57,7 @@ static ucs_config_field_t uct_devmem_iface_config_table[] = {
 	  UCS_CONFIG_TYPE_UINT },
 
 	{ "LANE_PORT", "0",
-	  "Port of all of those, to steer what comes to it. 0: any.",
+	  "Port of all of those, to steer what comes to it: one worker's. 0: any.",
 	  ucs_offsetof(struct uct_devmem_iface_config, lane_port),
 	  UCS_CONFIG_TYPE_UINT },
 
@@ -43,7 +65,7 @@ static ucs_config_field_t uct_devmem_iface_config_table[] = {
 	  "Receive queues to which that port is steered, with commas between.\n"
 	  "They are bound to device memory, for what is received to land in.",
 	  ucs_offsetof(struct uct_devmem_iface_config, queues),
-	  UCS_CONFIG_TYPE_STRING },
+	  UCS_CONFIG_TYPE_ARRAY(devmem_queues) },
 
 	{ "MEMORY", "32m", "Size of the memory that is bound to the queues.",
 	  ucs_offsetof(struct uct_devmem_iface_config, memory),
@@ -59,6 +81,11 @@ static ucs_config_field_t uct_devmem_iface_config_table[] = {
 static struct uct_devmem_iface *uct_devmem_iface(uct_iface_h tl_iface)
 {
 	return ucs_derived_of(tl_iface, struct uct_devmem_iface);
+}
+
+static struct uct_devmem_md *uct_devmem_md_of(struct uct_devmem_iface *iface)
+{
+	return ucs_derived_of(iface->super.md, struct uct_devmem_md);
 }
 
 static ucs_status_t
@@ -97,16 +124,21 @@ static ucs_status_t uct_devmem_iface_query(uct_iface_h tl_iface,
 			  UCT_IFACE_FLAG_CB_SYNC |
 			  UCT_IFACE_FLAG_EP_CHECK | UCT_IFACE_FLAG_EP_KEEPALIVE |
 			  UCT_IFACE_FLAG_ERRHANDLE_PEER_FAILURE;
+	/*
+	 * Nothing is received that a program is told of. But UCP makes progress on
+	 * those only that say so, once it has no endpoints of them: that is what ends
+	 * the last connection, and what has sleeping workers serve peers.
+	 */
 	attr->cap.event_flags = UCT_IFACE_FLAG_EVENT_SEND_COMP |
 				UCT_IFACE_FLAG_EVENT_RECV |
 				UCT_IFACE_FLAG_EVENT_FD;
-	attr->cap.put.max_short = UCT_DEVMEM_BOUNCE;
-	attr->cap.put.max_bcopy = UCT_DEVMEM_BOUNCE;
+	attr->cap.put.max_short = UCT_DEVMEM_COPIED;
+	attr->cap.put.max_bcopy = UCT_DEVMEM_COPIED;
 	attr->cap.put.max_zcopy = SIZE_MAX >> 1;
 	attr->cap.put.opt_zcopy_align = 1;
 	attr->cap.put.align_mtu = 1;
 	attr->cap.put.max_iov = 1;
-	attr->cap.get.max_bcopy = UCT_DEVMEM_BOUNCE;
+	attr->cap.get.max_bcopy = UCT_DEVMEM_COPIED;
 	attr->cap.get.max_zcopy = SIZE_MAX >> 1;
 	attr->cap.get.opt_zcopy_align = 1;
 	attr->cap.get.align_mtu = 1;
@@ -118,87 +150,63 @@ static ucs_status_t uct_devmem_iface_query(uct_iface_h tl_iface,
 static ucs_status_t uct_devmem_get_device_address(uct_iface_h tl_iface,
 						  uct_device_addr_t *addr)
 {
-	memcpy(addr, &uct_devmem_iface(tl_iface)->address,
-	       sizeof(struct uct_devmem_device_addr));
+	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
+	struct uct_devmem_device_addr *here = (void *)addr;
+
+	here->version = iface->here.version;
+	memcpy(here->ip, iface->here.ip, sizeof(here->ip));
+	here->machine = iface->machine;
 	return UCS_OK;
 }
 
 static ucs_status_t uct_devmem_get_address(uct_iface_h tl_iface,
 					   uct_iface_addr_t *addr)
 {
-	memcpy(addr, &uct_devmem_iface(tl_iface)->ports,
-	       sizeof(struct uct_devmem_iface_addr));
+	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
+	struct uct_devmem_iface_addr *ports = (void *)addr;
+
+	ports->control = iface->here.control;
+	ports->lanes = iface->here.lanes;
 	return UCS_OK;
 }
 
+static int uct_devmem_is_loopback(uint8_t version, const uint8_t *ip)
+{
+	return version == 4 ? ip[0] == IN_LOOPBACKNET :
+			      !memcmp(ip, &in6addr_loopback, 16);
+}
+
+/* Loopback leads to loopback of this machine only, and nothing else does. */
 static int uct_devmem_is_reachable(const uct_iface_h tl_iface,
 				   const uct_device_addr_t *dev_addr,
 				   const uct_iface_addr_t *iface_addr)
 {
 	const struct uct_devmem_device_addr *there = (const void *)dev_addr;
 	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
-	struct sockaddr_storage remote = iface->ip;
 	int is_loopback;
 
-	if (there->family != iface->address.family)
+	if (there->version != iface->here.version)
 		return 0;
-	/* Loopback leads to loopback of this machine only, and nothing else does. */
-	ucs_sockaddr_set_inet_addr((struct sockaddr *)&remote, there->ip);
-	is_loopback = ucs_sockaddr_is_inaddr_loopback((struct sockaddr *)&iface->ip);
-	if (is_loopback != ucs_sockaddr_is_inaddr_loopback((struct sockaddr *)&remote))
+	is_loopback = uct_devmem_is_loopback(iface->here.version, iface->here.ip);
+	if (is_loopback != uct_devmem_is_loopback(there->version, there->ip))
 		return 0;
-	return !is_loopback || there->machine == iface->address.machine;
-}
-
-static void uct_devmem_event(void *data, ucs_event_set_types_t events, void *arg)
-{
-	struct uct_devmem_iface *iface = arg;
-	struct uct_devmem_conn *conn = data;
-
-	if (!conn) {
-		iface->knocked = 1;
-		return;
-	}
-	ucs_list_del(&conn->ready);
-	ucs_list_add_tail(&iface->ready, &conn->ready);
-}
-
-/* Peers that do not say that they close are left. */
-static void uct_devmem_leave(struct uct_devmem_iface *iface, double seconds)
-{
-	ucs_time_t before = ucs_get_time() - ucs_time_from_sec(seconds);
-	struct uct_devmem_conn *conn, *next;
-
-	ucs_list_for_each_safe(conn, next, &iface->closing, list) {
-		if (conn->closing_since <= before)
-			uct_devmem_conn_drop(conn);
-	}
+	return !is_loopback || there->machine == iface->machine;
 }
 
 static unsigned int uct_devmem_iface_progress(uct_iface_h tl_iface)
 {
 	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
-	struct uct_devmem_conn *conn, *last;
-	unsigned int events = MOST_EVENTS, count = 0;
+	struct dmb_group_event event;
 	struct uct_devmem_ep *ep, *next;
+	unsigned int count = 0;
 
-	ucs_event_set_wait(iface->events, &events, 0, uct_devmem_event, iface);
-	if (iface->knocked)
-		uct_devmem_answer(iface);
-	/* Those that become ready meanwhile have their turn next time. */
-	if (!ucs_list_is_empty(&iface->ready)) {
-		last = ucs_list_tail(&iface->ready, struct uct_devmem_conn, ready);
-		do {
-			conn = ucs_list_head(&iface->ready,
-					     struct uct_devmem_conn, ready);
-			count += uct_devmem_conn_progress(conn);
-		} while (conn != last && !ucs_list_is_empty(&iface->ready));
+	while (count < MOST_EVENTS && dmb_group_wait(iface->group, 0, &event) > 0) {
+		uct_devmem_ep_event(&event);
+		count++;
 	}
 	ucs_list_for_each_safe(ep, next, &iface->eps, list)
 		count += uct_devmem_ep_dispatch(ep);
-	if (!ucs_list_is_empty(&iface->closing))
-		uct_devmem_leave(iface, FAREWELL);
-	return count;
+	return count + uct_devmem_invalidated(uct_devmem_md_of(iface));
 }
 
 /*
@@ -215,16 +223,28 @@ static void uct_devmem_knock(int fd, ucs_event_set_types_t events, void *arg)
 				       UCT_PROGRESS_THREAD_SAFE);
 }
 
+static ucs_status_t uct_devmem_expect(struct uct_devmem_iface *iface)
+{
+	ucs_async_context_t *async = iface->super.worker->async;
+
+	/* UCP has a handler of its own for that of the group. */
+	iface->knock_fd = fcntl(dmb_group_fd(iface->group), F_DUPFD_CLOEXEC, 0);
+	if (iface->knock_fd < 0)
+		return UCS_ERR_IO_ERROR;
+	return ucs_async_set_event_handler(async->mode, iface->knock_fd,
+					   UCS_EVENT_SET_EVREAD,
+					   uct_devmem_knock, iface, async);
+}
+
 static void uct_devmem_progress_disable(uct_iface_h tl_iface,
 					unsigned int flags)
 {
 	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
 
-	if (!ucs_list_is_empty(&iface->served) ||
-	    !ucs_list_is_empty(&iface->callers))
+	if (dmb_group_is_serving(iface->group))
 		return;
 	uct_base_iface_progress_disable(tl_iface, flags);
-	ucs_async_modify_handler(iface->control_fd, UCS_EVENT_SET_EVREAD);
+	ucs_async_modify_handler(iface->knock_fd, UCS_EVENT_SET_EVREAD);
 }
 
 static ucs_status_t uct_devmem_iface_flush(uct_iface_h tl_iface,
@@ -233,130 +253,108 @@ static ucs_status_t uct_devmem_iface_flush(uct_iface_h tl_iface,
 {
 	if (comp)
 		return UCS_ERR_UNSUPPORTED;
-	return uct_devmem_iface(tl_iface)->outstanding ? UCS_INPROGRESS : UCS_OK;
+	return dmb_group_has_requests(uct_devmem_iface(tl_iface)->group) ?
+	       UCS_INPROGRESS : UCS_OK;
 }
 
 static ucs_status_t uct_devmem_iface_fence(uct_iface_h tl_iface,
 					   unsigned int flags)
 {
-	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
 	struct uct_devmem_ep *ep;
 
-	ucs_list_for_each(ep, &iface->eps, list)
-		uct_devmem_ep_ops.ep_fence(&ep->super.super, flags);
+	ucs_list_for_each(ep, &uct_devmem_iface(tl_iface)->eps, list)
+		uct_devmem_ep_fence(&ep->super.super, flags);
 	return UCS_OK;
 }
 
 static ucs_status_t uct_devmem_event_fd_get(uct_iface_h tl_iface, int *fd_p)
 {
-	return ucs_event_set_fd_get(uct_devmem_iface(tl_iface)->events, fd_p);
+	*fd_p = dmb_group_fd(uct_devmem_iface(tl_iface)->group);
+	return UCS_OK;
 }
 
 static ucs_status_t uct_devmem_event_arm(uct_iface_h tl_iface,
 					 unsigned int events)
 {
-	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
-
-	return ucs_list_is_empty(&iface->ready) && !iface->knocked ?
-	       UCS_OK : UCS_ERR_BUSY;
-}
-
-/* Binds device memory to queues, "4,5" say. */
-static ucs_status_t uct_devmem_land(struct uct_devmem_iface *iface,
-				    const struct uct_devmem_iface_config *config)
-{
-	size_t size = ucs_align_up(config->memory, ucs_get_page_size());
-	struct uct_devmem_md *md = ucs_derived_of(iface->super.md,
-						  struct uct_devmem_md);
-	const char *at = config->queues;
-	int memfd, fd, ret = -EINVAL;
-	uint32_t queues[64];
-	size_t count = 0;
-	char *end;
-
-	if (!*at)
-		return UCS_OK;
-	do {
-		queues[count++] = strtoul(at, &end, 10);
-		if (end == at || (*end && *end != ','))
-			goto error;
-		at = end + 1;
-	} while (*end && count < ucs_static_array_size(queues));
-	fd = uct_devmem_dmabuf(size, &memfd);
-	ret = fd;
-	if (fd < 0)
-		goto error;
-	ret = dmb_landing_new(fd, md->ifindex, queues, count, config->sharers,
-			      &iface->landing);
-	close(fd);
-	close(memfd);
-	if (!ret)
-		return UCS_OK;
-error:
-	ucs_error("devmem: memory cannot be bound to queues %s of %s: %s",
-		  config->queues, iface->dev_name, strerror(-ret));
-	return UCS_ERR_INVALID_PARAM;
-}
-
-static ucs_status_t uct_devmem_bounces(struct uct_devmem_iface *iface)
-{
-	size_t size = UCT_DEVMEM_BOUNCES * UCT_DEVMEM_BOUNCE, at;
-
-	ucs_queue_head_init(&iface->bounce_free);
-	iface->bounce = ucs_malloc(size, "devmem_bounce");
-	if (!iface->bounce)
-		return UCS_ERR_NO_MEMORY;
-	if (dmb_memory_host(iface->bounce, size, &iface->bounce_memory))
-		return UCS_ERR_NO_MEMORY;
-	for (at = 0; at < size; at += UCT_DEVMEM_BOUNCE)
-		ucs_queue_push(&iface->bounce_free, iface->bounce + at);
-	return UCS_OK;
+	return dmb_group_is_busy(uct_devmem_iface(tl_iface)->group) ?
+	       UCS_ERR_BUSY : UCS_OK;
 }
 
 static ucs_status_t uct_devmem_find_address(struct uct_devmem_iface *iface)
 {
-	struct sockaddr *ip = (struct sockaddr *)&iface->ip;
-	struct sockaddr_storage mask;
-	size_t len, bytes;
+	struct sockaddr_storage ip, mask;
+	struct sockaddr *addr = (struct sockaddr *)&ip;
+	size_t bytes;
 
-	if (ucs_netif_get_addr(iface->dev_name, AF_INET, ip,
+	if (ucs_netif_get_addr(iface->dev_name, AF_INET, addr,
 			       (struct sockaddr *)&mask) != UCS_OK &&
-	    ucs_netif_get_addr(iface->dev_name, AF_INET6, ip,
+	    ucs_netif_get_addr(iface->dev_name, AF_INET6, addr,
 			       (struct sockaddr *)&mask) != UCS_OK)
 		return UCS_ERR_NO_DEVICE;
-	ucs_sockaddr_sizeof(ip, &len);
-	ucs_sockaddr_inet_addr_sizeof(ip, &bytes);
-	iface->ip_len = len;
-	iface->address.family = ip->sa_family;
-	memcpy(iface->address.ip, ucs_sockaddr_get_inet_addr(ip), bytes);
-	iface->address.machine = ucs_get_system_id() ^
-				 ucs_sys_get_ns(UCS_SYS_NS_TYPE_NET);
+	ucs_sockaddr_inet_addr_sizeof(addr, &bytes);
+	iface->here.version = addr->sa_family == AF_INET ? 4 : 6;
+	memcpy(iface->here.ip, ucs_sockaddr_get_inet_addr(addr), bytes);
+	iface->machine = ucs_get_system_id() ^
+			 ucs_sys_get_ns(UCS_SYS_NS_TYPE_NET);
 	return UCS_OK;
+}
+
+/* Binds device memory to the queues, if there are any, and listens. */
+static int uct_devmem_listen(struct uct_devmem_iface *iface,
+			     const struct uct_devmem_iface_config *config)
+{
+	struct uct_devmem_md *md = uct_devmem_md_of(iface);
+	int ret = 0;
+
+	iface->here.lanes = config->lane_port;
+	if (config->queues.count)
+		ret = dmb_landing_alloc(config->memory, md->ifindex,
+					config->queues.values,
+					config->queues.count, config->sharers,
+					&iface->landing);
+	if (!ret)
+		ret = dmb_group_new(&iface->here, md->pool, iface->landing,
+				    &iface->group);
+	if (ret != -EADDRINUSE && ret != -EEXIST && ret != -EBUSY)
+		return ret;
+	/* The port, or the queue, is another worker's, of whoever has the same options. */
+	ucs_warn("devmem: %s lands in host memory: UCX_DEVMEM_LANE_PORT or UCX_DEVMEM_QUEUES is in use",
+		 iface->dev_name);
+	dmb_landing_free(iface->landing);
+	iface->landing = NULL;
+	iface->here.lanes = 0;
+	return dmb_group_new(&iface->here, md->pool, NULL, &iface->group);
+}
+
+static ucs_status_t uct_devmem_begin(struct uct_devmem_iface *iface,
+				     const struct uct_devmem_iface_config *config)
+{
+	ucs_status_t status = uct_devmem_find_address(iface);
+	int ret;
+
+	if (status != UCS_OK)
+		return status;
+	ret = uct_devmem_listen(iface, config);
+	if (!ret)
+		return UCS_OK;
+	ucs_error("devmem: cannot listen on %s, or bind memory to its queues: %s",
+		  iface->dev_name, strerror(-ret));
+	return UCS_ERR_IO_ERROR;
 }
 
 static void uct_devmem_iface_close(uct_iface_h tl_iface)
 {
 	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
-	ucs_time_t end = ucs_get_time() + ucs_time_from_sec(1);
-	struct uct_devmem_conn *conn, *next;
 
-	if (iface->control_fd >= 0)
-		ucs_async_remove_handler(iface->control_fd, 1);
+	if (iface->knock_fd >= 0) {
+		ucs_async_remove_handler(iface->knock_fd, 1);
+		close(iface->knock_fd);
+	}
 	uct_base_iface_progress_disable(tl_iface, UCT_PROGRESS_SEND |
 						  UCT_PROGRESS_RECV);
 	/* So that peers do not take it for a failure. */
-	ucs_list_for_each_safe(conn, next, &iface->served, list)
-		uct_devmem_conn_close(conn);
-	while (!ucs_list_is_empty(&iface->closing) && ucs_get_time() < end)
-		uct_devmem_iface_progress(tl_iface);
-	uct_devmem_leave(iface, 0);
-	uct_devmem_listen_end(iface);
-	ucs_event_set_cleanup(iface->events);
+	dmb_group_free(iface->group, FAREWELL);
 	dmb_landing_free(iface->landing);
-	if (iface->bounce_memory)
-		dmb_memory_close(iface->bounce_memory);
-	dmb_memory_free(iface->bounce_memory);
-	ucs_free(iface->bounce);
 	UCS_CLASS_CLEANUP(uct_base_iface_t, &iface->super);
 	ucs_free(iface);
 }
@@ -381,10 +379,8 @@ static ucs_status_t uct_devmem_iface_new(uct_md_h md, uct_worker_h worker,
 		ucs_error("devmem: a worker is for one thread at a time");
 		return UCS_ERR_INVALID_PARAM;
 	}
-	if (!config->lanes || config->lanes > UCT_DEVMEM_MAX_LANES ||
-	    config->lane_port > UINT16_MAX) {
-		ucs_error("devmem: from 1 to %d lanes, and a port",
-			  UCT_DEVMEM_MAX_LANES);
+	if (!config->lanes || config->lanes > 64 || config->lane_port > UINT16_MAX) {
+		ucs_error("devmem: from 1 to 64 lanes, and a port");
 		return UCS_ERR_INVALID_PARAM;
 	}
 	ops.iface_flush = uct_devmem_iface_flush;
@@ -413,33 +409,11 @@ static ucs_status_t uct_devmem_iface_new(uct_md_h md, uct_worker_h worker,
 	ucs_strncpy_zero(iface->dev_name, params->mode.device.dev_name,
 			 sizeof(iface->dev_name));
 	iface->lanes = config->lanes;
-	iface->control_fd = -1;
-	iface->lane_fd = -1;
-	ucs_list_head_init(&iface->callers);
-	ucs_list_head_init(&iface->stash);
 	ucs_list_head_init(&iface->eps);
-	ucs_list_head_init(&iface->ready);
-	ucs_list_head_init(&iface->served);
-	ucs_list_head_init(&iface->closing);
-	status = ucs_event_set_create(&iface->events);
-	if (status != UCS_OK) {
-		UCS_CLASS_CLEANUP(uct_base_iface_t, &iface->super);
-		ucs_free(iface);
-		return status;
-	}
-	status = uct_devmem_find_address(iface);
+	iface->knock_fd = -1;
+	status = uct_devmem_begin(iface, config);
 	if (status == UCS_OK)
-		status = uct_devmem_bounces(iface);
-	if (status == UCS_OK)
-		status = uct_devmem_land(iface, config);
-	if (status == UCS_OK)
-		status = uct_devmem_listen(iface, config->lane_port);
-	if (status == UCS_OK)
-		status = ucs_async_set_event_handler(iface->super.worker->async->mode,
-						     iface->control_fd,
-						     UCS_EVENT_SET_EVREAD,
-						     uct_devmem_knock, iface,
-						     iface->super.worker->async);
+		status = uct_devmem_expect(iface);
 	if (status == UCS_OK)
 		*iface_p = &iface->super.super;
 	else
@@ -452,5 +426,29 @@ static UCT_TL_DEFINE_ENTRY(&uct_devmem_component, devmem,
 			   uct_devmem_iface_config_table,
 			   struct uct_devmem_iface_config);
 
+/* Other versions have other tables, and the same name of the library. */
+static int uct_devmem_fits(void)
+{
+	const char *(*version)(void) = dlsym(RTLD_DEFAULT, "ucp_get_version_string");
+
+	return !version || !strcmp(version(), UCX_VERSION);
+}
+
 /* When the library is loaded, and when it is unloaded. */
-UCT_SINGLE_TL_INIT(&uct_devmem_component, devmem, ctor, {}, {});
+static void UCS_F_CTOR uct_devmem_init(void)
+{
+	if (!uct_devmem_fits()) {
+		ucs_warn("devmem: this is not UCX " UCX_VERSION ", for which the transport is");
+		return;
+	}
+	uct_component_register(&uct_devmem_component);
+	uct_tl_register(&uct_devmem_component, &UCT_TL_NAME(devmem));
+}
+
+static void UCS_F_DTOR uct_devmem_cleanup(void)
+{
+	if (!uct_devmem_fits())
+		return;
+	uct_tl_unregister(&UCT_TL_NAME(devmem));
+	uct_component_unregister(&uct_devmem_component);
+}

@@ -428,6 +428,11 @@ int32_t dmb_group_is_busy(const struct dmb_group *group);
 int32_t dmb_group_has_requests(const struct dmb_group *group);
 
 /*
+ * Whether any peer that has connected is served, or is about to be, 1 or 0.
+ */
+int32_t dmb_group_is_serving(const struct dmb_group *group);
+
+/*
  * Begins to connect to another group, by so many lanes, 1 to 64. Returns the number
  * of the end. DMB_EVENT_OPEN tells that it is there, DMB_EVENT_OVER that it is not.
  */
@@ -499,18 +504,12 @@ int32_t dmb_group_flush(struct dmb_group *group,
 void dmb_group_fence(struct dmb_group *group, uint64_t end);
 
 /*
- * Ends a connection at once. Returns 1 with something that was under way, or was
- * not told of, and 0 if nothing is left, also not of the end.
+ * Ends a connection: at once if something is under way. Returns 1 with that, or with
+ * what was not told of, one by one, and 0 when nothing is left, also not of the end.
  */
 int32_t dmb_group_cancel(struct dmb_group *group,
 			 uint64_t end,
 			 struct dmb_group_event *out);
-
-/*
- * Lets go of an end: its peer is told that there will be no more requests, and
- * nobody is told of it any more.
- */
-void dmb_group_leave(struct dmb_group *group, uint64_t end);
 
 /*
  * Waits for an event of an end that was connected here, no longer than so many
@@ -554,12 +553,13 @@ int32_t dmb_pool_part(const struct dmb_pool *pool,
 		      struct dmb_part **out);
 
 /*
- * The key by which peers read and write a part. There is one from the first time
- * on that it is asked for.
+ * The key by which peers read and write a part, and the address at which that
+ * begins. There is one from the first time on that it is asked for.
  */
 int32_t dmb_part_key(const struct dmb_pool *pool,
 		     const struct dmb_part *part,
-		     struct dmb_key *key);
+		     struct dmb_key *key,
+		     uint64_t *address);
 
 /*
  * Takes the key of a part back, and lets go of it: nothing is written there by
@@ -634,6 +634,11 @@ int32_t dmb_group_is_busy(const struct dmb_group *group);
 int32_t dmb_group_has_requests(const struct dmb_group *group);
 
 /*
+ * Whether any peer that has connected is served, or is about to be, 1 or 0.
+ */
+int32_t dmb_group_is_serving(const struct dmb_group *group);
+
+/*
  * Begins to connect to another group, by so many lanes, 1 to 64. Returns the number
  * of the end. DMB_EVENT_OPEN tells that it is there, DMB_EVENT_OVER that it is not.
  */
@@ -705,18 +710,12 @@ int32_t dmb_group_flush(struct dmb_group *group,
 void dmb_group_fence(struct dmb_group *group, uint64_t end);
 
 /*
- * Ends a connection at once. Returns 1 with something that was under way, or was
- * not told of, and 0 if nothing is left, also not of the end.
+ * Ends a connection: at once if something is under way. Returns 1 with that, or with
+ * what was not told of, one by one, and 0 when nothing is left, also not of the end.
  */
 int32_t dmb_group_cancel(struct dmb_group *group,
 			 uint64_t end,
 			 struct dmb_group_event *out);
-
-/*
- * Lets go of an end: its peer is told that there will be no more requests, and
- * nobody is told of it any more.
- */
-void dmb_group_leave(struct dmb_group *group, uint64_t end);
 
 /*
  * Waits for an event of an end that was connected here, no longer than so many
@@ -760,12 +759,13 @@ int32_t dmb_pool_part(const struct dmb_pool *pool,
 		      struct dmb_part **out);
 
 /*
- * The key by which peers read and write a part. There is one from the first time
- * on that it is asked for.
+ * The key by which peers read and write a part, and the address at which that
+ * begins. There is one from the first time on that it is asked for.
  */
 int32_t dmb_part_key(const struct dmb_pool *pool,
 		     const struct dmb_part *part,
-		     struct dmb_key *key);
+		     struct dmb_key *key,
+		     uint64_t *address);
 
 /*
  * Takes the key of a part back, and lets go of it: nothing is written there by

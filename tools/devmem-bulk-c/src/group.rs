@@ -231,6 +231,17 @@ pub unsafe extern "C" fn dmb_group_has_requests(group: *const Group) -> i32 {
     unsafe { (*group).group.has_requests() }.into()
 }
 
+/// Whether any peer that has connected is served, or is about to be, 1 or 0.
+///
+/// # Safety
+///
+/// See the head of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmb_group_is_serving(group: *const Group) -> i32 {
+    // SAFETY: As the caller guarantees.
+    unsafe { (*group).group.is_serving() }.into()
+}
+
 /// Begins to connect to another group, by so many lanes, 1 to 64. Returns the number
 /// of the end. DMB_EVENT_OPEN tells that it is there, DMB_EVENT_OVER that it is not.
 ///
@@ -396,8 +407,8 @@ pub unsafe extern "C" fn dmb_group_fence(group: *mut Group, end: u64) {
     unsafe { (*group).group.fence(EndId(end)) }
 }
 
-/// Ends a connection at once. Returns 1 with something that was under way, or was
-/// not told of, and 0 if nothing is left, also not of the end.
+/// Ends a connection: at once if something is under way. Returns 1 with that, or with
+/// what was not told of, one by one, and 0 when nothing is left, also not of the end.
 ///
 /// # Safety
 ///
@@ -416,20 +427,6 @@ pub unsafe extern "C" fn dmb_group_cancel(group: *mut Group, end: u64, out: *mut
     // SAFETY: As the caller guarantees.
     unsafe { out.write(told) };
     1
-}
-
-/// Lets go of an end: its peer is told that there will be no more requests, and
-/// nobody is told of it any more.
-///
-/// # Safety
-///
-/// See the head of the header.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn dmb_group_leave(group: *mut Group, end: u64) {
-    // SAFETY: As the caller guarantees.
-    let group = unsafe { &mut *group };
-    group.ends.remove(&EndId(end));
-    group.group.leave(EndId(end));
 }
 
 /// Waits for an event of an end that was connected here, no longer than so many

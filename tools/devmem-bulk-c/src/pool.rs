@@ -261,14 +261,19 @@ pub unsafe extern "C" fn dmb_pool_part(
     unsafe { give(Ok(part), out) }
 }
 
-/// The key by which peers read and write a part. There is one from the first time
-/// on that it is asked for.
+/// The key by which peers read and write a part, and the address at which that
+/// begins. There is one from the first time on that it is asked for.
 ///
 /// # Safety
 ///
 /// See the head of the header.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dmb_part_key(pool: *const Pool, part: *const Part, key: *mut Key) -> i32 {
+pub unsafe extern "C" fn dmb_part_key(
+    pool: *const Pool,
+    part: *const Part,
+    key: *mut Key,
+    address: *mut u64,
+) -> i32 {
     // SAFETY: As the caller guarantees.
     let (pool, part) = unsafe { (&*pool, &*part) };
     let mut there = lock(&part.key);
@@ -284,7 +289,10 @@ pub unsafe extern "C" fn dmb_part_key(pool: *const Pool, part: *const Part, key:
         }
     };
     // SAFETY: As the caller guarantees.
-    unsafe { key.write(Key { bytes: made.0 }) };
+    unsafe {
+        key.write(Key { bytes: made.0 });
+        address.write(part.address as u64);
+    }
     0
 }
 

@@ -23,14 +23,22 @@ use crate::protocol::Refused;
 /// Events that are taken before it is another's turn.
 const TURN: usize = 64;
 
+/// Whose an end is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The program's, which has connected it.
+    Program,
+    /// The peer's, which has, and is served.
+    Peer,
+    /// Nobody's any more.
+    Nobody,
+}
+
 /// An end whose connections are made.
 #[derive(Debug)]
 pub(super) struct Member<T> {
     endpoint: Endpoint,
-    /// Whether the program has made it, and has not let go of it.
-    is_own: bool,
-    /// Whether the program is told what the peer tells, as long as it has not.
-    hears: bool,
+    owner: Owner,
     is_open: bool,
     is_over: bool,
     is_fenced: bool,
@@ -57,11 +65,10 @@ struct Flush<T> {
 }
 
 impl<T> Member<T> {
-    pub(super) fn new(endpoint: Endpoint, is_own: bool) -> Self {
+    pub(super) fn new(endpoint: Endpoint, owner: Owner) -> Self {
         Self {
             endpoint,
-            is_own,
-            hears: true,
+            owner,
             is_open: false,
             is_over: false,
             is_fenced: false,
@@ -154,12 +161,12 @@ impl<T> Member<T> {
         self.is_fenced = self.has_requests();
     }
 
-    /// Ends the connection; gives something that was under way.
+    /// Gives something that is under way, which it ends with the connection.
     pub(super) fn cancel(&mut self) -> Option<Done<T>> {
-        self.endpoint.abort();
-        let end = self.endpoint.end().unwrap_or(End::Gone);
         let request = self.requests.pop_first().map(|(_, request)| request.token);
         let token = request.or_else(|| self.flushes.pop_front().map(|flush| flush.token))?;
+        self.endpoint.abort();
+        let end = self.endpoint.end().unwrap_or(End::Gone);
         Some(Done {
             token,
             result: Err(Failure::Over(end)),
@@ -167,13 +174,16 @@ impl<T> Member<T> {
         })
     }
 
-    /// The program wants nothing of it any more.
-    pub(super) fn leave(&mut self) {
-        self.is_own = false;
-        self.hears = false;
+    /// Nobody wants anything of it any more; says whether somebody did.
+    pub(super) fn leave(&mut self) -> bool {
         self.endpoint.close();
         self.requests.clear();
         self.flushes.clear();
+        std::mem::replace(&mut self.owner, Owner::Nobody) != Owner::Nobody
+    }
+
+    pub(super) fn is_served(&self) -> bool {
+        self.owner == Owner::Peer
     }
 
     /// Whether it was not among those that are looked at next, where it belongs now.
@@ -206,13 +216,13 @@ impl<T> Member<T> {
             };
             match event {
                 Event::Done { id, result } => self.done(id, result, &mut tell),
-                Event::Note(note) if self.hears => tell(What::Note(note)),
+                Event::Note(note) if self.owner != Owner::Nobody => tell(What::Note(note)),
                 Event::Note(_) => (),
                 Event::Closing => self.endpoint.close(),
                 Event::Over(end) => self.end(end, &mut tell),
             }
         }
-        if self.is_own && !self.is_open && self.endpoint.is_open() {
+        if self.owner == Owner::Program && !self.is_open && self.endpoint.is_open() {
             self.is_open = true;
             tell(What::Open);
         }
@@ -258,7 +268,7 @@ impl<T> Member<T> {
         while let Some((&id, _)) = self.requests.first_key_value() {
             self.done(id, Err(Failure::Over(end)), tell);
         }
-        if self.is_own && !self.is_over {
+        if self.owner == Owner::Program && !self.is_over {
             tell(What::Over(Why::Ended(end)));
         }
         self.is_over = true;

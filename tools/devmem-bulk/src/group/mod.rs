@@ -45,6 +45,7 @@ use nix::sys::socket::AddressFamily;
 
 use self::connecting::Connecting;
 use self::member::Member;
+use self::member::Owner;
 use self::server::Made;
 use self::server::PATIENCE;
 use self::server::Server;
@@ -259,6 +260,15 @@ impl<T> Group<T> {
         self.member(end).is_some_and(Member::has_requests)
     }
 
+    /// Whether anybody who has connected is served, or is about to be.
+    pub fn is_serving(&self) -> bool {
+        let is_served = |place: &Place<T>| match place {
+            Place::Made(member) => member.is_served(),
+            Place::Connecting(_) => false,
+        };
+        self.members.values().any(is_served) || self.server.as_ref().is_some_and(Server::is_asked)
+    }
+
     /// Whether any request of this side is under way, or not all was told of it.
     pub fn has_requests(&self) -> bool {
         let of_ends = self.members.values().any(|place| match place {
@@ -269,8 +279,8 @@ impl<T> Group<T> {
         of_ends || self.events.iter().any(is_done)
     }
 
-    /// Ends a connection at once. Gives what was under way, one by one, also what is over and was not told of. After that,
-    /// and the last one, there is nothing more of this end.
+    /// Ends a connection: at once if something is under way. Gives that, one by one, also what is over and was not told of.
+    /// After the last one there is nothing more of this end.
     pub fn cancel(&mut self, end: EndId) -> Option<Done<T>> {
         let told = |event: &Happened<T>| event.end == end;
         while let Some(at) = self.events.iter().position(told) {
@@ -278,36 +288,31 @@ impl<T> Group<T> {
                 return Some(done);
             }
         }
-        match self.members.get_mut(&end.0) {
-            Some(Place::Made(member)) => {
-                let left = member.cancel();
-                if left.is_none() {
-                    self.leave(end);
-                }
-                left
-            }
-            Some(Place::Connecting(_)) => {
-                self.members.remove(&end.0);
-                None
-            }
-            None => None,
+        let left = match self.members.get_mut(&end.0) {
+            Some(Place::Made(member)) => member.cancel(),
+            _ => None,
+        };
+        if left.is_none() {
+            self.leave(end);
         }
+        left
     }
 
     /// Lets go of an end. The peer is told that there will be no more requests; what is under way goes on, and nobody hears of
     /// it.
     pub fn leave(&mut self, end: EndId) {
         self.events.retain(|event| event.end != end);
-        match self.members.get_mut(&end.0) {
-            Some(Place::Made(member)) => {
-                member.leave();
-                self.leaving.push((end.0, Instant::now() + FAREWELL));
-                self.ready.push_back(end.0);
-            }
+        let is_left = match self.members.get_mut(&end.0) {
+            Some(Place::Made(member)) => member.leave(),
             Some(Place::Connecting(_)) => {
                 self.members.remove(&end.0);
+                false
             }
-            None => (),
+            None => false,
+        };
+        if is_left {
+            self.leaving.push((end.0, Instant::now() + FAREWELL));
+            self.ready.push_back(end.0);
         }
     }
 
@@ -425,7 +430,7 @@ impl<T> Group<T> {
         for made in server.go_on(&self.epoll) {
             let id = self.next;
             self.next += 1;
-            match self.made(id, made, false) {
+            match self.made(id, made, Owner::Peer) {
                 Ok(member) => {
                     self.members.insert(id, Place::Made(member));
                     self.ready.push_back(id);
@@ -435,12 +440,12 @@ impl<T> Group<T> {
         }
     }
 
-    fn made(&self, id: u64, (control, lanes): Made, is_own: bool) -> io::Result<Box<Member<T>>> {
+    fn made(&self, id: u64, (control, lanes): Made, owner: Owner) -> io::Result<Box<Member<T>>> {
         let options = self.parts.options(lanes.len());
         let endpoint = Endpoint::new(control, lanes, options)?;
         self.epoll
             .add(&endpoint, EpollEvent::new(EpollFlags::EPOLLIN, id))?;
-        Ok(Box::new(Member::new(endpoint, is_own)))
+        Ok(Box::new(Member::new(endpoint, owner)))
     }
 
     /// Something may have happened to an end.
@@ -471,7 +476,7 @@ impl<T> Group<T> {
         };
         let made = connecting
             .take(&self.epoll)
-            .and_then(|made| self.made(id, made, true));
+            .and_then(|made| self.made(id, made, Owner::Program));
         match made {
             Ok(member) => {
                 self.members.insert(id, Place::Made(member));

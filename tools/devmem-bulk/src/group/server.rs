@@ -168,6 +168,11 @@ impl Server {
         lanes.collect()
     }
 
+    /// Whether somebody is about to be served.
+    pub(super) fn is_asked(&self) -> bool {
+        !self.callers.is_empty()
+    }
+
     /// How many control connections, and lanes, wait for something.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> (usize, usize) {
