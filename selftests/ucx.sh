@@ -126,6 +126,20 @@ endpoints_that_come_and_go() { check many; }
 killed_peer() { killed=1 check killed; }
 flush_of_an_endpoint_closed_by_force() { check forced; }
 
+# A worker whose port for lanes is another one's goes on without it. That is so where both are on one machine.
+options_of_another_worker()
+{
+	UCX_DEVMEM_LANE_PORT=5302 check data 2>&1 | tee "$said"
+	grep -q 'lands in host memory: UCX_DEVMEM_LANE_PORT' "$said" && grep -q '67108864 bytes: put, got, sent' "$said"
+}
+
+# UCX of another version is left alone.
+another_version()
+{
+	preload="$dir/libother_version.so $dir/libuct_devmem.so.0" ucx ucx_info -d 2>&1 | tee "$said" | grep devmem
+	grep -q 'this is not UCX 1.13.1' "$said" && ! grep -q 'Component: devmem' "$said"
+}
+
 # By hand, as no end of ours would say it. Nothing else of UCX listens there.
 lane_named_twice() { UCX_TLS=devmem UCX_DEVMEM_LANE_PORT=5301 check twice; }
 
@@ -157,11 +171,15 @@ tests=(
 	info no_device put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
 	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous
 	data data_in_ordinary_memory data_by_four_lanes endpoints_that_come_and_go killed_peer
-	flush_of_an_endpoint_closed_by_force lane_named_twice
+	flush_of_an_endpoint_closed_by_force lane_named_twice another_version
 	killed_peer_of_uct loaded_by_the_program
 )
-# Between two machines, as it were.
-[ -z "${SERVER:-}" ] || tests+=(data_by_any_device)
+# Between two machines, as it were, or on one.
+if [ -n "${SERVER:-}" ]; then
+	tests+=(data_by_any_device)
+else
+	tests+=(options_of_another_worker)
+fi
 [ -z "${LANDING:-}" ] || tests+=(data_that_lands)
 [ -z "${TESTS:-}" ] || read -r -a tests <<<"$TESTS"
 

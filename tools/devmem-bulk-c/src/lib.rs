@@ -5,6 +5,8 @@
 //! What C gets are pointers to boxes. All that can be wrong with them is for the caller to see to.
 
 mod group;
+#[cfg(test)]
+mod group_tests;
 mod pool;
 
 use std::ffi::c_void;
