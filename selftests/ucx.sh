@@ -95,7 +95,7 @@ info()
 # In a namespace in which no device is up.
 no_device()
 {
-	ucx unshare -n env -u UCX_DEVMEM_COPY ucx_info -d 2>&1 | tee "$said" | grep -A9 'devmem$'
+	ucx unshare -rn env -u UCX_DEVMEM_COPY ucx_info -d 2>&1 | tee "$said" | grep -A9 'devmem$'
 	grep -q 'no device can send from device memory (none is up)' "$said"
 }
 

@@ -141,6 +141,9 @@ static ucs_status_t uct_devmem_zcopy(uct_ep_h tl_ep, int is_put,
 {
 	const struct dmb_remote remote = uct_devmem_remote(address, rkey);
 	struct uct_devmem_ep *ep = uct_devmem_ep(tl_ep);
+	struct dmb_group *group = uct_devmem_iface_of(ep)->group;
+	uintptr_t here;
+	int ret;
 
 	UCT_CHECK_IOV_SIZE(iovcnt, 1UL, "zcopy");
 	if (!iovcnt || !uct_iov_get_length(iov))
@@ -149,9 +152,14 @@ static ucs_status_t uct_devmem_zcopy(uct_ep_h tl_ep, int is_put,
 		return UCS_ERR_UNSUPPORTED;
 	if (ep->status != UCS_OK)
 		return ep->status;
-	return uct_devmem_asked((is_put ? dmb_group_put : dmb_group_get)(
-		uct_devmem_iface_of(ep)->group, ep->end, iov->memh,
-		(uintptr_t)iov->buffer, iov->length, &remote, comp));
+	here = (uintptr_t)iov->buffer;
+	if (is_put)
+		ret = dmb_group_put(group, ep->end, iov->memh, here, iov->length,
+				    &remote, comp);
+	else
+		ret = dmb_group_get(group, ep->end, iov->memh, here, iov->length,
+				    &remote, comp);
+	return uct_devmem_asked(ret);
 }
 
 static ucs_status_t uct_devmem_ep_put_zcopy(uct_ep_h tl_ep, const uct_iov_t *iov,
@@ -174,14 +182,13 @@ static ssize_t uct_devmem_put(struct uct_devmem_ep *ep, const void *from,
 			      size_t length, uint64_t address, uct_rkey_t rkey)
 {
 	const struct dmb_remote remote = uct_devmem_remote(address, rkey);
-	ucs_status_t status;
+	int ret;
 
 	if (!length)
 		return 0;
-	status = uct_devmem_asked(dmb_group_put_bytes(
-		uct_devmem_iface_of(ep)->group, ep->end, from, length, &remote,
-		NULL));
-	return status == UCS_INPROGRESS ? length : status;
+	ret = dmb_group_put_bytes(uct_devmem_iface_of(ep)->group, ep->end, from,
+				  length, &remote, NULL);
+	return ret ? uct_devmem_asked(ret) : length;
 }
 
 static ssize_t uct_devmem_ep_put_bcopy(uct_ep_h tl_ep, uct_pack_callback_t pack,
@@ -222,7 +229,7 @@ static ucs_status_t uct_devmem_ep_get_bcopy(uct_ep_h tl_ep,
 	const struct dmb_remote remote = uct_devmem_remote(address, rkey);
 	struct uct_devmem_ep *ep = uct_devmem_ep(tl_ep);
 	struct uct_devmem_get *get;
-	ucs_status_t status;
+	int ret;
 
 	UCT_CHECK_LENGTH(length, 0, UCT_DEVMEM_COPIED, "get_bcopy");
 	if (!length)
@@ -235,11 +242,11 @@ static ucs_status_t uct_devmem_ep_get_bcopy(uct_ep_h tl_ep,
 	*get = (struct uct_devmem_get) {
 		.comp = comp, .unpack = unpack, .arg = arg, .length = length,
 	};
-	status = uct_devmem_asked(dmb_group_get_bytes(
-		uct_devmem_iface_of(ep)->group, ep->end, length, &remote, get));
-	if (status != UCS_INPROGRESS)
+	ret = dmb_group_get_bytes(uct_devmem_iface_of(ep)->group, ep->end, length,
+				  &remote, get);
+	if (ret)
 		ucs_free(get);
-	return status;
+	return uct_devmem_asked(ret);
 }
 
 /* Ends the connection, and all that is under way; orderly, if that is nothing. */

@@ -10,12 +10,12 @@
 #include "config.h"
 
 #include <arpa/inet.h>
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
+#include <ucp/api/ucp.h>
 #include <ucs/async/async.h>
 #include <ucs/debug/memtrack_int.h>
 #include <ucs/sys/sock.h>
@@ -426,12 +426,14 @@ static UCT_TL_DEFINE_ENTRY(&uct_devmem_component, devmem,
 			   uct_devmem_iface_config_table,
 			   struct uct_devmem_iface_config);
 
+/* Programs of UCT alone need not have it. */
+#pragma weak ucp_get_version_string
+
 /* Other versions have other tables, and the same name of the library. */
 static int uct_devmem_fits(void)
 {
-	const char *(*version)(void) = dlsym(RTLD_DEFAULT, "ucp_get_version_string");
-
-	return !version || !strcmp(version(), UCX_VERSION);
+	return !ucp_get_version_string ||
+	       !strcmp(ucp_get_version_string(), UCX_VERSION);
 }
 
 /* When the library is loaded, and when it is unloaded. */
