@@ -5,9 +5,37 @@
 //! A [`Group`] listens at an address, and serves whoever connects to it; by ends that it [connects](Group::connect) itself
 //! the program puts and gets. One descriptor tells that something is to be done, and nothing but [`Group::wait`] and
 //! [`Group::close`] waits.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (key, there) = (devmem_bulk::Key([0; 16]), "192.0.2.1".parse()?);
+//! use std::time::Duration;
+//!
+//! use devmem_bulk::group::{Address, Group, Parts, What};
+//! use devmem_bulk::Registry;
+//!
+//! let parts = Parts { registry: Registry::new()?, landing: None };
+//! let mut group = Group::new("192.0.2.2".parse()?, 0, parts)?;
+//! let end = group.connect(Address { ip: there, control: 5201, lanes: 5202 }, 1)?;
+//! while let Some(happened) = group.wait(None)? {
+//!     match happened.what {
+//!         What::Open => group.put_bytes(end, b"hello", (key, 0), "greeting").map_err(|why| format!("{why:?}"))?,
+//!         What::Done(done) => println!("{}: {:?}", done.token, done.result),
+//!         What::Note(_) => (),
+//!         What::Over(why) => return Err(format!("{why:?}").into()),
+//!     }
+//!     if !group.has_requests() {
+//!         break;
+//!     }
+//! }
+//! group.close(Duration::from_secs(1));
+//! # Ok(())
+//! # }
+//! ```
 
 mod connecting;
 mod member;
+mod requests;
 mod server;
 mod terms;
 #[cfg(test)]
@@ -31,7 +59,6 @@ use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -50,10 +77,6 @@ use self::server::Made;
 use self::server::PATIENCE;
 use self::server::Server;
 use crate::endpoint::Endpoint;
-use crate::memory::Memory;
-use crate::protocol;
-use crate::protocol::Key;
-use crate::protocol::Refused;
 use crate::protocol::wire::MAX_LANES;
 
 /// Events of the system that are taken at once.
@@ -163,103 +186,6 @@ impl<T> Group<T> {
         Ok(EndId(id))
     }
 
-    /// Puts `len` bytes from `from` of a memory on to `to` of what `key` names. [`What::Done`] has the token when that is
-    /// over.
-    ///
-    /// # Errors
-    ///
-    /// Why it cannot be tried: [`Refused::Busy`] if it can be later.
-    pub fn put(
-        &mut self,
-        end: EndId,
-        (memory, from): (&Arc<Memory>, u64),
-        len: u64,
-        (key, to): (Key, u64),
-        token: T,
-    ) -> Result<(), Refused> {
-        self.request(end, |member| {
-            member.put((memory, from), len, (key, to), token)
-        })
-    }
-
-    /// Gets `len` bytes from `from` on of what `key` names to `to` of a memory. [`What::Done`] has the token when that is
-    /// over.
-    ///
-    /// # Errors
-    ///
-    /// As of [`put`](Self::put).
-    pub fn get(
-        &mut self,
-        end: EndId,
-        (memory, to): (&Arc<Memory>, u64),
-        len: u64,
-        (key, from): (Key, u64),
-        token: T,
-    ) -> Result<(), Refused> {
-        self.request(end, |member| {
-            member.get((memory, to), len, (key, from), token)
-        })
-    }
-
-    /// Puts bytes that are copied at once.
-    ///
-    /// # Errors
-    ///
-    /// As of [`put`](Self::put).
-    pub fn put_bytes(
-        &mut self,
-        end: EndId,
-        bytes: &[u8],
-        (key, to): (Key, u64),
-        token: T,
-    ) -> Result<(), Refused> {
-        self.request(end, |member| member.put_bytes(bytes, (key, to), token))
-    }
-
-    /// Gets `len` bytes, which [`Done::bytes`] has then.
-    ///
-    /// # Errors
-    ///
-    /// As of [`put`](Self::put).
-    pub fn get_bytes(
-        &mut self,
-        end: EndId,
-        len: usize,
-        (key, from): (Key, u64),
-        token: T,
-    ) -> Result<(), Refused> {
-        self.request(end, |member| member.get_bytes(len, (key, from), token))
-    }
-
-    /// Whether one request more could be made now.
-    pub fn has_room(&self, end: EndId) -> bool {
-        self.member(end).is_some_and(Member::has_room)
-    }
-
-    /// Has [`What::Done`] tell when all that was asked for before is over. Gives the token back if nothing is under way.
-    ///
-    /// # Errors
-    ///
-    /// That token.
-    pub fn flush(&mut self, end: EndId, token: T) -> Result<(), T> {
-        match self.members.get_mut(&end.0) {
-            Some(Place::Made(member)) => member.flush(token),
-            _ => Err(token),
-        }
-    }
-
-    /// Has requests wait, for [room](Self::has_room), until all that was asked for before is over.
-    pub fn fence(&mut self, end: EndId) {
-        if let Some(Place::Made(member)) = self.members.get_mut(&end.0) {
-            member.fence();
-        }
-    }
-
-    /// Whether requests of this end are under way.
-    pub fn is_asking(&self, end: EndId) -> bool {
-        self.member(end).is_some_and(Member::has_requests)
-    }
-
     /// Whether anybody who has connected is served, or is about to be.
     pub fn is_serving(&self) -> bool {
         let is_served = |place: &Place<T>| match place {
@@ -267,16 +193,6 @@ impl<T> Group<T> {
             Place::Connecting(_) => false,
         };
         self.members.values().any(is_served) || self.server.as_ref().is_some_and(Server::is_asked)
-    }
-
-    /// Whether any request of this side is under way, or not all was told of it.
-    pub fn has_requests(&self) -> bool {
-        let of_ends = self.members.values().any(|place| match place {
-            Place::Made(member) => member.has_requests(),
-            Place::Connecting(_) => false,
-        });
-        let is_done = |event: &Happened<T>| matches!(event.what, What::Done(_));
-        of_ends || self.events.iter().any(is_done)
     }
 
     /// Ends a connection: at once if something is under way. Gives that, one by one, also what is over and was not told of.
@@ -359,32 +275,6 @@ impl<T> Group<T> {
         self.events.clear();
         self.ready.clear();
         self.leaving.clear();
-    }
-
-    fn member(&self, end: EndId) -> Option<&Member<T>> {
-        match self.members.get(&end.0) {
-            Some(Place::Made(member)) => Some(member),
-            _ => None,
-        }
-    }
-
-    /// Makes a request of an end, and has it looked at.
-    fn request(
-        &mut self,
-        end: EndId,
-        ask: impl FnOnce(&mut Member<T>) -> Result<(), Refused>,
-    ) -> Result<(), Refused> {
-        match self.members.get_mut(&end.0) {
-            Some(Place::Made(member)) => {
-                ask(member)?;
-                if member.is_to_be_looked_at() {
-                    self.ready.push_back(end.0);
-                }
-                Ok(())
-            }
-            Some(Place::Connecting(_)) => Err(Refused::Busy),
-            None => Err(Refused::Over(protocol::End::Gone)),
-        }
     }
 
     /// Does what can be done, or waits until there is something.

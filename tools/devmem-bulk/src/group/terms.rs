@@ -43,7 +43,7 @@ pub struct Happened<T> {
 pub enum What<T> {
     /// The peer has said hello: there is room for requests.
     Open,
-    /// A request is over, or all that a [flush](Group::flush) is about.
+    /// A request is over, or all that a [flush](super::Group::flush) is about.
     Done(Done<T>),
     /// The peer of an end tells something. It may be one that connected.
     Note([u8; NOTE]),
@@ -58,7 +58,7 @@ pub struct Done<T> {
     pub token: T,
     /// Whether it went well; of a flush, what the first one failed for that did.
     pub result: Result<(), Failure>,
-    /// What was got, if it was [got as bytes](Group::get_bytes).
+    /// What was got, if it was [got as bytes](super::Group::get_bytes).
     pub bytes: Option<Vec<u8>>,
 }
 

@@ -7,12 +7,16 @@ use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::sync::Arc;
 
 use devmem::HostMemory;
 
 use crate::connect::MAGIC;
+use crate::memory::Memory;
 use crate::protocol::End;
 use crate::protocol::Failure;
+use crate::protocol::Key;
+use crate::protocol::Refused;
 use crate::protocol::Rights;
 use crate::protocol::Status;
 use crate::registry::Registry;
