@@ -15,8 +15,8 @@ read -r -a server <<<"${SERVER:-}"
 read -r -a client <<<"${CLIENT:-}"
 port=13340
 limit=${LIMIT:-120}
-log=$(mktemp) said=$(mktemp)
-trap 'rm -f "$log" "$said"' EXIT
+log=$(mktemp) said=$(mktemp) agent=$(mktemp)
+trap 'rm -f "$log" "$said" "$agent"' EXIT
 
 # UCX's own messages: only what is wrong.
 export UCX_TLS=devmem,tcp UCX_ALLOC_PRIO=md:devmem,mmap UCX_WARN_UNUSED_ENV_VARS=n
@@ -73,10 +73,10 @@ perf()
 		ucx_perftest "$address" -x devmem -d "$device" "$@" "${options[@]}"
 }
 
-# protocol TEST SIZE: UCP's.
+# protocol TEST SIZE [OPTION...]: UCP's.
 protocol()
 {
-	local -a options=(-t "$1" -s "$2" -n 50 -w 5 -p "$port" -f)
+	local -a options=(-t "$1" -s "$2" "${@:3}" -n 50 -w 5 -p "$port" -f)
 
 	both ucx_perftest "${options[@]}" -- ucx_perftest "$address" "${options[@]}"
 }
@@ -110,6 +110,8 @@ ucp_put_lat() { protocol ucp_put_lat 8; }
 ucp_get() { protocol ucp_get 1048576; }
 tag_bw() { protocol tag_bw 1048576; }
 tag_lat() { protocol tag_lat 65536; }
+serialized_threads() { protocol ucp_put_bw 1048576 -M serialized; }
+threads_at_once() { protocol ucp_put_bw 1048576 -M multi -T 2; }
 stream_bw() { protocol stream_bw 1048576; }
 
 # Rendezvous of UCP is by the transport, and its own messages are not.
@@ -140,6 +142,34 @@ another_version()
 	grep -q 'this is not UCX 1.13.1' "$said" && ! grep -q 'Component: devmem' "$said"
 }
 
+# mpi RANKS: Open MPI's, one half of them with the server, the other one with the client. What is large goes by the
+# transport.
+mpi()
+{
+	local lib=$dir/lib half=$(($1 / 2))
+	local -a options=(--allow-run-as-root --bind-to none --mca btl '^openib,ofi' --mca oob_tcp_if_include "$device")
+	local -a moved=(OPAL_PREFIX="$dir/usr" OPAL_LIBDIR="$lib" OPAL_PKGLIBDIR="$lib/openmpi/lib/openmpi3"
+		OPAL_DATADIR="$dir/usr/share" PMIX_MCA_pcompress_base_silence_warning=1)
+
+	# It has no other hardware in mind.
+	options+=(--mca pml ucx --mca pml_ucx_tls any --mca pml_ucx_devices any)
+	if [ -n "${SERVER:-}" ]; then
+		# mpirun starts by this what is to run elsewhere, of which it has a name.
+		printf '#!/bin/bash\nshift\nexec %s bash -c "$*"\n' "${client[*]}" >"$agent"
+		chmod +x "$agent"
+		options+=(--host "$address:$half,elsewhere:$half" --mca plm_rsh_agent "$agent"
+			--mca orte_launch_agent "$dir/usr/bin/orted")
+	else
+		options+=(--oversubscribe)
+	fi
+	ucx "${server[@]}" env "${moved[@]}" UCX_LOG_LEVEL=info "$dir/usr/bin/mpirun.openmpi" -np "$1" "${options[@]}" \
+		"$dir/bin/mpi_check" 2>&1 | tee "$said"
+	[ "$(grep -c 'all is as it was sent' "$said")" = "$1" ] && grep -q "tag(tcp/$device devmem/$device)" "$said"
+}
+
+mpi_of_two() { mpi 2; }
+mpi_of_four() { mpi 4; }
+
 # By hand, as no end of ours would say it. Nothing else of UCX listens there.
 lane_named_twice() { UCX_TLS=devmem UCX_DEVMEM_LANE_PORT=5301 check twice; }
 
@@ -169,10 +199,10 @@ data_that_lands()
 
 tests=(
 	info no_device put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
-	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous
+	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous serialized_threads threads_at_once
 	data data_in_ordinary_memory data_by_four_lanes endpoints_that_come_and_go killed_peer
 	flush_of_an_endpoint_closed_by_force lane_named_twice another_version
-	killed_peer_of_uct loaded_by_the_program
+	killed_peer_of_uct loaded_by_the_program mpi_of_two mpi_of_four
 )
 # Between two machines, as it were, or on one.
 if [ -n "${SERVER:-}" ]; then
