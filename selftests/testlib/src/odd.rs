@@ -27,6 +27,7 @@ const MOVES: u32 = 16;
 const FENCE: u32 = 32;
 const NO_ROOM: u32 = 64;
 const MOVES_TO_PIN: u32 = 128;
+const CPU: u32 = 256;
 
 /// An entry of a scatterlist.
 #[repr(C)]
@@ -71,6 +72,14 @@ pub struct DmaBufState {
     pub moves: u32,
     /// Whether somebody wrote to the memory after the last one unmapped it.
     pub written: u32,
+    /// How often the CPU may look at it at the moment.
+    pub cpu_accesses: u32,
+    /// How often the CPU has it mapped at the moment.
+    pub cpu_mappings: u32,
+    /// How often that was done.
+    pub cpu_mapped: u32,
+    /// Whether it was taken back.
+    pub revoked: u32,
 }
 
 mod ioctls {
@@ -198,6 +207,11 @@ impl Shape {
     /// The kernel has something to do with the memory, until [`OddDmaBuf::signal`].
     pub fn with_fence(self) -> Self {
         self.flag(FENCE)
+    }
+
+    /// The CPU can look at it, which is memory of one segment.
+    pub fn for_the_cpu(self) -> Self {
+        self.flag(CPU)
     }
 
     /// Makes it of nothing: no device may touch it.
