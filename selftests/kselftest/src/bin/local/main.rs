@@ -3,6 +3,7 @@
 //! Device memory between processes of one machine: what is sent from local bindings, by lo, netkit and veth, and by channels,
 //! which need none.
 
+mod copied;
 mod passed;
 
 use std::io;
@@ -279,40 +280,6 @@ fn the_reader_goes() -> Outcome {
     completions.wait(&connection.tx, 2)?;
     assert!(!completions.copied);
     drop(pair);
-    Ok(())
-}
-
-/// A reader that knows nothing of device memory gets what is in host memory, and fails at what is not. That stays, for
-/// one that does.
-fn an_ordinary_reader() -> Outcome {
-    const HEAD: usize = 1000;
-    const BODY: usize = 70_000;
-    for joint in Joint::ALL {
-        let bench = Sending::local(joint)?;
-        let map = bench.memory.map()?;
-        let mut tx = &bench.connection.tx;
-        let body = [extent(HEAD as u64, BODY as u64)];
-        let tail = (HEAD + BODY) as u64;
-        tx.write_all(traffic::bytes(0, HEAD))?;
-        bench.sends(&bench.call(&body));
-        tx.write_all(traffic::bytes(tail, HEAD))?;
-        wait_received(&bench.connection.rx, tail + HEAD as u64);
-
-        let mut probe = probe(&bench, &map);
-        let ordinary = Call::ordinary(ALL);
-        probe.call(&ordinary).assert_plain(0, HEAD);
-        for flags in [0, libc::MSG_PEEK, libc::MSG_DONTWAIT, libc::MSG_WAITALL] {
-            probe
-                .call(&ordinary.clone().flags(flags))
-                .assert_fails(Errno::EFAULT as i32);
-        }
-        nothing_completes(tx, &mut Completions::default())?;
-        let (got, _) = told(bench.binding.id(), &mut probe, BODY as u64);
-        assert_eq!(got, body, "{joint:?}");
-        probe.call(&ordinary).assert_plain(tail, HEAD);
-        probe.give_back();
-        bench.completes()?;
-    }
     Ok(())
 }
 
@@ -804,7 +771,6 @@ fn main() -> ExitCode {
         a_stream,
         peeked,
         the_reader_goes,
-        an_ordinary_reader,
         any_exporter,
         far_into_the_memory,
         runs,
@@ -823,6 +789,17 @@ fn main() -> ExitCode {
         by_a_leased_queue,
         told_of,
         write_only,
+        copied::an_ordinary_reader,
+        copied::a_copied_stream,
+        copied::before_the_fence,
+        copied::woken_by_the_fence,
+        copied::told_meanwhile,
+        copied::told_apart,
+        copied::that_cannot_be_copied,
+        copied::revoked_meanwhile,
+        copied::ended_before_the_fence,
+        copied::spliced,
+        copied::half_by_another,
         passed::shared_with_another_process,
         passed::a_channel,
         passed::a_channel_in_any_memory,
