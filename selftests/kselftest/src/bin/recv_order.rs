@@ -4,6 +4,7 @@
 
 use std::io;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::process::ExitCode;
 
@@ -275,6 +276,38 @@ fn more_out_of_order_than_a_few_buffers() -> Outcome {
     wait_with_all_buffers(48)
 }
 
+/// A connection has a hole, and another one takes what buffers were left for it, and does not read. The kernel gives up
+/// what waits, so that what is missing gets through.
+fn a_hole_beside_unread_data() -> Outcome {
+    const LEN: usize = 16;
+    let bench = Receiving::new()?;
+    bench.pair.steer(PORT, Receiving::QUEUE)?;
+    let listener = bench.pair.listen(Ip::V4, PORT)?;
+    for socket in [listener.as_fd(), bench.connection.rx.as_fd()] {
+        sockopt::set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
+    }
+    let (peer, socket) = Peer::connect(&bench.pair, &listener)?;
+    let at = |i: u64| segment(i * LEN as u64, LEN);
+    for i in 1..1024 {
+        peer.send(at(i))?;
+    }
+    let rx = &bench.pair.rx;
+    let no_buffer = format!("rx{}_no_buffer", Receiving::QUEUE);
+    let missed = rx.counter(&no_buffer)?;
+    soon("all buffers to be taken", || {
+        bench.start_sending(LEN)?;
+        Ok(rx.counter(&no_buffer)? > missed)
+    });
+
+    let pruned = rx.snmp("TcpExt", "OfoPruned")?;
+    soon("what is missing", || {
+        peer.send(at(0))?;
+        Ok(sockopt::poll(&socket)? != 0)
+    });
+    assert!(rx.snmp("TcpExt", "OfoPruned")? > pruned);
+    Ok(())
+}
+
 /// Bytes that the buffers of an orphan at this port take.
 fn orphan_memory(bench: &Receiving, port: u16) -> io::Result<u64> {
     let filter = format!("-tmn state fin-wait-1 sport = :{port}");
@@ -318,6 +351,7 @@ fn main() -> ExitCode {
         too_much_out_of_order,
         more_out_of_order_than_there_are_buffers,
         more_out_of_order_than_a_few_buffers,
+        a_hole_beside_unread_data,
         closed_out_of_order,
     ])
 }
