@@ -476,7 +476,9 @@ pub unsafe extern "C" fn dmb_close(endpoint: *mut Endpoint) {
 
 /// Waits for an event, no longer than so many milliseconds: for ever if that is
 /// negative. Returns 1 with an event, and 0 if there was none, or will be none
-/// any more. Who does not call it for 30 s may lose the connection.
+/// any more. Who does not call it for 30 s may lose the connection. Nothing wakes
+/// it up but events: a program that waits for something else, too, or has other
+/// threads make requests, calls it for a few milliseconds at a time.
 ///
 /// # Safety
 ///
