@@ -8,8 +8,8 @@
 //! takes, without any I/O.
 //!
 //! ```no_run
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let (ifindex, control, lanes): (_, std::net::TcpListener, std::net::TcpListener) = todo!();
+//! # use std::net::TcpListener;
+//! # fn land(ifindex: u32, control: TcpListener, lanes: TcpListener) -> Result<(), Box<dyn std::error::Error>> {
 //! use std::time::Duration;
 //!
 //! use devmem::{BindRx, DmaBuf};
