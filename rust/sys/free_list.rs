@@ -189,10 +189,9 @@ where
         room == 0 && self.exhaust(queue, now)
     }
 
-    /// How many net_iovs `queue` may have now, and keep: without those that it would have to give back when others
-    /// ask for them.
-    pub(crate) fn own_room(&self, queue: Option<usize>) -> usize {
-        self.shares.own_room(queue, self.free())
+    /// How many net_iovs `queue` may have now, and keep: without those that it would have to give back to others.
+    pub(crate) fn lasting_room(&self, queue: Option<usize>) -> usize {
+        self.shares.lasting_room(queue, self.free())
     }
 
     #[cold]

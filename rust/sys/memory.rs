@@ -417,7 +417,7 @@ impl RxBuffers {
         });
     }
 
-    /// How many buffers a page pool may have now, besides those that it has, and without borrowing any. Not in hard
+    /// How many buffers a page pool may have now, besides those that it has, and keep for a while. Not in hard
     /// interrupts.
     ///
     /// # Safety
@@ -427,7 +427,7 @@ impl RxBuffers {
         // SAFETY: By the requirements of this function.
         let account = unsafe { self.account(pool) };
 
-        self.free.lock().list().own_room(account)
+        self.free.lock().list().lasting_room(account)
     }
 
     #[inline]

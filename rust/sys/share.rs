@@ -160,12 +160,18 @@ impl<A: DerefMut<Target = [Account]>> Shares<A> {
             .max(free.saturating_sub(others))
     }
 
-    /// How many of `free` net_iovs a queue may have now without borrowing what others may want back.
-    pub(crate) fn own_room(&self, queue: Option<usize>, free: usize) -> usize {
+    /// How many of `free` net_iovs a queue may have now and keep for a while. What it would borrow counts as long as no
+    /// other queue asks in vain.
+    pub(crate) fn lasting_room(&self, queue: Option<usize>, free: usize) -> usize {
+        let room = self.room(queue, free);
         let account = queue.and_then(|queue| self.accounts.get(queue));
+        let starving = account.is_some_and(|account| account.is_starving);
+        if self.starving == usize::from(starving) {
+            return room;
+        }
         let left = account.map_or(free, |account| self.share.saturating_sub(account.taken));
 
-        self.room(queue, free).min(left)
+        room.min(left)
     }
 
     /// A queue took so many.

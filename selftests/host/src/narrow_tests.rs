@@ -351,7 +351,7 @@ fn shares_as_long_as_an_index_goes() {
                 let _ = list.put(back, Some(queue), || 0);
                 list.starts(Some(queue));
                 assert_eq!(list.gives_back(queue), size < queues);
-                assert!(list.own_room(Some(queue)) <= size.div_ceil(queues));
+                assert!(list.lasting_room(Some(queue)) <= size - list.in_use());
                 let _ = list.gives_up(queue, || 0);
                 let _ = list.stops(queue, false, || 0);
             }

@@ -455,7 +455,7 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
         let needs = |of: usize| kept(&known[of]).saturating_sub(taken[of]);
         match step {
             Step::Take(queue, most) => {
-                let own = binding.list.own_room(Some(queue));
+                let lasting = binding.list.lasting_room(Some(queue));
                 let (got, _) = binding.ask(queue, most);
                 let others: usize = (0..queues).filter(|&of| of != queue).map(needs).sum();
                 let has = taken[queue] + got;
@@ -465,8 +465,13 @@ fn check_steps(buffers: usize, queues: usize, steps: &[Step]) {
                     "{steps:?}"
                 );
                 let left = share.saturating_sub(taken[queue]).min(free);
-                assert!(own <= left, "it is not borrowed: {steps:?}");
-                assert!(own == 0 || most == 0 || got > 0, "it is there: {steps:?}");
+                let wanted = (0..queues).any(|of| of != queue && known[of].is_starving);
+                assert!(!wanted || lasting <= left, "it is not borrowed: {steps:?}");
+                assert!(wanted || got <= lasting, "it is there: {steps:?}");
+                assert!(
+                    lasting == 0 || most == 0 || got > 0,
+                    "it is there: {steps:?}"
+                );
                 if free > 0 && buffers >= queues {
                     assert!(got > 0 || taken[queue] >= least, "{steps:?}");
                     assert!(got > 0 || free <= others, "{steps:?}");
