@@ -17,6 +17,7 @@ use devmem_testlib::peer::segment;
 use devmem_testlib::probe::Call;
 use devmem_testlib::probe::soon;
 use devmem_testlib::probe::wait_received;
+use devmem_testlib::report::Stop;
 use devmem_testlib::runner;
 use devmem_testlib::sockopt;
 use devmem_testlib::tests;
@@ -275,6 +276,41 @@ fn more_out_of_order_than_a_few_buffers() -> Outcome {
     wait_with_all_buffers(48)
 }
 
+/// A connection has a hole, and another one takes what buffers were left for it, and is not read. The kernel gives up
+/// what waits, so that what is missing gets through.
+fn a_hole_beside_unread_data() -> Outcome {
+    const BUFFERS: u64 = 1024;
+    const WAITING: u64 = 8;
+    const LEN: usize = 16;
+    let bench = Receiving::into_memory(DmaBuf::udmabuf(BUFFERS as usize * PAGE)?)?;
+    let pair = &bench.pair;
+    let connect = |nth: u32| -> Result<(Peer, TcpStream), Stop> {
+        let port = PORT + nth as u16;
+        pair.steer_nth(nth + 1, port, Receiving::QUEUE)?;
+        let listener = pair.listen(Ip::V4, port)?;
+        sockopt::set(&listener, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
+        Ok(Peer::connect(pair, &listener)?)
+    };
+    let ((waits, waiting), (fills, unread)) = (connect(0)?, connect(1)?);
+    let at = |i: u64| segment(i * LEN as u64, LEN);
+    let pruned = || pair.rx.snmp("TcpExt", "OfoPruned");
+    let before = pruned()?;
+    for i in 1..=WAITING {
+        waits.send(at(i))?;
+    }
+    for i in 0..BUFFERS - WAITING {
+        fills.send(at(i))?;
+    }
+    wait_received(&unread, (BUFFERS - WAITING) * LEN as u64);
+
+    soon("what is missing", || {
+        waits.send(at(0))?;
+        Ok(sockopt::poll(&waiting)? != 0)
+    });
+    assert!(pruned()? > before);
+    Ok(())
+}
+
 /// Bytes that the buffers of an orphan at this port take.
 fn orphan_memory(bench: &Receiving, port: u16) -> io::Result<u64> {
     let filter = format!("-tmn state fin-wait-1 sport = :{port}");
@@ -318,6 +354,7 @@ fn main() -> ExitCode {
         too_much_out_of_order,
         more_out_of_order_than_there_are_buffers,
         more_out_of_order_than_a_few_buffers,
+        a_hole_beside_unread_data,
         closed_out_of_order,
     ])
 }
