@@ -15,6 +15,7 @@ struct seq_file;
 int devmem_test_make_dmabuf(const struct devmem_test_dmabuf *spec);
 int devmem_test_state(struct devmem_test_state *state);
 int devmem_test_signal(int fd);
+int devmem_test_go_on(int fd);
 int devmem_test_move(int fd);
 int devmem_test_revoke(int fd);
 int devmem_test_bench(const struct devmem_test_bench *spec);

@@ -15,6 +15,7 @@
 #include <linux/dma-resv.h>
 #include <linux/fcntl.h>
 #include <linux/gfp.h>
+#include <linux/iosys-map.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/overflow.h>
@@ -228,6 +229,61 @@ static void test_unmap(struct dma_buf_attachment *attachment,
 	wake_up(&test->unmapped);
 }
 
+static int test_begin_cpu_access(struct dma_buf *dmabuf,
+				 enum dma_data_direction direction)
+{
+	struct test_dmabuf *test = dmabuf->priv;
+
+	mutex_lock(&test->lock);
+	test->state.cpu_accesses++;
+	mutex_unlock(&test->lock);
+	return 0;
+}
+
+static int test_end_cpu_access(struct dma_buf *dmabuf,
+			       enum dma_data_direction direction)
+{
+	struct test_dmabuf *test = dmabuf->priv;
+
+	mutex_lock(&test->lock);
+	WARN_ON(!test->state.cpu_accesses);
+	test->state.cpu_accesses--;
+	mutex_unlock(&test->lock);
+	return 0;
+}
+
+/* Nobody looks at what a device still has to do with. */
+static int test_vmap(struct dma_buf *dmabuf, struct iosys_map *map)
+{
+	struct test_dmabuf *test = dmabuf->priv;
+	const struct test_segment *segment = test->segments;
+
+	if (test->revoked)
+		return -ENODEV;
+	if (test->spec.map_error)
+		return -test->spec.map_error;
+	if (WARN_ON(!test->state.cpu_accesses ||
+		    (test->fence && !dma_fence_is_signaled(test->fence))))
+		return -EPERM;
+
+	mutex_lock(&test->lock);
+	test->state.cpu_mappings++;
+	test->state.cpu_mapped++;
+	mutex_unlock(&test->lock);
+	iosys_map_set_vaddr(map, segment->memory + segment->spec.addr);
+	return 0;
+}
+
+static void test_vunmap(struct dma_buf *dmabuf, struct iosys_map *map)
+{
+	struct test_dmabuf *test = dmabuf->priv;
+
+	mutex_lock(&test->lock);
+	WARN_ON(!test->state.cpu_mappings);
+	test->state.cpu_mappings--;
+	mutex_unlock(&test->lock);
+}
+
 static void test_free(struct test_dmabuf *test)
 {
 	unsigned int i;
@@ -299,6 +355,26 @@ static const struct dma_buf_ops test_moving_ops = {
 	.mmap		= test_mmap,
 	.release	= test_release,
 };
+
+static const struct dma_buf_ops test_cpu_ops = {
+	.attach			= test_attach,
+	.detach			= test_detach,
+	.map_dma_buf		= test_map,
+	.unmap_dma_buf		= test_unmap,
+	.begin_cpu_access	= test_begin_cpu_access,
+	.end_cpu_access		= test_end_cpu_access,
+	.mmap			= test_mmap,
+	.vmap			= test_vmap,
+	.vunmap			= test_vunmap,
+	.release		= test_release,
+};
+
+static const struct dma_buf_ops *test_ops_of(const struct devmem_test_dmabuf *spec)
+{
+	if (spec->flags & DEVMEM_TEST_MOVES)
+		return &test_moving_ops;
+	return spec->flags & DEVMEM_TEST_CPU ? &test_cpu_ops : &test_ops;
+}
 
 static const char *test_fence_name(struct dma_fence *fence)
 {
@@ -399,6 +475,9 @@ static struct test_dmabuf *test_new(const struct devmem_test_dmabuf *spec)
 	    spec->map_error < 0 || spec->map_error > MAX_ERRNO ||
 	    spec->pin_error < 0 || spec->pin_error > MAX_ERRNO)
 		return ERR_PTR(-EINVAL);
+	if (spec->flags & DEVMEM_TEST_CPU &&
+	    (!(spec->flags & DEVMEM_TEST_MEMORY) || spec->num_segments != 1))
+		return ERR_PTR(-EINVAL);
 
 	test = kzalloc_obj(*test);
 	if (!test)
@@ -445,7 +524,7 @@ int devmem_test_make_dmabuf(const struct devmem_test_dmabuf *spec)
 	if (IS_ERR(test))
 		return PTR_ERR(test);
 
-	info.ops = spec->flags & DEVMEM_TEST_MOVES ? &test_moving_ops : &test_ops;
+	info.ops = test_ops_of(spec);
 	info.size = spec->size;
 	info.flags = O_RDWR;
 	info.priv = test;
@@ -475,7 +554,7 @@ static struct dma_buf *test_get(int fd)
 
 	if (IS_ERR(dmabuf))
 		return dmabuf;
-	if (dmabuf->ops != &test_ops && dmabuf->ops != &test_moving_ops) {
+	if (dmabuf->ops->release != test_release) {
 		dma_buf_put(dmabuf);
 		return ERR_PTR(-EINVAL);
 	}
@@ -497,6 +576,7 @@ int devmem_test_state(struct devmem_test_state *state)
 	/* Before the first one unmapped it, there is nothing to compare with. */
 	state->written = !state->mapped && test->crc &&
 			 test->crc != memory_crc(test);
+	state->revoked = READ_ONCE(test->revoked);
 	mutex_unlock(&test->lock);
 	state->fd = fd;
 
@@ -519,6 +599,38 @@ int devmem_test_signal(int fd)
 		err = 0;
 	}
 
+	dma_buf_put(dmabuf);
+	return err;
+}
+
+int devmem_test_go_on(int fd)
+{
+	struct dma_buf *dmabuf = test_get(fd);
+	struct dma_fence *fence, *old;
+	struct test_dmabuf *test;
+	int err = -ENOMEM;
+
+	if (IS_ERR(dmabuf))
+		return PTR_ERR(dmabuf);
+	test = dmabuf->priv;
+
+	fence = test_fence_new();
+	if (fence)
+		err = add_fence(dmabuf, fence);
+	if (err) {
+		dma_fence_put(fence);
+		goto out_put;
+	}
+
+	dma_resv_lock(dmabuf->resv, NULL);
+	old = test->fence;
+	test->fence = fence;
+	dma_resv_unlock(dmabuf->resv);
+	if (old) {
+		dma_fence_signal(old);
+		dma_fence_put(old);
+	}
+out_put:
 	dma_buf_put(dmabuf);
 	return err;
 }

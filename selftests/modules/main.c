@@ -119,12 +119,15 @@ static long devmem_test_ioctl(struct file *file, unsigned int cmd,
 			return -EFAULT;
 		return ret;
 	case DEVMEM_TEST_IOC_SIGNAL:
+	case DEVMEM_TEST_IOC_GO_ON:
 	case DEVMEM_TEST_IOC_MOVE:
 	case DEVMEM_TEST_IOC_REVOKE:
 		if (copy_from_user(&fd, (void __user *)arg, sizeof(fd)))
 			return -EFAULT;
 		if (cmd == DEVMEM_TEST_IOC_SIGNAL)
 			return devmem_test_signal(fd);
+		if (cmd == DEVMEM_TEST_IOC_GO_ON)
+			return devmem_test_go_on(fd);
 		if (cmd == DEVMEM_TEST_IOC_MOVE)
 			return devmem_test_move(fd);
 		return devmem_test_revoke(fd);

@@ -33,6 +33,8 @@ struct devmem_test_segment {
 #define DEVMEM_TEST_NO_ROOM	64
 /* It moves to where it is pinned, and who is attached is told, as amdgpu and xe do. */
 #define DEVMEM_TEST_MOVES_TO_PIN	128
+/* The kernel can look at the memory, of one segment, by its CPU. */
+#define DEVMEM_TEST_CPU		256
 
 struct devmem_test_dmabuf {
 	/* What the dma-buf says that its size is. */
@@ -44,7 +46,7 @@ struct devmem_test_dmabuf {
 	/* Address of the bytes of all segments, one after the other. */
 	__u64 data;
 	/* Errno with which attaching, mapping, or pinning fails; or 0. The last one
-	 * is for memory that can move.
+	 * is for memory that can move. Mapping is for a device or the CPU.
 	 */
 	__s32 attach_error;
 	__s32 map_error;
@@ -163,6 +165,13 @@ struct devmem_test_state {
 	 * than when the last one unmapped it.
 	 */
 	__u32 written;
+	/* How often the CPU may look at it, and how often it has it mapped. */
+	__u32 cpu_accesses;
+	__u32 cpu_mappings;
+	/* How often that was done. */
+	__u32 cpu_mapped;
+	/* Whether it was taken back. */
+	__u32 revoked;
 };
 
 /* Tells what is with a dma-buf of ours. -EINVAL if it is none. */
@@ -205,5 +214,10 @@ struct devmem_test_pci {
 
 /* Has that happen to a NIC on PCI. -EOPNOTSUPP if it is none, or its driver cannot. */
 #define DEVMEM_TEST_IOC_PCI	_IOW('D', 0x4b, struct devmem_test_pci)
+
+/* The kernel has something else to do with the memory, until DEVMEM_TEST_IOC_SIGNAL. What
+ * it had to do before that is done then. The argument is as there.
+ */
+#define DEVMEM_TEST_IOC_GO_ON	_IOW('D', 0x4c, __s32)
 
 #endif /* DEVMEM_TEST_UAPI_H */

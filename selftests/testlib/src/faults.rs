@@ -178,7 +178,7 @@ fn read(mut file: &File) -> io::Result<Notes> {
 pub struct Call(File);
 
 impl Call {
-    /// The `nth` call (from 1) of a function by this thread does nothing, and returns `ret`: an errno as
+    /// The `nth` call (from 1, or each for 0) of a function by this thread does nothing, and returns `ret`: an errno as
     /// a negative number, or 0 where that is NULL.
     pub fn fails(function: &str, nth: u32, ret: i64) -> io::Result<Self> {
         Self::inject(function, nth, ret, nix::unistd::gettid().as_raw() as u32)
@@ -345,7 +345,7 @@ fn write_knob(fault: &str, knob: &str, value: &str) -> io::Result<()> {
         .map_err(|err| io::Error::new(err.kind(), format!("{}: {err}", path.display())))
 }
 
-/// Every so-manieth atomic allocation on the system fails, for as long as this lives.
+/// Atomic allocations on the system fail, for as long as this lives.
 #[derive(Debug)]
 pub struct Scarcity(());
 
@@ -355,12 +355,25 @@ impl Scarcity {
         setup()?;
         let scarcity = Self(());
         for fault in ["failslab", "fail_page_alloc"] {
-            write_knob(fault, "ignore-gfp-wait", "Y")?;
-            write_knob(fault, "interval", &interval.to_string())?;
-            write_knob(fault, "times", "-1")?;
-            write_knob(fault, "probability", "100")?;
+            scarcity.begin(fault, interval)?;
         }
         Ok(scarcity)
+    }
+
+    /// Has each fail of more than one page: memory is in pieces, and nobody waits for it to be compacted.
+    pub fn of_large_pages() -> io::Result<Self> {
+        setup()?;
+        let scarcity = Self(());
+        write_knob("fail_page_alloc", "min-order", "1")?;
+        scarcity.begin("fail_page_alloc", 1)?;
+        Ok(scarcity)
+    }
+
+    fn begin(&self, fault: &str, interval: u32) -> io::Result<()> {
+        write_knob(fault, "ignore-gfp-wait", "Y")?;
+        write_knob(fault, "interval", &interval.to_string())?;
+        write_knob(fault, "times", "-1")?;
+        write_knob(fault, "probability", "100")
     }
 }
 

@@ -27,6 +27,7 @@ const MOVES: u32 = 16;
 const FENCE: u32 = 32;
 const NO_ROOM: u32 = 64;
 const MOVES_TO_PIN: u32 = 128;
+const CPU: u32 = 256;
 
 /// An entry of a scatterlist.
 #[repr(C)]
@@ -71,6 +72,14 @@ pub struct DmaBufState {
     pub moves: u32,
     /// Whether somebody wrote to the memory after the last one unmapped it.
     pub written: u32,
+    /// How often the CPU may look at it at the moment.
+    pub cpu_accesses: u32,
+    /// How often the CPU has it mapped at the moment.
+    pub cpu_mappings: u32,
+    /// How often that was done.
+    pub cpu_mapped: u32,
+    /// Whether it was taken back.
+    pub revoked: u32,
 }
 
 mod ioctls {
@@ -83,6 +92,7 @@ mod ioctls {
     nix::ioctl_write_ptr!(r#move, b'D', 0x48, i32);
     nix::ioctl_write_ptr!(revoke, b'D', 0x49, i32);
     nix::ioctl_none!(family, b'D', 0x4a);
+    nix::ioctl_write_ptr!(go_on, b'D', 0x4c, i32);
 }
 
 /// Opens the device of the module, which it loads if need be.
@@ -200,6 +210,11 @@ impl Shape {
         self.flag(FENCE)
     }
 
+    /// The CPU can look at it, which is memory of one segment.
+    pub fn for_the_cpu(self) -> Self {
+        self.flag(CPU)
+    }
+
     /// Makes it of nothing: no device may touch it.
     pub fn of_nothing(&self) -> io::Result<OddDmaBuf> {
         self.make(0, &[])
@@ -257,6 +272,14 @@ impl OddDmaBuf {
     pub fn signal(&self) -> io::Result<()> {
         // SAFETY: The argument of this ioctl, which reads it only.
         unsafe { ioctls::signal(device()?.as_raw_fd(), &self.0.as_raw_fd()) }?;
+        Ok(())
+    }
+
+    /// The kernel has something else to do with the memory, until [`OddDmaBuf::signal`], and is done with what it had
+    /// to do before.
+    pub fn go_on(&self) -> io::Result<()> {
+        // SAFETY: The argument of this ioctl, which reads it only.
+        unsafe { ioctls::go_on(device()?.as_raw_fd(), &self.0.as_raw_fd()) }?;
         Ok(())
     }
 

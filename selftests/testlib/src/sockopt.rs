@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 /// Sets an option, of type `int` or whatever it takes.
 pub fn set<T: Copy>(socket: &impl AsFd, level: i32, name: i32, value: T) -> io::Result<()> {
@@ -46,13 +47,20 @@ pub fn get(socket: &impl AsFd, level: i32, name: i32) -> io::Result<i32> {
 
 /// What has happened to a socket: `POLLIN`, `POLLRDHUP`, `POLLPRI`, `POLLERR`, `POLLHUP`.
 pub fn poll(socket: &impl AsFd) -> io::Result<i16> {
+    let events = libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI;
+    poll_for(socket, events, Duration::ZERO)
+}
+
+/// Waits until one of these has happened to a socket, or `POLLERR` or `POLLHUP`. 0 if none has in time.
+pub fn poll_for(socket: &impl AsFd, events: i16, timeout: Duration) -> io::Result<i16> {
     let mut fd = libc::pollfd {
         fd: socket.as_fd().as_raw_fd(),
-        events: libc::POLLIN | libc::POLLRDHUP | libc::POLLPRI,
+        events,
         revents: 0,
     };
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: `fd` is one pollfd, which the kernel may write.
-    match unsafe { libc::poll(&raw mut fd, 1, 0) } {
+    match unsafe { libc::poll(&raw mut fd, 1, timeout) } {
         0 | 1 => Ok(fd.revents),
         _ => Err(io::Error::last_os_error()),
     }

@@ -16,6 +16,7 @@ use devmem_testlib::tests;
 
 mod bind;
 mod calls;
+mod copies;
 mod ops;
 mod rig;
 mod softirq;
@@ -38,6 +39,9 @@ fn main() -> ExitCode {
         calls::calls_of_bind_tx,
         calls::calls_of_receive,
         calls::calls_of_send,
+        copies::beyond_the_limits,
+        copies::without_large_pages,
+        copies::without_address_space,
         teardown::delete_device,
         teardown::unbound_without_memory,
         teardown::closed_with_many_bindings,

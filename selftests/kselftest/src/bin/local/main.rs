@@ -4,7 +4,9 @@
 //! which need none.
 
 mod bindings;
+mod copied;
 mod elsewhere;
+mod fences;
 mod goes;
 mod passed;
 mod streams;
@@ -161,7 +163,6 @@ fn main() -> ExitCode {
         streams::a_stream,
         streams::peeked,
         goes::the_reader_goes,
-        streams::an_ordinary_reader,
         streams::any_exporter,
         streams::far_into_the_memory,
         streams::runs,
@@ -180,6 +181,20 @@ fn main() -> ExitCode {
         bindings::by_a_leased_queue,
         bindings::told_of,
         bindings::write_only,
+        copied::an_ordinary_reader,
+        copied::a_copied_stream,
+        copied::before_the_fence,
+        copied::woken_by_the_fence,
+        copied::told_meanwhile,
+        copied::told_apart,
+        copied::that_cannot_be_copied,
+        copied::revoked_meanwhile,
+        copied::ended_before_the_fence,
+        copied::spliced,
+        copied::half_by_another,
+        fences::another_fence,
+        fences::only_the_end,
+        fences::taken_by_another,
         passed::shared_with_another_process,
         passed::a_channel,
         passed::a_channel_in_any_memory,

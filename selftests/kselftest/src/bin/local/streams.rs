@@ -3,7 +3,6 @@
 //! What is read of what was sent: where it lies, and how much of it at once.
 
 use std::io;
-use std::io::Write;
 use std::thread;
 
 use devmem::DmaBuf;
@@ -22,7 +21,6 @@ use devmem_testlib::probe::Probe;
 use devmem_testlib::probe::soon;
 use devmem_testlib::probe::wait_received;
 use devmem_testlib::report::observe;
-use devmem_testlib::traffic;
 use devmem_testlib::tx;
 use devmem_testlib::tx::Completions;
 use devmem_testlib::tx::extent;
@@ -115,40 +113,6 @@ pub fn peeked() -> Outcome {
     nothing_completes(&bench.connection.tx, &mut Completions::default())?;
     returns(&bench.connection.rx, &peeked)?;
     bench.completes()
-}
-
-/// A reader that knows nothing of device memory gets what is in host memory, and fails at what is not. That stays, for
-/// one that does.
-pub fn an_ordinary_reader() -> Outcome {
-    const HEAD: usize = 1000;
-    const BODY: usize = 70_000;
-    for joint in Joint::ALL {
-        let bench = Sending::local(joint)?;
-        let map = bench.memory.map()?;
-        let mut tx = &bench.connection.tx;
-        let body = [extent(HEAD as u64, BODY as u64)];
-        let tail = (HEAD + BODY) as u64;
-        tx.write_all(traffic::bytes(0, HEAD))?;
-        bench.sends(&bench.call(&body));
-        tx.write_all(traffic::bytes(tail, HEAD))?;
-        wait_received(&bench.connection.rx, tail + HEAD as u64);
-
-        let mut probe = probe(&bench, &map);
-        let ordinary = Call::ordinary(ALL);
-        probe.call(&ordinary).assert_plain(0, HEAD);
-        for flags in [0, libc::MSG_PEEK, libc::MSG_DONTWAIT, libc::MSG_WAITALL] {
-            probe
-                .call(&ordinary.clone().flags(flags))
-                .assert_fails(Errno::EFAULT as i32);
-        }
-        nothing_completes(tx, &mut Completions::default())?;
-        let (got, _) = told(bench.binding.id(), &mut probe, BODY as u64);
-        assert_eq!(got, body, "{joint:?}");
-        probe.call(&ordinary).assert_plain(tail, HEAD);
-        probe.give_back();
-        bench.completes()?;
-    }
-    Ok(())
 }
 
 /// Any exporter's memory can be sent: no device is attached, and the CPU does not have to get at it.
