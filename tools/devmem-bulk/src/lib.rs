@@ -36,7 +36,7 @@
 //! let registry = Registry::new()?;
 //! let key = registry.register(&memory, 0, memory.size(), Rights::ReadWrite, None)?;
 //! // The peer gets to know it by other means.
-//! println!("{:02x?}", key.0);
+//! println!("{}", key.to_hex());
 //!
 //! let control = TcpListener::bind("192.0.2.1:5201")?;
 //! let lanes = TcpListener::bind("192.0.2.1:5202")?;
@@ -116,6 +116,7 @@ pub use protocol::Event;
 pub use protocol::Failure;
 pub use protocol::Key;
 pub use protocol::Limits;
+pub use protocol::NoKey;
 pub use protocol::Refused;
 pub use protocol::Rights;
 pub use protocol::Status;

@@ -3,7 +3,9 @@
 //! Keys: by what name the peer gets at which memory, what for, and until when.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::wire::Status;
@@ -18,6 +20,41 @@ pub struct Key(pub [u8; 16]);
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Key(..)")
+    }
+}
+
+impl Key {
+    /// The key as 32 digits in hex, for whoever is to have it: a file, say. It is read by [`FromStr`].
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+/// What is not 32 digits in hex.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoKey;
+
+impl fmt::Display for NoKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key is 32 digits in hex")
+    }
+}
+
+impl Error for NoKey {}
+
+impl FromStr for Key {
+    type Err = NoKey;
+
+    /// Reads what [`to_hex`](Self::to_hex) has written; capitals are read, too.
+    ///
+    /// # Errors
+    ///
+    /// [`NoKey`] if it is anything else.
+    fn from_str(text: &str) -> Result<Self, NoKey> {
+        let digits = text.len() == 32 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let number = u128::from_str_radix(text, 16).map_err(|_| NoKey)?;
+        digits.then(|| Self(number.to_be_bytes())).ok_or(NoKey)
     }
 }
 
@@ -173,6 +210,26 @@ mod tests {
     use super::*;
 
     const KEY: Key = Key([7; 16]);
+
+    #[test]
+    fn a_key_is_read_as_it_was_told() {
+        let text = "00112233445566778899aabbccddeeff";
+        let key = Key([
+            0, 17, 34, 51, 68, 85, 102, 119, 136, 153, 170, 187, 204, 221, 238, 255,
+        ]);
+        assert_eq!(key.to_hex(), text);
+        assert_eq!(text.parse(), Ok(key));
+        assert_eq!(text.to_uppercase().parse(), Ok(key));
+        for bad in [
+            "",
+            "0",
+            &text[1..],
+            &format!("{text}0"),
+            &format!("+{}", &text[1..]),
+        ] {
+            assert_eq!(bad.parse::<Key>(), Err(NoKey), "{bad}");
+        }
+    }
 
     fn keys(rights: Rights, expiry: Option<Duration>) -> Keys<char> {
         let mut keys = Keys::new();

@@ -18,6 +18,7 @@ pub mod wire;
 
 pub use keys::Key;
 pub use keys::Keys;
+pub use keys::NoKey;
 pub use keys::Rights;
 pub use machine::End;
 pub use machine::Event;
