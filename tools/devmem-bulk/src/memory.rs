@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use devmem::BindTx;
 use devmem::Binding;
 use devmem::DmaBuf;
+use devmem::HostMemory;
 use devmem::Region;
 use devmem::TxBinding;
 use devmem::dmabuf::CpuWrite;
@@ -28,14 +29,36 @@ pub enum Lane {
     Copied,
 }
 
-/// A dma-buf that puts and gets are about, at either end.
+/// What puts and gets are about, at either end: a dma-buf, or ordinary memory.
 pub struct Memory {
-    map: Mapping,
-    /// All of it, for the CPU to write.
-    region: Mutex<Region>,
-    tx: Option<TxBinding>,
+    bytes: Bytes,
     size: u64,
     readings: AtomicUsize,
+}
+
+enum Bytes {
+    DmaBuf {
+        map: Mapping,
+        /// All of it, for the CPU to write.
+        region: Mutex<Region>,
+        tx: Option<TxBinding>,
+    },
+    Host(HostMemory),
+}
+
+/// A memory that the CPU may write.
+pub(crate) enum Writing<'m> {
+    DmaBuf(CpuWrite<'m>),
+    Host(&'m HostMemory),
+}
+
+impl Writing<'_> {
+    pub(crate) fn copy_in(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
+        match self {
+            Self::DmaBuf(cpu) => cpu.copy_in(offset, from),
+            Self::Host(host) => host.copy_in(offset, from),
+        }
+    }
 }
 
 impl fmt::Debug for Memory {
@@ -80,13 +103,34 @@ impl Memory {
     ///
     /// Those of [`new`](Self::new).
     pub fn with(dmabuf: &DmaBuf, tx: Option<TxBinding>) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
+        let bytes = Bytes::DmaBuf {
             map: dmabuf.map()?,
             region: Mutex::new(dmabuf.region()?),
             tx,
-            size: dmabuf.size() as u64,
+        };
+        Ok(Self::of(bytes, dmabuf.size()))
+    }
+
+    /// Ordinary memory, from and to which the CPU copies.
+    pub fn host(memory: HostMemory) -> Arc<Self> {
+        let size = memory.len();
+        Self::of(Bytes::Host(memory), size)
+    }
+
+    fn of(bytes: Bytes, size: usize) -> Arc<Self> {
+        Arc::new(Self {
+            bytes,
+            size: size as u64,
             readings: AtomicUsize::new(0),
-        }))
+        })
+    }
+
+    /// Gives ordinary memory back: none of it is accessed any more once this has returned. A connection by which it
+    /// was still to be sent fails. A dma-buf stays as it is.
+    pub fn close(&self) {
+        if let Bytes::Host(memory) = &self.bytes {
+            memory.close();
+        }
     }
 
     /// Its size in bytes.
@@ -96,7 +140,7 @@ impl Memory {
 
     /// How its bytes leave this machine.
     pub fn lane(&self) -> Lane {
-        match self.tx {
+        match self.tx() {
             Some(_) => Lane::Nic,
             None => Lane::Copied,
         }
@@ -118,16 +162,21 @@ impl Memory {
     ///
     /// # Errors
     ///
-    /// Those of [`Mapping::begin_read`] and [`copy_out`](devmem::dmabuf::CpuRead::copy_out).
+    /// Those of [`Mapping::begin_read`] and [`copy_out`](devmem::dmabuf::CpuRead::copy_out), or of
+    /// [`HostMemory::copy_out`].
     pub fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
-        self.map.begin_read()?.copy_out(offset, to)
+        match &self.bytes {
+            Bytes::DmaBuf { map, .. } => map.begin_read()?.copy_out(offset, to),
+            Bytes::Host(host) => host.copy_out(offset, to),
+        }
     }
 
     /// Copies `from` to `offset`.
     ///
     /// # Errors
     ///
-    /// Those of [`Region::begin_write`] and [`copy_in`](devmem::dmabuf::CpuWrite::copy_in).
+    /// Those of [`Region::begin_write`] and [`copy_in`](devmem::dmabuf::CpuWrite::copy_in), or of
+    /// [`HostMemory::copy_in`].
     pub fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
         self.write_by(|cpu| cpu.copy_in(offset, from))
     }
@@ -135,15 +184,23 @@ impl Memory {
     /// Has several parts written, and tells the exporter once.
     pub(crate) fn write_by(
         &self,
-        write: impl FnOnce(&mut CpuWrite<'_>) -> io::Result<()>,
+        write: impl FnOnce(&mut Writing<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
-        // Nothing here leaves things half done but the bytes themselves.
-        let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
-        write(&mut region.begin_write()?)
+        match &self.bytes {
+            Bytes::DmaBuf { region, .. } => {
+                // Nothing here leaves things half done but the bytes themselves.
+                let mut region = region.lock().unwrap_or_else(PoisonError::into_inner);
+                write(&mut Writing::DmaBuf(region.begin_write()?))
+            }
+            Bytes::Host(host) => write(&mut Writing::Host(host)),
+        }
     }
 
     pub(crate) fn tx(&self) -> Option<&TxBinding> {
-        self.tx.as_ref()
+        match &self.bytes {
+            Bytes::DmaBuf { tx, .. } => tx.as_ref(),
+            Bytes::Host(_) => None,
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 mod drive;
 mod lane;
 mod options;
+mod poll;
 mod socket;
 #[cfg(test)]
 mod tests;

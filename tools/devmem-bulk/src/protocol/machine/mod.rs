@@ -196,6 +196,11 @@ impl Machine {
         self.output.drain(..bytes.min(self.output.len()));
     }
 
+    /// Whether there are events that were not told.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// The next event.
     pub fn event(&mut self) -> Option<Event> {
         let (event, note) = self.events.pop_front()?;
