@@ -88,6 +88,17 @@ impl Stash {
         self.waiting.clear();
     }
 
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether one that comes from there is here.
+    pub(crate) fn has(&self, from: SocketAddr) -> bool {
+        self.waiting.iter().any(|other| same(other.from, from))
+    }
+
     /// The one that comes from there, if it is here.
     pub(crate) fn take(&mut self, from: SocketAddr) -> io::Result<Option<TcpStream>> {
         let at = self.waiting.iter().position(|other| same(other.from, from));
