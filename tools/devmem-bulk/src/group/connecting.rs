@@ -26,9 +26,6 @@ use super::family;
 use super::server::Made;
 use crate::connect::preamble;
 
-/// How long it is tried to reach a peer, in milliseconds.
-const PATIENCE: u32 = 15_000;
-
 /// An end whose connections are not all made.
 #[derive(Debug)]
 pub(super) struct Connecting {
@@ -121,7 +118,6 @@ fn begun(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
         setsockopt(&made, sockopt::ReuseAddr, &true)?;
         setsockopt(&made, sockopt::ReusePort, &true)?;
     }
-    setsockopt(&made, sockopt::TcpUserTimeout, &PATIENCE)?;
     bind(made.as_raw_fd(), &SockaddrStorage::from(from))?;
     Ok(made.into())
 }

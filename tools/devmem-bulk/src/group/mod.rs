@@ -73,16 +73,16 @@ use nix::sys::socket::AddressFamily;
 use self::connecting::Connecting;
 use self::member::Member;
 use self::member::Owner;
+use self::server::CALLER;
+use self::server::Left;
 use self::server::Made;
-use self::server::PATIENCE;
+use self::server::SERVER;
 use self::server::Server;
 use crate::endpoint::Endpoint;
 use crate::protocol::wire::MAX_LANES;
 
 /// Events of the system that are taken at once.
 const BATCH: usize = 64;
-/// What those of the server say; ends have numbers from there on.
-const SERVER: u64 = 0;
 /// How long ends that are to end may take.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -141,7 +141,7 @@ impl<T> Group<T> {
     /// for lanes there.
     pub fn new(ip: IpAddr, lane_port: u16, parts: Parts) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let server = Server::new(&epoll, SERVER, ip, lane_port)?;
+        let server = Server::new(&epoll, ip, lane_port, parts.landing.is_some())?;
         let (control, lanes) = server.ports()?;
         Ok(Self {
             address: Address { ip, control, lanes },
@@ -301,23 +301,35 @@ impl<T> Group<T> {
         };
         // Those that become ready meanwhile have their turn next time.
         let ready = std::mem::take(&mut self.ready);
-        let told = happened[..count].iter().map(EpollEvent::data);
-        for id in ready.into_iter().chain(told) {
+        let told = happened[..count].iter();
+        let ready = ready.into_iter().map(|id| (id, EpollFlags::empty()));
+        for (id, flags) in ready.chain(told.map(|event| (event.data(), event.events()))) {
             match id {
-                SERVER => self.answer(),
+                SERVER | CALLER.. => self.answer(id, flags),
                 _ => self.look_at(id),
             }
+        }
+        if self.server.as_ref().map(Server::left) == Some(Left::NoRoom) {
+            // There may be by now.
+            self.answer(SERVER, EpollFlags::empty());
         }
         self.let_go();
         Ok(())
     }
 
-    /// Takes those who have connected.
-    fn answer(&mut self) {
+    /// Takes those who have connected, and said what there is to say.
+    fn answer(&mut self, id: u64, flags: EpollFlags) {
         let Some(server) = &mut self.server else {
             return;
         };
-        for made in server.go_on(&self.epoll) {
+        let made = match id {
+            SERVER => server.accept(&self.epoll),
+            _ => Vec::from_iter(server.heard(&self.epoll, id, flags)),
+        };
+        if server.left() == Left::Some && !self.ready.contains(&SERVER) {
+            self.ready.push_back(SERVER);
+        }
+        for made in made {
             let id = self.next;
             self.next += 1;
             match self.made(id, made, Owner::Peer) {
@@ -388,7 +400,7 @@ impl<T> Group<T> {
     fn let_go(&mut self) {
         let now = Instant::now();
         if let Some(server) = &mut self.server {
-            server.forget(PATIENCE);
+            server.sweep();
         }
         let (members, ready) = (&mut self.members, &mut self.ready);
         self.leaving

@@ -83,6 +83,8 @@ pub struct Parts {
 impl Parts {
     pub(super) fn options(&self, lanes: usize) -> Options {
         let mut options = Options::new(self.registry.clone());
+        // Programs with a loop of their own do other things, too.
+        options.stall = None;
         if let Some((landing, sharers)) = &self.landing {
             let lanes = u16::try_from(lanes).unwrap_or(MAX_LANES);
             options = options.landing(Arc::clone(landing), lanes);

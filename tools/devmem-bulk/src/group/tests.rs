@@ -271,23 +271,31 @@ fn a_lane_is_one_lane() {
     assert!(answer(hello(to, &[second, first]), &mut group) > 0);
 }
 
-/// Neither those who say nothing nor those who say a part of it keep anybody busy, or for ever.
+fn waiting(group: &Group<u32>) -> (usize, usize) {
+    group.server.as_ref().unwrap().waiting()
+}
+
+/// Goes on until so many control connections, and lanes, wait.
+fn until_waiting(group: &mut Group<u32>, expected: (usize, usize)) {
+    let start = Instant::now();
+    while waiting(group) != expected {
+        assert!(group.wait(Some(SHORT)).unwrap().is_none());
+        assert!(start.elapsed() < LONG, "{:?}", waiting(group));
+    }
+}
+
+/// Neither those who say nothing nor those who say a part of it keep anybody busy.
 #[test]
-fn who_has_connected_and_does_not_go_on_is_left_in_time() {
+fn who_has_connected_and_does_not_go_on_keeps_nobody_busy() {
     let Some(mut group) = group() else {
         return;
     };
     let to = group.address();
     let _lane = TcpStream::connect((to.ip, to.lanes)).unwrap();
-    let _silent = TcpStream::connect((to.ip, to.control)).unwrap();
+    let silent = TcpStream::connect((to.ip, to.control)).unwrap();
     let mut no_lane = hello(to, &[1]);
     no_lane.write_all(b"and what is for the endpoint").unwrap();
-    let start = Instant::now();
-    let waiting = |group: &Group<u32>| group.server.as_ref().unwrap().waiting();
-    while waiting(&group) != (2, 1) {
-        assert!(group.wait(Some(SHORT)).unwrap().is_none());
-        assert!(start.elapsed() < LONG, "{:?}", waiting(&group));
-    }
+    until_waiting(&mut group, (2, 1));
     // What they have said is no news a second time.
     assert!(group.wait(Some(Duration::ZERO)).unwrap().is_none());
     assert!(!group.is_busy());
@@ -299,27 +307,83 @@ fn who_has_connected_and_does_not_go_on_is_left_in_time() {
         nix::poll::PollTimeout::ZERO,
     );
     assert_eq!(ready, Ok(0));
-    let server = group.server.as_mut().unwrap();
-    server.forget(PATIENCE);
-    assert_eq!(server.waiting(), (2, 1));
-    server.forget(Duration::ZERO);
-    assert_eq!(server.waiting(), (0, 0));
+    drop(silent);
+    until_waiting(&mut group, (1, 1));
+    drop(no_lane);
+    until_waiting(&mut group, (0, 1));
+    // Nobody will name that one.
+    group.server.as_mut().unwrap().patience = SHORT;
+    until_waiting(&mut group, (0, 0));
 }
 
+/// Its program is computing between two calls: it has connected, and says nothing until it makes progress.
 #[test]
-fn only_so_many_wait() {
+fn who_connects_and_computes_has_its_connection_then() {
+    let (Some(mut here), Some(mut there)) = (group(), group()) else {
+        return;
+    };
+    let patience = Duration::from_millis(20);
+    there.server.as_mut().unwrap().patience = patience;
+    let end = here.connect(there.address(), 2).unwrap();
+    until_waiting(&mut there, (1, 2));
+    let start = Instant::now();
+    while start.elapsed() < 5 * patience {
+        assert!(there.wait(Some(SHORT)).unwrap().is_none());
+    }
+    let opened = next(&mut here, &mut there);
+    assert_eq!(opened.end, end);
+    assert!(matches!(opened.what, What::Open), "{opened:?}");
+}
+
+/// They have said all there is to say while this end was computing.
+#[test]
+fn many_may_connect_at_the_same_time() {
+    const MANY: usize = 70;
     let Some(mut group) = group() else {
         return;
     };
     let to = group.address();
-    let silent = || TcpStream::connect((to.ip, to.control)).unwrap();
-    let mut all: Vec<_> = (0..65).map(|_| silent()).collect();
-    while group.server.as_ref().unwrap().waiting().0 < 64 {
-        group.wait(Some(SHORT)).unwrap();
+    let connected = |port| {
+        let to = SocketAddr::new(to.ip, port);
+        TcpStream::connect_timeout(&to, Duration::from_secs(10)).unwrap()
+    };
+    let lanes: Vec<_> = (0..MANY).map(|_| connected(to.lanes)).collect();
+    let ports = lanes.iter().map(|lane| lane.local_addr().unwrap().port());
+    let callers: Vec<_> = ports.map(|port| hello(to, &[port])).collect();
+    for caller in callers {
+        assert!(answer(caller, &mut group) > 0);
     }
-    // The first one was left for the last one.
-    assert_eq!(answer(all.swap_remove(0), &mut group), 0);
-    assert_eq!(group.server.as_ref().unwrap().waiting().0, 64);
+}
+
+/// Who makes very many that say nothing loses its own.
+#[test]
+fn of_too_many_those_go_of_whom_there_are_the_most() {
+    let Some(mut group) = group() else {
+        return;
+    };
+    let to = group.address();
+    group.server.as_mut().unwrap().most = 4;
+    let from = |host: u8| {
+        let flags = nix::sys::socket::SockFlag::SOCK_CLOEXEC;
+        let kind = nix::sys::socket::SockType::Stream;
+        let socket = nix::sys::socket::socket(AddressFamily::Inet, kind, flags, None).unwrap();
+        let at =
+            |ip: IpAddr, port| nix::sys::socket::SockaddrStorage::from(SocketAddr::new(ip, port));
+        let here = Ipv4Addr::new(127, 0, 0, host).into();
+        nix::sys::socket::bind(socket.as_raw_fd(), &at(here, 0)).unwrap();
+        nix::sys::socket::connect(socket.as_raw_fd(), &at(to.ip, to.control)).unwrap();
+        TcpStream::from(socket)
+    };
+    let mut one = from(2);
+    let mut many: Vec<_> = (0..5).map(|_| from(3)).collect();
+    until_waiting(&mut group, (4, 0));
+    assert_eq!(answer(many.remove(0), &mut group), 0);
+    let lane = TcpStream::connect((to.ip, to.lanes)).unwrap();
+    one.write_all(b"DMBL\x01\x00").unwrap();
+    let port = lane.local_addr().unwrap().port();
+    one.write_all(&port.to_le_bytes()).unwrap();
+    // The lane comes from elsewhere, so it is none of that one.
+    until_waiting(&mut group, (4, 1));
 }
 
 #[test]
