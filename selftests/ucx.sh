@@ -88,15 +88,15 @@ check()
 
 info()
 {
-	ucx "${server[@]}" ucx_info -d | grep -A3 'Transport: devmem' | tee "$said"
-	grep -q "Device: $device" "$said"
+	ucx "${server[@]}" ucx_info -d | grep -A3 'Transport: devmem' | tee "$said" &&
+		grep -q "Device: $device" "$said"
 }
 
 # In a namespace in which no device is up.
 no_device()
 {
-	ucx unshare -rn env -u UCX_DEVMEM_COPY ucx_info -d 2>&1 | tee "$said" | grep -A9 'devmem$'
-	grep -q 'no device can send from device memory (none is up)' "$said"
+	ucx unshare -rn env -u UCX_DEVMEM_COPY ucx_info -d 2>&1 | tee "$said" | grep -A9 'devmem$' &&
+		grep -q 'no device can send from device memory (none is up)' "$said"
 }
 
 put_bw() { perf put_bw 1048576 -D zcopy; }
@@ -117,8 +117,8 @@ stream_bw() { protocol stream_bw 1048576; }
 # Rendezvous of UCP is by the transport, and its own messages are not.
 rendezvous()
 {
-	UCX_LOG_LEVEL=info protocol tag_bw 1048576 2>&1 | tee "$said"
-	grep -q "tag(tcp/.* devmem/" "$said"
+	UCX_LOG_LEVEL=info protocol tag_bw 1048576 2>&1 | tee "$said" &&
+		grep -q "tag(tcp/.* devmem/" "$said"
 }
 
 data() { check data; }
@@ -127,19 +127,28 @@ data_by_four_lanes() { UCX_DEVMEM_LANES=4 check data; }
 endpoints_that_come_and_go() { check many; }
 killed_peer() { killed=1 check killed; }
 flush_of_an_endpoint_closed_by_force() { check forced; }
+busy_ends() { check busy; }
 
 # A worker whose port for lanes is another one's goes on without it. That is so where both are on one machine.
 options_of_another_worker()
 {
-	UCX_DEVMEM_LANE_PORT=5302 check data 2>&1 | tee "$said"
-	grep -q 'lands in host memory: UCX_DEVMEM_LANE_PORT' "$said" && grep -q '67108864 bytes: put, got, sent' "$said"
+	UCX_DEVMEM_LANE_PORT=5302 check data 2>&1 | tee "$said" &&
+		grep -q 'lands in host memory: UCX_DEVMEM_LANE_PORT' "$said"
+}
+
+# Also of what loads UCP later than the transport, as Open MPI does.
+program_that_loads_ucx_later()
+{
+	ucx ucx_later 2>&1 | tee "$said" &&
+		grep -q '^UCX 1.13.1$' "$said" && grep -q '^component devmem$' "$said"
 }
 
 # UCX of another version is left alone.
 another_version()
 {
-	preload="$dir/libother_version.so $dir/libuct_devmem.so.0" ucx ucx_info -d 2>&1 | tee "$said" | grep devmem
-	grep -q 'this is not UCX 1.13.1' "$said" && ! grep -q 'Component: devmem' "$said"
+	LD_LIBRARY_PATH=$dir/other:$LD_LIBRARY_PATH ucx ucx_later 2>&1 | tee "$said" &&
+		grep -q 'this is not UCX 1.13.1' "$said" && grep -q '^UCX 1.14.0$' "$said" &&
+		! grep -q 'component devmem' "$said"
 }
 
 # mpi RANKS: Open MPI's, one half of them with the server, the other one with the client. What is large goes by the
@@ -163,8 +172,8 @@ mpi()
 		options+=(--oversubscribe)
 	fi
 	ucx "${server[@]}" env "${moved[@]}" UCX_LOG_LEVEL=info "$dir/usr/bin/mpirun.openmpi" -np "$1" "${options[@]}" \
-		"$dir/bin/mpi_check" 2>&1 | tee "$said"
-	[ "$(grep -c 'all is as it was sent' "$said")" = "$1" ] && grep -q "tag(tcp/$device devmem/$device)" "$said"
+		"$dir/bin/mpi_check" 2>&1 | tee "$said" &&
+		[ "$(grep -c 'all is as it was sent' "$said")" = "$1" ] && grep -q "tag(tcp/$device devmem/$device)" "$said"
 }
 
 mpi_of_two() { mpi 2; }
@@ -188,8 +197,8 @@ killed_peer_of_uct()
 
 loaded_by_the_program()
 {
-	preload="" UCX_CHECK_DLOPEN=$dir/libuct_devmem.so.0 UCX_LOG_LEVEL=info check data 2>&1 | tee "$said"
-	grep -q "rma(devmem/" "$said"
+	preload="" UCX_CHECK_DLOPEN=$dir/libuct_devmem.so.0 UCX_LOG_LEVEL=info check data 2>&1 | tee "$said" &&
+		grep -q "rma(devmem/" "$said"
 }
 
 data_that_lands()
@@ -201,7 +210,7 @@ tests=(
 	info no_device put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
 	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous serialized_threads threads_at_once
 	data data_in_ordinary_memory data_by_four_lanes endpoints_that_come_and_go killed_peer
-	flush_of_an_endpoint_closed_by_force lane_named_twice another_version
+	flush_of_an_endpoint_closed_by_force busy_ends lane_named_twice program_that_loads_ucx_later another_version
 	killed_peer_of_uct loaded_by_the_program mpi_of_two mpi_of_four
 )
 # Between two machines, as it were, or on one.

@@ -10,12 +10,14 @@
 #include "config.h"
 
 #include <arpa/inet.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <link.h>
 #include <string.h>
 #include <unistd.h>
 
-#include <ucp/api/ucp.h>
 #include <ucs/async/async.h>
 #include <ucs/debug/memtrack_int.h>
 #include <ucs/sys/sock.h>
@@ -426,30 +428,64 @@ static UCT_TL_DEFINE_ENTRY(&uct_devmem_component, devmem,
 			   uct_devmem_iface_config_table,
 			   struct uct_devmem_iface_config);
 
-/* Programs of UCT alone need not have it. */
-#pragma weak ucp_get_version_string
+static int uct_devmem_fits;
 
-/* Other versions have other tables, and the same name of the library. */
-static int uct_devmem_fits(void)
+/* Where UCP is: beside UCS, of which it is a version. */
+static void *uct_devmem_ucp(char *path, size_t size)
 {
-	return !ucp_get_version_string ||
-	       !strcmp(ucp_get_version_string(), UCX_VERSION);
+	void *ucs = dlopen("libucs.so.0", RTLD_LAZY | RTLD_NOLOAD);
+	struct link_map *map;
+	const char *end;
+
+	if (!ucs)
+		return NULL;
+	if (!dlinfo(ucs, RTLD_DI_LINKMAP, &map)) {
+		end = strrchr(map->l_name, '/');
+		ucs_snprintf_safe(path, size, "%.*slibucp.so.0",
+				  end ? (int)(end + 1 - map->l_name) : 0,
+				  map->l_name);
+	}
+	dlclose(ucs);
+	return dlopen(path, RTLD_LAZY | RTLD_LOCAL);
+}
+
+/*
+ * Other versions have other tables, and the same names of libraries. It is UCP that
+ * tells, which many programs load later than this: so it is asked for here.
+ */
+static int uct_devmem_is_for_this(void)
+{
+	char path[PATH_MAX] = "libucp.so.0";
+	void *ucp = uct_devmem_ucp(path, sizeof(path));
+	const char *(*version)(void);
+
+	if (!ucp) {
+		ucs_warn("devmem: nothing tells which UCX this is: there is no %s",
+			 path);
+		return 0;
+	}
+	version = (const char *(*)(void))dlsym(ucp, "ucp_get_version_string");
+	if (version && !strcmp(version(), UCX_VERSION))
+		/* It stays where it is for whoever loads it. */
+		return 1;
+	ucs_warn("devmem: this is not UCX " UCX_VERSION ", for which the transport is");
+	dlclose(ucp);
+	return 0;
 }
 
 /* When the library is loaded, and when it is unloaded. */
 static void UCS_F_CTOR uct_devmem_init(void)
 {
-	if (!uct_devmem_fits()) {
-		ucs_warn("devmem: this is not UCX " UCX_VERSION ", for which the transport is");
+	uct_devmem_fits = uct_devmem_is_for_this();
+	if (!uct_devmem_fits)
 		return;
-	}
 	uct_component_register(&uct_devmem_component);
 	uct_tl_register(&uct_devmem_component, &UCT_TL_NAME(devmem));
 }
 
 static void UCS_F_DTOR uct_devmem_cleanup(void)
 {
-	if (!uct_devmem_fits())
+	if (!uct_devmem_fits)
 		return;
 	uct_tl_unregister(&UCT_TL_NAME(devmem));
 	uct_component_unregister(&uct_devmem_component);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
-/* To be loaded before UCX, which is of another version then, as far as it tells. */
+/* A UCP of another version, as far as it tells. */
 
 const char *ucp_get_version_string(void);
 

@@ -2,10 +2,10 @@
 /*
  * Looks whether what UCP transfers is what was sent: puts, gets and tagged messages
  * of many sizes and at odd offsets, endpoints that come and go, a peer that is
- * killed or stands still, and one that says hello wrongly.
+ * killed, stands still, or is busy, and one that says hello wrongly.
  *
  * ucx_check serve PORT
- * ucx_check ADDRESS PORT data|many|killed|forced|twice
+ * ucx_check ADDRESS PORT data|many|killed|forced|busy|twice
  *
  * The memory is what UCX_ALLOC_PRIO says, the transports are those of UCX_TLS. What
  * UCX_CHECK_DLOPEN names is loaded before UCX is used.
@@ -30,6 +30,9 @@
 #define SLACK 4096UL
 #define TAG 23
 #define MANY 1000
+/* Seconds for which no end of a connection is taken for dead. */
+#define BUSY 12
+#define BUSY_FOR_LONG 40
 
 static const size_t sizes[] = {
 	1, 7, 8, 255, 4095, 4096, 8191, 8192, 8193, 65535, 65536, 1048575,
@@ -52,7 +55,7 @@ struct order {
 	uint64_t seed;
 };
 
-enum { RECEIVE = 1, COMPARE, FILL, END };
+enum { RECEIVE = 1, COMPARE, FILL, COMPUTE, END };
 
 static ucp_context_h context;
 static ucp_worker_h worker;
@@ -280,6 +283,10 @@ static void serve(int fd)
 		case COMPARE:
 			compare(order.offset, order.length, order.seed);
 			break;
+		case COMPUTE:
+			/* Without any progress. */
+			sleep(order.length);
+			break;
 		}
 		tell(fd, &order, sizeof(order));
 	}
@@ -398,9 +405,34 @@ static void forced(ucp_ep_h ep, ucp_rkey_h rkey, uint64_t there, pid_t pid)
 	printf("# put: %s, flush: %s\n",
 	       ucs_status_string(ucp_request_check_status(put)),
 	       ucs_status_string(ucp_request_check_status(flushed)));
+	if (ucp_request_check_status(put) == UCS_OK)
+		die("what is canceled is said to be done");
 	ucp_request_free(put);
 	ucp_request_free(flushed);
 	kill(pid, SIGCONT);
+}
+
+/*
+ * Two that compute: this end once it has connected, and the peer while more comes
+ * for it than its sockets take.
+ */
+static void computing(int fd, ucp_ep_h ep, ucp_rkey_h rkey, uint64_t there)
+{
+	sleep(BUSY);
+	check(ended(ucp_put_nbx(ep, memory, 1, there, rkey, &none)),
+	      "ucp_put_nbx");
+	flush(ep);
+	printf("# an end that has connected may be busy\n");
+	fill(0, SIZE, 1);
+	tell_order(fd, COMPUTE, 0, BUSY_FOR_LONG, 0);
+	sleep(1);
+	check(ended(ucp_put_nbx(ep, memory, SIZE, there, rkey, &none)),
+	      "ucp_put_nbx");
+	flush(ep);
+	answered(fd);
+	tell_order(fd, COMPARE, 0, SIZE, 1);
+	answered(fd);
+	printf("# a peer may be busy\n");
 }
 
 static int connect_to(const char *address, int port)
@@ -481,6 +513,8 @@ static void client(int fd, const char *to, const char *what)
 			killed(ep, rkey, hello.address, hello.pid);
 		else if (!strcmp(what, "forced"))
 			forced(ep, rkey, hello.address, hello.pid);
+		else if (!strcmp(what, "busy"))
+			computing(fd, ep, rkey, hello.address);
 		else
 			data(fd, ep, rkey, hello.address);
 		ucp_rkey_destroy(rkey);
@@ -504,7 +538,7 @@ int main(int argc, char **argv)
 		client(connect_to(argv[1], atoi(argv[2])), argv[1], argv[3]);
 	} else {
 		fprintf(stderr, "usage: ucx_check serve PORT\n"
-			"       ucx_check ADDRESS PORT data|many|killed|forced|twice\n");
+			"       ucx_check ADDRESS PORT data|many|killed|forced|busy|twice\n");
 		return 2;
 	}
 	end();
