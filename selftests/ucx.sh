@@ -127,7 +127,19 @@ data_by_four_lanes() { UCX_DEVMEM_LANES=4 check data; }
 endpoints_that_come_and_go() { check many; }
 killed_peer() { killed=1 check killed; }
 flush_of_an_endpoint_closed_by_force() { check forced; }
-busy_ends() { check busy; }
+
+busy_ends()
+{
+	local rmem=/proc/sys/net/ipv4/tcp_rmem old rc=0
+
+	# More is to come for the peer than its sockets take.
+	old=$("${server[@]}" cat "$rmem")
+	[ -z "${SERVER:-}" ] || "${server[@]}" sh -c "echo 4096 16384 32768 >$rmem" || return
+	check busy || rc=$?
+	[ -z "${SERVER:-}" ] || "${server[@]}" sh -c "echo $old >$rmem"
+	return "$rc"
+}
+
 
 # A worker whose port for lanes is another one's goes on without it. That is so where both are on one machine.
 options_of_another_worker()

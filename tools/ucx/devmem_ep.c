@@ -46,7 +46,10 @@ static void uct_devmem_ep_fail(struct uct_devmem_ep *ep, ucs_status_t status)
 	handled = uct_iface_handle_ep_err(&iface->super.super, &ep->super.super,
 					  status);
 	level = uct_base_iface_failure_log_level(&iface->super, handled, status);
-	ucs_log(level, "devmem: the peer is gone: %s", ucs_status_string(status));
+	ucs_log(level, "devmem: %s: %s",
+		status == UCS_ERR_IO_ERROR ? "this end cannot go on, if it has descriptors and memory" :
+					     "the peer is gone",
+		ucs_status_string(status));
 }
 
 static ucs_status_t uct_devmem_status(uint32_t reason)
@@ -56,6 +59,8 @@ static ucs_status_t uct_devmem_status(uint32_t reason)
 		return UCS_OK;
 	case DMB_OVER_UNREACHABLE:
 		return UCS_ERR_UNREACHABLE;
+	case DMB_OVER_LOCAL:
+		return UCS_ERR_IO_ERROR;
 	default:
 		return reason < DMB_OVER ? UCS_ERR_REJECTED :
 					   UCS_ERR_CONNECTION_RESET;

@@ -436,7 +436,8 @@ int32_t dmb_group_is_serving(const struct dmb_group *group);
 
 /*
  * Begins to connect to another group, by so many lanes, 1 to 64. Returns the number
- * of the end. DMB_EVENT_OPEN tells that it is there, DMB_EVENT_OVER that it is not.
+ * of the end. DMB_EVENT_OPEN tells that it is there, DMB_EVENT_OVER that it is not:
+ * with DMB_OVER_LOCAL if this process has no descriptors, or memory, for it.
  */
 int64_t dmb_group_connect(struct dmb_group *group,
 			  const struct dmb_address *to,
@@ -492,9 +493,9 @@ int32_t dmb_group_get_bytes(struct dmb_group *group,
 int32_t dmb_group_has_room(const struct dmb_group *group, uint64_t end);
 
 /*
- * Whether requests of an end are under way, 1 or 0. If so, and if there is a
- * cookie, DMB_EVENT_DONE has that when all of them are over, with what the first one
- * failed for that did.
+ * Whether requests of an end are under way, or not all was told of them, 1 or 0. If
+ * so, and if there is a cookie, DMB_EVENT_DONE has that after all of them, with what
+ * the first one failed for that did.
  */
 int32_t dmb_group_flush(struct dmb_group *group,
 			uint64_t end,
@@ -642,7 +643,8 @@ int32_t dmb_group_is_serving(const struct dmb_group *group);
 
 /*
  * Begins to connect to another group, by so many lanes, 1 to 64. Returns the number
- * of the end. DMB_EVENT_OPEN tells that it is there, DMB_EVENT_OVER that it is not.
+ * of the end. DMB_EVENT_OPEN tells that it is there, DMB_EVENT_OVER that it is not:
+ * with DMB_OVER_LOCAL if this process has no descriptors, or memory, for it.
  */
 int64_t dmb_group_connect(struct dmb_group *group,
 			  const struct dmb_address *to,
@@ -698,9 +700,9 @@ int32_t dmb_group_get_bytes(struct dmb_group *group,
 int32_t dmb_group_has_room(const struct dmb_group *group, uint64_t end);
 
 /*
- * Whether requests of an end are under way, 1 or 0. If so, and if there is a
- * cookie, DMB_EVENT_DONE has that when all of them are over, with what the first one
- * failed for that did.
+ * Whether requests of an end are under way, or not all was told of them, 1 or 0. If
+ * so, and if there is a cookie, DMB_EVENT_DONE has that after all of them, with what
+ * the first one failed for that did.
  */
 int32_t dmb_group_flush(struct dmb_group *group,
 			uint64_t end,

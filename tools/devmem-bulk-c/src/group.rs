@@ -24,6 +24,7 @@ use devmem_bulk::group::Why;
 
 use crate::DMB_EVENT_DONE;
 use crate::DMB_EVENT_OVER;
+use crate::DMB_OVER_LOCAL;
 use crate::Key;
 use crate::Landing;
 use crate::array;
@@ -139,6 +140,14 @@ fn asked(result: Result<(), Refused>) -> i32 {
     }
 }
 
+/// Whether it is this end that has no room for a connection.
+fn is_short(err: &io::Error) -> bool {
+    matches!(
+        err.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+    )
+}
+
 fn token(cookie: *mut c_void) -> Token {
     let kind = DMB_EVENT_DONE;
     Token { cookie, kind }
@@ -243,7 +252,8 @@ pub unsafe extern "C" fn dmb_group_is_serving(group: *const Group) -> i32 {
 }
 
 /// Begins to connect to another group, by so many lanes, 1 to 64. Returns the number
-/// of the end. DMB_EVENT_OPEN tells that it is there, DMB_EVENT_OVER that it is not.
+/// of the end. DMB_EVENT_OPEN tells that it is there, DMB_EVENT_OVER that it is not:
+/// with DMB_OVER_LOCAL if this process has no descriptors, or memory, for it.
 ///
 /// # Safety
 ///
@@ -377,9 +387,9 @@ pub unsafe extern "C" fn dmb_group_has_room(group: *const Group, end: u64) -> i3
     unsafe { (*group).group.has_room(EndId(end)) }.into()
 }
 
-/// Whether requests of an end are under way, 1 or 0. If so, and if there is a
-/// cookie, DMB_EVENT_DONE has that when all of them are over, with what the first one
-/// failed for that did.
+/// Whether requests of an end are under way, or not all was told of them, 1 or 0. If
+/// so, and if there is a cookie, DMB_EVENT_DONE has that after all of them, with what
+/// the first one failed for that did.
 ///
 /// # Safety
 ///
@@ -451,7 +461,7 @@ pub unsafe extern "C" fn dmb_group_wait(
             Ok(None) => return 0,
             Err(err) => return errno(&err),
         };
-        // The others are of peers.
+        // The others have been let go of.
         let Some(&end) = group.ends.get(&event.end) else {
             continue;
         };
@@ -464,13 +474,13 @@ pub unsafe extern "C" fn dmb_group_wait(
         };
         match event.what {
             What::Open => (),
-            What::Note(_) => continue,
             What::Done(done) => told = group.done(end, done),
             What::Over(why) => {
                 group.ends.remove(&event.end);
                 told.kind = DMB_EVENT_OVER;
                 told.reason = match why {
                     Why::Ended(end) => over(end),
+                    Why::Unreachable(err) if is_short(&err) => DMB_OVER_LOCAL,
                     Why::Unreachable(_) => DMB_OVER_UNREACHABLE,
                 };
             }

@@ -8,6 +8,7 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 
 use super::Endpoint;
+use super::lane::Wire;
 
 /// To be polled: there is something to read when something has happened. [`Endpoint::try_event`] finds out what.
 impl AsFd for Endpoint {
@@ -39,9 +40,11 @@ impl Endpoint {
         self.machine.has_room()
     }
 
-    /// Ends the connection, if it has not ended, without a word. Events tell what was under way.
+    /// Ends the connection, if it has not ended, without a word. Events tell what was under way. What is still being sent
+    /// is not: its memory comes back at once.
     pub fn abort(&mut self) {
         self.machine.gone();
+        self.lanes.iter_mut().for_each(Wire::abort);
     }
 
     /// Whether the connection is over, the peer knows it or does not listen, and no memory is being sent from: to drop

@@ -247,6 +247,29 @@ fn a_farewell_keeps_nobody_busy() {
     assert!(endpoint.hung_up);
 }
 
+/// Also if this end had no time to say the same.
+#[test]
+fn who_has_said_bye_may_hang_up() {
+    for says in [true, false] {
+        let Some((mut endpoint, mut there, lane)) = open() else {
+            return;
+        };
+        let mut bye = Vec::new();
+        Frame::Bye.encode(&mut bye);
+        if says {
+            there.write_all(&bye).unwrap();
+        }
+        drop((there, lane));
+        // Until it hears of both at once.
+        thread::sleep(Duration::from_millis(50));
+        while endpoint.end().is_none() {
+            endpoint.wait(Some(LONG)).unwrap();
+        }
+        let expected = if says { End::Orderly } else { End::Gone };
+        assert_eq!(endpoint.end(), Some(expected));
+    }
+}
+
 /// A program may be computing, for longer than it may be gone.
 #[test]
 fn a_lane_may_be_full_for_as_long_as_is_said() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use devmem::HostMemory;
 use log::warn;
+use nix::sys::epoll::Epoll;
 
 use super::Done;
 use super::What;
@@ -132,6 +133,7 @@ impl<T> Member<T> {
     fn may_ask(&self) -> Result<(), Refused> {
         match (self.endpoint.end(), self.has_room()) {
             (Some(end), _) => Err(Refused::Over(end)),
+            (None, _) if self.is_over => Err(Refused::Over(End::Local)),
             (None, true) => Ok(()),
             (None, false) => Err(Refused::Busy),
         }
@@ -145,13 +147,14 @@ impl<T> Member<T> {
         !self.requests.is_empty()
     }
 
-    pub(super) fn flush(&mut self, token: T) -> Result<(), T> {
+    /// Has somebody wait for what is under way. `result` is that of what is over already.
+    pub(super) fn flush(&mut self, result: Result<(), Failure>, token: T) -> Result<(), T> {
         let Some((last, _)) = self.requests.last_key_value() else {
             return Err(token);
         };
         self.flushes.push_back(Flush {
             before: last + 1,
-            result: Ok(()),
+            result,
             token,
         });
         Ok(())
@@ -165,7 +168,9 @@ impl<T> Member<T> {
     pub(super) fn cancel(&mut self) -> Option<Done<T>> {
         let request = self.requests.pop_first().map(|(_, request)| request.token);
         let token = request.or_else(|| self.flushes.pop_front().map(|flush| flush.token))?;
-        self.endpoint.abort();
+        if self.endpoint.end().is_none() {
+            self.endpoint.abort();
+        }
         let end = self.endpoint.end().unwrap_or(End::Gone);
         Some(Done {
             token,
@@ -182,6 +187,11 @@ impl<T> Member<T> {
         std::mem::replace(&mut self.owner, Owner::Nobody) != Owner::Nobody
     }
 
+    #[cfg(test)]
+    pub(super) fn ring(&self) -> std::os::fd::BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.endpoint)
+    }
+
     pub(super) fn is_served(&self) -> bool {
         self.owner == Owner::Peer
     }
@@ -193,6 +203,17 @@ impl<T> Member<T> {
 
     pub(super) fn is_busy(&self) -> bool {
         self.endpoint.is_busy()
+    }
+
+    /// Lets go of it, without waiting for anything that its peer does. A child of this process may have its ring, too,
+    /// and it is not to tell of it.
+    pub(super) fn drop_from(mut self, epoll: &Epoll) {
+        if let Err(err) = epoll.delete(&self.endpoint) {
+            warn!("an end stays in a group: {err}");
+        }
+        if !self.is_gone() {
+            self.endpoint.abort();
+        }
     }
 
     /// Whether nothing is left to be done for it.
@@ -211,12 +232,12 @@ impl<T> Member<T> {
                 Err(err) => {
                     warn!("an end cannot go on: {err}");
                     self.end(End::Local, &mut tell);
+                    self.endpoint.abort();
                     break;
                 }
             };
             match event {
                 Event::Done { id, result } => self.done(id, result, &mut tell),
-                Event::Note(note) if self.owner != Owner::Nobody => tell(What::Note(note)),
                 Event::Note(_) => (),
                 Event::Closing => self.endpoint.close(),
                 Event::Over(end) => self.end(end, &mut tell),

@@ -21,7 +21,6 @@
 //!     match happened.what {
 //!         What::Open => group.put_bytes(end, b"hello", (key, 0), "greeting").map_err(|why| format!("{why:?}"))?,
 //!         What::Done(done) => println!("{}: {:?}", done.token, done.result),
-//!         What::Note(_) => (),
 //!         What::Over(why) => return Err(format!("{why:?}").into()),
 //!     }
 //!     if !group.has_requests() {
@@ -169,8 +168,7 @@ impl<T> Group<T> {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for no lanes, or more than [`MAX_LANES`]; those of `socket()`, `bind()`
-    /// and `connect()` that are known at once.
+    /// [`InvalidInput`](io::ErrorKind::InvalidInput) for no lanes, or more than [`MAX_LANES`].
     pub fn connect(&mut self, to: Address, lanes: u16) -> io::Result<EndId> {
         if !(1..=MAX_LANES).contains(&lanes) {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -179,10 +177,14 @@ impl<T> Group<T> {
         let is_steered = self.parts.landing.is_some() && here < there;
         let from = SocketAddr::new(here.0, if is_steered { here.1 } else { 0 });
         let id = self.next;
-        let connecting = Connecting::new(&self.epoll, id, from, to, lanes)?;
         self.next += 1;
-        self.members.insert(id, Place::Connecting(connecting));
-        self.ready.push_back(id);
+        match Connecting::new(&self.epoll, id, from, to, lanes) {
+            Ok(connecting) => {
+                self.members.insert(id, Place::Connecting(connecting));
+                self.ready.push_back(id);
+            }
+            Err(err) => self.unreachable(id, err),
+        }
         Ok(EndId(id))
     }
 
@@ -271,7 +273,11 @@ impl<T> Group<T> {
                 break;
             }
         }
-        self.members.clear();
+        for (_, place) in self.members.drain() {
+            if let Place::Made(member) = place {
+                member.drop_from(&self.epoll);
+            }
+        }
         self.events.clear();
         self.ready.clear();
         self.leaving.clear();
@@ -402,13 +408,15 @@ impl<T> Group<T> {
         if let Some(server) = &mut self.server {
             server.sweep();
         }
-        let (members, ready) = (&mut self.members, &mut self.ready);
+        let (members, ready, epoll) = (&mut self.members, &mut self.ready, &self.epoll);
         self.leaving
             .retain(|&(id, deadline)| match members.get_mut(&id) {
                 Some(Place::Made(member)) => {
                     let stays = !member.is_gone() && now < deadline;
                     if !stays {
-                        members.remove(&id);
+                        if let Some(Place::Made(member)) = members.remove(&id) {
+                            member.drop_from(epoll);
+                        }
                     } else if member.is_busy() && member.is_to_be_looked_at() {
                         ready.push_back(id);
                     }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::Done;
 use super::EndId;
 use super::Group;
 use super::Happened;
@@ -12,6 +13,7 @@ use super::What;
 use super::member::Member;
 use crate::memory::Memory;
 use crate::protocol::End;
+use crate::protocol::Failure;
 use crate::protocol::Key;
 use crate::protocol::Refused;
 
@@ -89,16 +91,39 @@ impl<T> Group<T> {
         self.member(end).is_some_and(Member::has_room)
     }
 
-    /// Has [`What::Done`] tell when all that was asked for before is over. Gives the token back if nothing is under way.
+    /// Has [`What::Done`] tell when all that was asked for before is over, and was told. Gives the token back if it is.
     ///
     /// # Errors
     ///
     /// That token.
     pub fn flush(&mut self, end: EndId, token: T) -> Result<(), T> {
-        match self.members.get_mut(&end.0) {
-            Some(Place::Made(member)) => member.flush(token),
+        let untold = self.untold(end);
+        let left = match self.members.get_mut(&end.0) {
+            Some(Place::Made(member)) => member.flush(untold.unwrap_or(Ok(())), token),
             _ => Err(token),
+        };
+        match (left, untold) {
+            (Err(token), Some(result)) => {
+                let what = What::Done(Done {
+                    token,
+                    result,
+                    bytes: None,
+                });
+                self.events.push_back(Happened { end, what });
+                Ok(())
+            }
+            (left, _) => left,
         }
+    }
+
+    /// What came of requests of which it was not told yet: the first failure, if there is one. `None` if there are none.
+    fn untold(&self, end: EndId) -> Option<Result<(), Failure>> {
+        let of_end = self.events.iter().filter(|event| event.end == end);
+        let results = of_end.filter_map(|event| match &event.what {
+            What::Done(done) => Some(done.result),
+            _ => None,
+        });
+        results.reduce(Result::and)
     }
 
     /// Has requests wait, for [room](Self::has_room), until all that was asked for before is over.
@@ -108,9 +133,9 @@ impl<T> Group<T> {
         }
     }
 
-    /// Whether requests of this end are under way.
+    /// Whether requests of this end are under way, or not all was told of them.
     pub fn is_asking(&self, end: EndId) -> bool {
-        self.member(end).is_some_and(Member::has_requests)
+        self.member(end).is_some_and(Member::has_requests) || self.untold(end).is_some()
     }
 
     /// Whether any request of this side is under way, or not all was told of it.

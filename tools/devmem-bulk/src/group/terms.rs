@@ -11,7 +11,6 @@ use crate::memory::Landing;
 use crate::protocol;
 use crate::protocol::Failure;
 use crate::protocol::wire::MAX_LANES;
-use crate::protocol::wire::NOTE;
 use crate::registry::Registry;
 
 /// Where a group listens.
@@ -38,15 +37,14 @@ pub struct Happened<T> {
     pub what: What<T>,
 }
 
-/// What has happened to an end.
+/// What has happened to an end that the program has connected. Of those that peers have connected nothing is told; notes
+/// of peers are nobody's.
 #[derive(Debug)]
 pub enum What<T> {
     /// The peer has said hello: there is room for requests.
     Open,
     /// A request is over, or all that a [flush](super::Group::flush) is about.
     Done(Done<T>),
-    /// The peer of an end tells something. It may be one that connected.
-    Note([u8; NOTE]),
     /// The connection is over, and so was all that was under way before. There is nothing more of this end.
     Over(Why),
 }

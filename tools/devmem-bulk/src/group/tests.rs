@@ -160,6 +160,95 @@ fn a_flush_ends_after_all_before_it_and_says_what_failed() {
     assert_eq!(results, [Ok(()), Ok(()), refused, refused, Ok(())]);
 }
 
+/// Who flushes may let go then of what was put, so it is told before.
+#[test]
+fn a_flush_comes_after_what_was_not_told() {
+    let (Some(mut here), Some(mut there)) = (group(), group()) else {
+        return;
+    };
+    let end = connected(&mut here, &mut there);
+    // That key is of nobody.
+    here.put_bytes(end, b"ab", (Key([1; 16]), 0), 1).unwrap();
+    let start = Instant::now();
+    while here.events.is_empty() && start.elapsed() < LONG {
+        here.go_on(Some(SHORT)).unwrap();
+        there.wait(Some(Duration::ZERO)).unwrap();
+    }
+    assert!(here.is_asking(end));
+    here.flush(end, 2).unwrap();
+    let refused = Err(Failure::Status(Status::Key));
+    for token in [1, 2] {
+        let told = done(here.wait(Some(Duration::ZERO)).unwrap().unwrap());
+        assert_eq!((told.token, told.result), (token, refused));
+    }
+    assert!(!here.is_asking(end));
+    assert_eq!(here.flush(end, 3), Err(3));
+}
+
+/// The same as of what is known later.
+#[test]
+fn what_cannot_be_reached_is_told_as_an_event() {
+    let Some(mut here) = group() else {
+        return;
+    };
+    let mut to = here.address();
+    to.ip = Ipv6Addr::LOCALHOST.into();
+    let end = here.connect(to, 1).unwrap();
+    assert!(here.is_busy());
+    let over = here.wait(Some(Duration::ZERO)).unwrap().unwrap();
+    assert_eq!(over.end, end);
+    assert!(matches!(over.what, What::Over(Why::Unreachable(_))));
+}
+
+/// A child that was made by fork() has all of them.
+#[test]
+fn an_end_whose_ring_somebody_has_does_not_keep_the_group_busy() {
+    let (Some(mut here), Some(mut there)) = (group(), group()) else {
+        return;
+    };
+    let end = connected(&mut here, &mut there);
+    let Some(Place::Made(member)) = here.members.get(&end.0) else {
+        panic!("no end");
+    };
+    let _ring = member.ring().try_clone_to_owned().unwrap();
+    here.put_bytes(end, b"ab", (Key([1; 16]), 0), 1).unwrap();
+    while here.cancel(end).is_some() {}
+    while !here.members.is_empty() || !there.members.is_empty() {
+        here.wait(Some(SHORT)).unwrap();
+        there.wait(Some(SHORT)).unwrap();
+    }
+    let start = Instant::now();
+    let second = Duration::from_secs(1);
+    for _ in 0..10 {
+        here.go_on(Some(second / 10)).unwrap();
+    }
+    // It may be the turn of something once more.
+    assert!(start.elapsed() >= second / 2, "{:?}", start.elapsed());
+}
+
+/// However many it says: nobody would get to do anything else.
+#[test]
+fn notes_of_peers_are_nobodys() {
+    let Some(mut group) = group() else {
+        return;
+    };
+    let to = group.address();
+    let peer = std::thread::spawn(move || {
+        let at = |port| SocketAddr::new(to.ip, port);
+        let options = crate::Options::new(Registry::new().unwrap());
+        let connected = crate::connect::connect(at(to.control), at(to.lanes), 1, options, LONG);
+        let mut endpoint = connected.unwrap();
+        for _ in 0..10 {
+            endpoint.notify([1; crate::protocol::wire::NOTE]).unwrap();
+            endpoint.flush(drop).unwrap().unwrap();
+        }
+    });
+    while !peer.is_finished() {
+        assert!(group.wait(Some(SHORT)).unwrap().is_none());
+    }
+    peer.join().unwrap();
+}
+
 #[test]
 fn a_fence_is_passed_when_all_before_it_is_over() {
     let (Some(mut here), Some(mut there)) = (group(), group()) else {
@@ -224,12 +313,9 @@ fn the_peer_hears_that_a_group_is_closed() {
         here.wait(Some(SHORT)).unwrap();
     }
     closing.join().unwrap();
-    let late = here.connect(address, 1);
-    let refused = late.is_err() || {
-        let over = here.wait(Some(LONG)).unwrap().unwrap();
-        matches!(over.what, What::Over(Why::Unreachable(_)))
-    };
-    assert!(refused);
+    here.connect(address, 1).unwrap();
+    let over = here.wait(Some(LONG)).unwrap().unwrap();
+    assert!(matches!(over.what, What::Over(Why::Unreachable(_))));
 }
 
 /// At once, also if what cannot be reached does not say so.
