@@ -23,6 +23,7 @@ use devmem::DmaBuf;
 use devmem::HostMemory;
 use devmem_bulk as bulk;
 use devmem_bulk::Rights;
+use devmem_bulk::memory::Mark;
 
 use crate::Key;
 use crate::Landing;
@@ -36,8 +37,8 @@ pub struct Pool {
     pub(crate) registry: bulk::Registry,
     ifindex: u32,
     allocated: Mutex<Vec<Weak<Region>>>,
-    /// What is to be told once nothing of a memory is being sent any more.
-    leaving: Mutex<VecDeque<(Arc<bulk::Memory>, Cookie)>>,
+    /// What is to be told once nothing is being sent any more of what was of a memory then.
+    leaving: Mutex<VecDeque<(Arc<bulk::Memory>, Mark, Cookie)>>,
 }
 
 /// A part of what was allocated, or of ordinary memory.
@@ -298,8 +299,8 @@ pub unsafe extern "C" fn dmb_part_key(
 
 /// Takes the key of a part back, and lets go of it: nothing is written there by
 /// peers any more once this returns. What is allocated goes with its last part. If
-/// there is a cookie dmb_pool_left() gives it when nothing of that memory is being
-/// sent any more.
+/// there is a cookie dmb_pool_left() gives it when nothing is being sent any more of
+/// what was of that memory until now.
 ///
 /// # Safety
 ///
@@ -315,7 +316,9 @@ pub unsafe extern "C" fn dmb_part_free(pool: *const Pool, part: *mut Part, cooki
     }
     if !cookie.is_null() {
         let memory = Arc::clone(&part.region.memory);
-        lock(&pool.leaving).push_back((memory, Cookie(cookie)));
+        // Other parts of it may be sent all the time.
+        let mark = memory.mark();
+        lock(&pool.leaving).push_back((memory, mark, Cookie(cookie)));
     }
 }
 
@@ -331,9 +334,9 @@ pub unsafe extern "C" fn dmb_pool_left(pool: *const Pool) -> *mut c_void {
     let mut leaving = lock(unsafe { &(*pool).leaving });
     let at = leaving
         .iter()
-        .position(|(memory, _)| !memory.is_being_read());
+        .position(|(memory, mark, _)| !memory.is_read_since(*mark));
     match at.and_then(|at| leaving.remove(at)) {
-        Some((_, cookie)) => cookie.0,
+        Some((_, _, cookie)) => cookie.0,
         None => null_mut(),
     }
 }

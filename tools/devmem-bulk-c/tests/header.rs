@@ -17,8 +17,6 @@ fn header() -> String {
     let config = cbindgen::Config::from_file(root().join("cbindgen.toml")).unwrap();
     let parsed = cbindgen::Builder::new()
         .with_src(root().join("src/lib.rs"))
-        .with_src(root().join("src/group.rs"))
-        .with_src(root().join("src/pool.rs"))
         .with_config(config)
         .generate()
         .unwrap();

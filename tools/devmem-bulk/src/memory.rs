@@ -2,14 +2,14 @@
 
 //! Memory: what is transferred, and what it lands in.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 
 use devmem::BindTx;
 use devmem::Binding;
@@ -33,7 +33,7 @@ pub enum Lane {
 pub struct Memory {
     bytes: Bytes,
     size: u64,
-    readings: AtomicUsize,
+    readings: Mutex<Readings>,
 }
 
 enum Bytes {
@@ -121,7 +121,7 @@ impl Memory {
         Arc::new(Self {
             bytes,
             size: size as u64,
-            readings: AtomicUsize::new(0),
+            readings: Mutex::new(Readings::new()),
         })
     }
 
@@ -155,7 +155,25 @@ impl Memory {
     /// [waited](crate::Endpoint::wait) for, and of all when they are dropped: but for what a peer's kernel does not
     /// acknowledge within 5 s of that, which is lost, so that this says yes for ever.
     pub fn is_being_read(&self) -> bool {
-        self.readings.load(Ordering::SeqCst) > 0
+        let mut readings = self.readings();
+        let now = readings.mark();
+        readings.were_before(now)
+    }
+
+    /// Tells those who read it by now from those who come later: [`is_read_since`](Self::is_read_since) does then.
+    pub fn mark(&self) -> Mark {
+        Mark(self.readings().mark())
+    }
+
+    /// Whether bytes are still on their way that were at a [mark](Self::mark), as
+    /// [`is_being_read`](Self::is_being_read) tells of any. Others may use other parts of it all the time.
+    pub fn is_read_since(&self, mark: Mark) -> bool {
+        self.readings().were_before(mark.0)
+    }
+
+    fn readings(&self) -> MutexGuard<'_, Readings> {
+        // Nothing there is left half done.
+        self.readings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Copies the bytes at `offset` into `to`.
@@ -204,26 +222,64 @@ impl Memory {
     }
 }
 
-/// A memory of which bytes are on their way to a peer.
+/// A moment, to a memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark(u64);
+
+/// Who reads a memory.
 #[derive(Debug)]
-pub(crate) struct Reading(Arc<Memory>);
+struct Readings {
+    /// The marks that nobody asks for any more.
+    over: u64,
+    /// What those have who have begun to read before the next mark, and between each two: the last one is of those who
+    /// begin now.
+    between: VecDeque<Arc<()>>,
+}
+
+impl Readings {
+    fn new() -> Self {
+        Self {
+            over: 0,
+            between: [Arc::new(())].into(),
+        }
+    }
+
+    fn begin(&self) -> Option<Arc<()>> {
+        self.between.back().cloned()
+    }
+
+    fn mark(&mut self) -> u64 {
+        self.between.push_back(Arc::new(()));
+        self.tidy();
+        self.over + self.between.len() as u64 - 1
+    }
+
+    /// Whether somebody still reads who had begun before that mark.
+    fn were_before(&mut self, mark: u64) -> bool {
+        self.tidy();
+        self.over < mark
+    }
+
+    /// Nobody comes to a time that is over.
+    fn tidy(&mut self) {
+        while self.between.len() > 1 && self.between.front().map(Arc::strong_count) == Some(1) {
+            self.between.pop_front();
+            self.over += 1;
+        }
+    }
+}
+
+/// A memory of which bytes are on their way to a peer.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    memory: Arc<Memory>,
+    _begun: Option<Arc<()>>,
+}
 
 impl Reading {
     pub(crate) fn new(memory: Arc<Memory>) -> Self {
-        memory.readings.fetch_add(1, Ordering::SeqCst);
-        Self(memory)
-    }
-}
-
-impl Clone for Reading {
-    fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.0))
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.0.readings.fetch_sub(1, Ordering::SeqCst);
+        let _begun = memory.readings().begin();
+        Self { memory, _begun }
     }
 }
 
@@ -231,7 +287,7 @@ impl Deref for Reading {
     type Target = Memory;
 
     fn deref(&self) -> &Memory {
-        &self.0
+        &self.memory
     }
 }
 
@@ -315,5 +371,33 @@ impl Landing {
 
     pub(crate) fn map(&self) -> &Mapping {
         &self.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those who come later do not keep who waits for the others.
+    #[test]
+    fn those_who_read_at_a_mark_are_told_from_others() {
+        let memory = Memory::host(HostMemory::owned(vec![0; 8].into()));
+        assert!(!memory.is_being_read());
+        let first = Reading::new(Arc::clone(&memory));
+        let before = memory.mark();
+        let second = Reading::new(Arc::clone(&memory));
+        let both = memory.mark();
+        let third = Reading::new(Arc::clone(&memory));
+        let again = first.clone();
+        drop(first);
+        assert!(memory.is_read_since(before));
+        drop(again);
+        assert!(!memory.is_read_since(before));
+        assert!(memory.is_read_since(both));
+        drop(second);
+        assert!(!memory.is_read_since(both));
+        assert!(memory.is_being_read());
+        drop(third);
+        assert!(!memory.is_being_read());
     }
 }

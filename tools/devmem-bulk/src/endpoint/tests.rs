@@ -291,7 +291,7 @@ fn a_lane_may_be_full_for_as_long_as_is_said() {
         there.write_all(&said).unwrap();
         endpoint.wait_open(LONG).unwrap();
         let memory = Memory::host(HostMemory::owned(vec![0; 16 << 20].into()));
-        endpoint.put(&memory, 0, 16 << 20, Key([0; 16]), 0).unwrap();
+        endpoint.put(&memory, 0, limit, Key([0; 16]), 0).unwrap();
         // The kernel looks at it now and then only.
         while endpoint.wait(Some(6 * second)).unwrap().is_some() {}
         let end = stall.map(|_| End::Gone);
