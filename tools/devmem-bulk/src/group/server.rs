@@ -2,6 +2,9 @@
 
 //! Ends that connect to a group, without anybody who waits for one of them.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::collections::HashSet;
 use std::io;
@@ -67,9 +70,9 @@ pub(super) struct Server {
     callers: BTreeMap<u64, Caller>,
     next: u64,
     /// How many of those there may be.
-    pub(super) most: usize,
+    most: usize,
     /// How long they may be here when there is no room.
-    pub(super) patience: Duration,
+    patience: Duration,
     stash: Stash,
     swept: Instant,
     left: Left,
@@ -234,12 +237,12 @@ impl Server {
 
     /// Whether somebody is about to be served.
     pub(super) fn is_asked(&self) -> bool {
-        !self.callers.is_empty()
+        !self.callers.is_empty() || self.left != Left::Nobody
     }
 
     /// How many control connections, and lanes, wait for something.
     #[cfg(test)]
-    pub(super) fn waiting(&self) -> (usize, usize) {
+    fn waiting(&self) -> (usize, usize) {
         (self.callers.len(), self.stash.len())
     }
 
