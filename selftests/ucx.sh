@@ -141,6 +141,13 @@ busy_ends()
 }
 
 
+# Else it was the first connection that failed, whatever for.
+memory_of_too_many()
+{
+	UCX_DEVMEM_QUEUES=1 UCX_DEVMEM_MEMORY=1m UCX_DEVMEM_SHARERS=33 ucx "${server[@]}" ucx_info -d 2>&1 |
+		grep 'UCX_DEVMEM_MEMORY is not 32768 bytes for each lane'
+}
+
 # A worker whose port for lanes is another one's goes on without it. That is so where both are on one machine.
 options_of_another_worker()
 {
@@ -222,7 +229,8 @@ tests=(
 	info no_device put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
 	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous serialized_threads threads_at_once
 	data data_in_ordinary_memory data_by_four_lanes endpoints_that_come_and_go killed_peer
-	flush_of_an_endpoint_closed_by_force busy_ends lane_named_twice program_that_loads_ucx_later another_version
+	flush_of_an_endpoint_closed_by_force busy_ends lane_named_twice memory_of_too_many
+	program_that_loads_ucx_later another_version
 	killed_peer_of_uct loaded_by_the_program mpi_of_two mpi_of_four
 )
 # Between two machines, as it were, or on one.

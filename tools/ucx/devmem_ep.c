@@ -47,7 +47,7 @@ static void uct_devmem_ep_fail(struct uct_devmem_ep *ep, ucs_status_t status)
 					  status);
 	level = uct_base_iface_failure_log_level(&iface->super, handled, status);
 	ucs_log(level, "devmem: %s: %s",
-		status == UCS_ERR_IO_ERROR ? "this end cannot go on, if it has descriptors and memory" :
+		status == UCS_ERR_IO_ERROR ? "this end cannot go on" :
 					     "the peer is gone",
 		ucs_status_string(status));
 }

@@ -31,6 +31,8 @@
 
 /* Events that are looked at together. */
 #define MOST_EVENTS 64
+/* Bytes that a lane has in hand, at least. */
+#define LEAST 8192
 /* Milliseconds that peers have to say that they close, too, when an interface does. */
 #define FAREWELL 1000
 
@@ -383,6 +385,12 @@ static ucs_status_t uct_devmem_iface_new(uct_md_h md, uct_worker_h worker,
 	}
 	if (!config->lanes || config->lanes > 64 || config->lane_port > UINT16_MAX) {
 		ucs_error("devmem: from 1 to 64 lanes, and a port");
+		return UCS_ERR_INVALID_PARAM;
+	}
+	if (config->queues.count &&
+	    config->memory / 4 / ucs_max(config->sharers, 1) / config->lanes < LEAST) {
+		ucs_error("devmem: UCX_DEVMEM_MEMORY is not %d bytes for each lane of SHARERS",
+			  4 * LEAST);
 		return UCS_ERR_INVALID_PARAM;
 	}
 	ops.iface_flush = uct_devmem_iface_flush;
