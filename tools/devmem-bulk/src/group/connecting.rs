@@ -88,7 +88,7 @@ impl Connecting {
         Ok(())
     }
 
-    /// Whether all connections are made by now. If so the peer has been told which they are.
+    /// Whether all connections are made by now.
     pub(super) fn is_made(&mut self) -> io::Result<bool> {
         for socket in self.sockets.iter_mut().filter(|socket| !socket.is_made) {
             socket.is_made = attempt(&socket.stream, socket.to)?;
