@@ -46,8 +46,16 @@ unsafe fn key(pool: *mut Pool, part: *mut Part) -> (Key, u64) {
     (key, address)
 }
 
-fn mapped() -> String {
-    std::fs::read_to_string("/proc/self/maps").unwrap()
+/// The device and the inode of each mapping, by its address.
+fn mapped() -> Vec<(String, [String; 2])> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let parts = maps.lines().map(|line| {
+        let mut words = line.split_whitespace().map(str::to_owned);
+        let address = words.next().unwrap();
+        let file = [words.nth(2).unwrap(), words.next().unwrap()];
+        (address, file)
+    });
+    parts.collect()
 }
 
 /// Also where there is no udmabuf, and whoever registers some of it: else it would go with the first part.
@@ -61,8 +69,7 @@ fn allocated_memory_goes_with_its_last_part() {
         address.write_bytes(7, len);
         let before = mapped();
         let here = format!("{:x}-", address as usize);
-        let inode = before.lines().find(|line| line.starts_with(&here));
-        let inode = inode.unwrap().split_whitespace().nth(4).unwrap();
+        let (_, file) = before.iter().find(|(at, _)| at.starts_with(&here)).unwrap();
         let mut part = null_mut();
         let at = address.add(100).cast();
         assert_eq!(dmb_pool_part(pool, at, 8092, &raw mut part), 0);
@@ -76,7 +83,7 @@ fn allocated_memory_goes_with_its_last_part() {
         assert_eq!(dmb_pool_part(pool, at, 8093, &raw mut over), 0);
         dmb_part_free(pool, over, null_mut());
         dmb_part_free(pool, part, null_mut());
-        assert!(!mapped().contains(inode));
+        assert!(!mapped().iter().any(|(_, other)| other == file));
         assert_eq!(
             dmb_pool_part(pool, null_mut(), 1, &raw mut part),
             -libc::EINVAL
