@@ -52,6 +52,14 @@ PHONY += test-pci
 test-pci: ## on igb, a NIC on PCI, as QEMU emulates it, only (part of test)
 	@scripts/test pci
 
+PHONY += ucx
+ucx: ## UCX's transport over device memory, for Debian 12's UCX, which is fetched (Documentation/ucx.rst)
+	@scripts/ucx build
+
+PHONY += test-ucx
+test-ucx: ## that, on the host and between two namespaces in the guest (TESTS=; not part of test)
+	@scripts/ucx test
+
 PHONY += fuzz
 fuzz: ## random operations on both providers, compared, for DURATION=600 seconds (SEED=, KDIR= as for demo)
 	@scripts/fuzz

@@ -41,6 +41,7 @@ RUST_MIN=1.85.0
 VNG_VERSION=1.42
 QEMU_MIN=8.1
 LIBURING_VERSION=2.15-1
+UCX_VERSION=1.13.1-1
 
 # The guest, that is its kernel: fast, or one that looks for bugs. Each has a configuration of its own in
 # selftests/guest/, on top of kernel.config. For "own" it is what the user has built in KDIR, as it is.
@@ -208,10 +209,10 @@ debian_mirror()
 	echo "$uri"
 }
 
-# apt_update SUITE: reads its index, and keeps others out until apt_unlock.
+# apt_update SUITE [deb-src]: reads its index, or that of sources, too, and keeps others out until apt_unlock.
 apt_update()
 {
-	local dir=$CACHE/apt/$1 keyring mirror
+	local dir=$CACHE/apt/$1${2:+-src} keyring mirror kind
 
 	apt_suite=$1
 	apt_opts=(
@@ -231,7 +232,9 @@ apt_update()
 	[ -e "$keyring" ] || die "Debian's archive keyring is missing: install debian-archive-keyring"
 	mirror=$(debian_mirror)
 	mkdir -p "$dir/lists/partial" "$dir/cache/archives/partial"
-	echo "deb [signed-by=$keyring] $mirror $apt_suite main" >"$dir/sources.list"
+	for kind in deb ${2:-}; do
+		echo "$kind [signed-by=$keyring] $mirror $apt_suite main"
+	done >"$dir/sources.list"
 	# A warning here would be one about a missing signature or a failed fetch.
 	apt-get -qq "${apt_opts[@]}" -o APT::Update::Error-Mode=any update ||
 		die "cannot read $apt_suite from $mirror"

@@ -4,19 +4,28 @@
 //!
 //! What C gets are pointers to boxes. All that can be wrong with them is for the caller to see to.
 
+mod group;
+#[cfg(test)]
+mod group_tests;
+mod pool;
+
+use std::ffi::c_void;
 use std::io;
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-use devmem::BindRx;
 use devmem::DmaBuf;
+use devmem::HostMemory;
 use devmem_bulk as bulk;
 use devmem_bulk::End;
 use devmem_bulk::Event;
 use devmem_bulk::Failure;
+use devmem_bulk::Lane;
 use devmem_bulk::Options;
 use devmem_bulk::Refused;
 use devmem_bulk::Rights;
@@ -54,10 +63,14 @@ pub const DMB_OVER_TOLD: u32 = 0x300;
 /// Both.
 const READ_WRITE: u32 = DMB_READ | DMB_WRITE;
 
-/// A dma-buf that is transferred from and to.
+/// What is transferred from and to: a dma-buf, or ordinary memory.
 pub struct Memory(Arc<bulk::Memory>);
 /// A dma-buf that payload lands in.
-pub struct Landing(Arc<bulk::Landing>);
+pub struct Landing {
+    landing: Arc<bulk::Landing>,
+    /// How many endpoints it is for.
+    endpoints: u32,
+}
 /// Keys.
 pub struct Registry(bulk::Registry);
 /// An end of a connection.
@@ -105,6 +118,14 @@ fn refused(refused: Refused) -> i64 {
 
 fn id(asked: Result<u64, Refused>) -> i64 {
     asked.map_or_else(refused, |id| i64::try_from(id).unwrap_or(i64::MAX))
+}
+
+fn reason(result: Result<(), Failure>) -> u32 {
+    match result {
+        Ok(()) => 0,
+        Err(Failure::Status(status)) => status.code(),
+        Err(Failure::Over(end)) => over(end).max(DMB_OVER),
+    }
 }
 
 fn over(end: End) -> u32 {
@@ -200,6 +221,53 @@ pub unsafe extern "C" fn dmb_memory_new(fd: i32, ifindex: u32, out: *mut *mut Me
     unsafe { give(made.map(Memory), out) }
 }
 
+/// Makes a memory of `len` bytes of ordinary memory, from and to which the CPU
+/// copies. They have to be there until dmb_memory_close() has returned.
+///
+/// # Safety
+///
+/// See the head of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmb_memory_host(
+    address: *mut c_void,
+    len: usize,
+    out: *mut *mut Memory,
+) -> i32 {
+    let Some(address) = NonNull::new(address.cast()) else {
+        return -libc::EINVAL;
+    };
+    // SAFETY: As the caller guarantees.
+    let memory = unsafe { HostMemory::new(address, len) };
+    // SAFETY: As the caller guarantees.
+    unsafe { give(Ok(Memory(bulk::Memory::host(memory))), out) }
+}
+
+/// Whether a memory is bound to a device, which sends from it, 1 or 0. If not, the
+/// CPU copies what is sent.
+///
+/// # Safety
+///
+/// See the head of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmb_memory_is_bound(memory: *const Memory) -> i32 {
+    // SAFETY: As the caller guarantees.
+    let memory = unsafe { &*memory };
+    (memory.0.lane() == Lane::Nic).into()
+}
+
+/// Gives ordinary memory back: none of it is accessed any more once this
+/// returns. A connection by which it was still to be sent fails. A dma-buf stays
+/// as it is.
+///
+/// # Safety
+///
+/// See the head of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmb_memory_close(memory: *const Memory) {
+    // SAFETY: As the caller guarantees.
+    unsafe { (*memory).0.close() }
+}
+
 /// Lets go of a memory, which stays for as long as keys and requests have it.
 ///
 /// # Safety
@@ -211,8 +279,8 @@ pub unsafe extern "C" fn dmb_memory_free(memory: *mut Memory) {
     unsafe { take_back(memory) }
 }
 
-/// Binds a dma-buf to receive queues of a device, for payload to land in. Flows
-/// have to be steered there by other means.
+/// Binds a dma-buf to receive queues of a device, for payload of so many
+/// endpoints to land in. Flows have to be steered there by other means.
 ///
 /// # Safety
 ///
@@ -223,18 +291,16 @@ pub unsafe extern "C" fn dmb_landing_new(
     ifindex: u32,
     queues: *const u32,
     count: usize,
+    endpoints: u32,
     out: *mut *mut Landing,
 ) -> i32 {
     // SAFETY: As the caller guarantees.
     let queues = unsafe { array(queues, count) };
     // SAFETY: As the caller guarantees.
-    let made = unsafe { dmabuf(fd) }.and_then(|dmabuf| {
-        let request = BindRx::new(ifindex);
-        let request = queues.iter().fold(request, |all, &queue| all.queue(queue));
-        bulk::Landing::new(request.bind(&dmabuf)?, &dmabuf)
-    });
+    let made = unsafe { dmabuf(fd) }
+        .and_then(|dmabuf| Landing::bound(&dmabuf, ifindex, queues, endpoints));
     // SAFETY: As the caller guarantees.
-    unsafe { give(made.map(Landing), out) }
+    unsafe { give(made, out) }
 }
 
 /// Lets go of a landing, which stays for as long as endpoints have it.
@@ -327,8 +393,8 @@ pub unsafe extern "C" fn dmb_revoke(registry: *const Registry, key: *const Key) 
 
 /// Makes an end of connections of TCP that are made: the control connection,
 /// and lanes. The descriptors stay the caller's, and may be closed. `landing`
-/// is NULL if nothing lands in device memory; it is this endpoint's alone.
-/// -EINVAL if it is too small for so many lanes.
+/// is NULL if nothing lands in device memory; if it is for several endpoints this
+/// one gets its part. -EINVAL if that is too small for so many lanes.
 ///
 /// # Safety
 ///
@@ -362,7 +428,9 @@ pub unsafe extern "C" fn dmb_endpoint_new(
         let mut options = Options::new(registry.0.clone());
         if let Some(landing) = landing {
             let count = u16::try_from(lanes.len()).unwrap_or(u16::MAX);
-            options = options.landing(Arc::clone(&landing.0), count);
+            options = options.landing(Arc::clone(&landing.landing), count);
+            let part = |window| window / u64::from(landing.endpoints);
+            options.window = options.window.map(part);
         }
         bulk::Endpoint::new(socket(control)?, lanes, options)
     };
@@ -381,6 +449,32 @@ pub unsafe extern "C" fn dmb_endpoint_new(
 pub unsafe extern "C" fn dmb_endpoint_free(endpoint: *mut Endpoint) {
     // SAFETY: As the caller guarantees.
     unsafe { take_back(endpoint) }
+}
+
+/// A descriptor to poll, which stays the endpoint's: there is something to read
+/// when something has happened. What that is only dmb_wait() tells, until which
+/// there stays something to read.
+///
+/// # Safety
+///
+/// See the head of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmb_fd(endpoint: *const Endpoint) -> i32 {
+    // SAFETY: As the caller guarantees.
+    unsafe { (*endpoint).0.as_raw_fd() }
+}
+
+/// Whether there is more to do, or to tell, without anything that can be polled
+/// for, 1 or 0: then whoever polls calls dmb_wait() first. So he does after he
+/// has made requests, whatever this says.
+///
+/// # Safety
+///
+/// See the head of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmb_is_busy(endpoint: *const Endpoint) -> i32 {
+    // SAFETY: As the caller guarantees.
+    unsafe { (*endpoint).0.is_busy() }.into()
 }
 
 /// Waits until the peer is there, no longer than so many milliseconds.
@@ -507,11 +601,7 @@ pub unsafe extern "C" fn dmb_wait(
         Event::Done { id, result } => {
             told.kind = DMB_EVENT_DONE;
             told.id = id;
-            told.reason = match result {
-                Ok(()) => 0,
-                Err(Failure::Status(status)) => status.code(),
-                Err(Failure::Over(end)) => over(end).max(DMB_OVER),
-            };
+            told.reason = reason(result);
         }
         Event::Note(note) => {
             told.kind = DMB_EVENT_NOTE;
@@ -537,6 +627,130 @@ mod tests {
     use std::ptr::null;
     use std::ptr::null_mut;
 
+    /// Both ends of a connection with one lane; `None` on a machine that does not allow io_uring.
+    fn pair(registry: *const Registry) -> Option<[*mut Endpoint; 2]> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let connection = || {
+            let here = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (here, listener.accept().unwrap().0)
+        };
+        let (control, lane) = (connection(), connection());
+        let end = |control: &TcpStream, lane: &TcpStream| {
+            let (lane, mut endpoint) = (lane.as_raw_fd(), null_mut());
+            let out = &raw mut endpoint;
+            // SAFETY: What is said to be valid is.
+            let made = unsafe {
+                dmb_endpoint_new(
+                    control.as_raw_fd(),
+                    &raw const lane,
+                    1,
+                    registry,
+                    null(),
+                    out,
+                )
+            };
+            let allowed = ![-libc::EPERM, -libc::ENOSYS].contains(&made)
+                || std::env::var_os("DEVMEM_NO_SKIPS").is_some();
+            if !allowed {
+                eprintln!("SKIP: no io_uring here");
+                return None;
+            }
+            assert_eq!(made, 0);
+            Some(endpoint)
+        };
+        Some([end(&control.0, &lane.0)?, end(&control.1, &lane.1)?])
+    }
+
+    /// Has both ends go on, each when it can be read from, or is busy, until the first is told that a request has ended.
+    ///
+    /// # Safety
+    ///
+    /// They are valid.
+    unsafe fn ended(ends: [*mut Endpoint; 2], id: i64) -> u32 {
+        let mut told = Happened {
+            kind: 0,
+            reason: 0,
+            id: 0,
+            note: [0; NOTE],
+        };
+        // SAFETY: As the caller guarantees.
+        unsafe {
+            // Requests were made.
+            let mut go_on = [true, true];
+            for _ in 0..100_000 {
+                for (at, &end) in ends.iter().enumerate() {
+                    while go_on[at] && dmb_wait(end, 0, &raw mut told) == 1 {
+                        if at == 0 && told.kind == DMB_EVENT_DONE {
+                            assert_eq!(i64::try_from(told.id), Ok(id));
+                            return told.reason;
+                        }
+                    }
+                }
+                let mut fds = ends.map(|end| libc::pollfd {
+                    fd: dmb_fd(end),
+                    events: libc::POLLIN,
+                    revents: 0,
+                });
+                let busy = ends.map(|end| dmb_is_busy(end) == 1);
+                let timeout = if busy.contains(&true) { 0 } else { 10_000 };
+                let ready = libc::poll(fds.as_mut_ptr(), 2, timeout);
+                let interrupted = ready < 0;
+                assert!(interrupted || ready > 0 || timeout == 0, "nothing happens");
+                go_on = [0, 1].map(|at| busy[at] || interrupted || fds[at].revents != 0);
+            }
+        }
+        panic!("it does not end");
+    }
+
+    #[test]
+    fn ordinary_memory_is_put_and_got() {
+        let len = 300_000;
+        let mut bytes: Vec<u8> = (0..2 * len).map(|i| (i % 251) as u8).collect();
+        let mut there = vec![0_u8; len];
+        let (mut registry, mut here, mut remote) = (null_mut(), null_mut(), null_mut());
+        // SAFETY: What is said to be valid is.
+        unsafe {
+            assert_eq!(dmb_registry_new(&raw mut registry), 0);
+            let Some(ends) = pair(registry) else {
+                return;
+            };
+            let at = bytes.as_mut_ptr();
+            assert_eq!(dmb_memory_host(null_mut(), 1, &raw mut here), -libc::EINVAL);
+            assert_eq!(dmb_memory_host(at.cast(), 2 * len, &raw mut here), 0);
+            let at = there.as_mut_ptr();
+            assert_eq!(dmb_memory_host(at.cast(), len, &raw mut remote), 0);
+            assert_eq!(dmb_memory_is_bound(here), 0);
+            let mut key = Key { bytes: [0; 16] };
+            let len = len as u64;
+            let made = dmb_register(registry, remote, 0, len, READ_WRITE, 0, &raw mut key);
+            assert_eq!(made, 0);
+            assert_eq!(dmb_wait_open(ends[0], 0), -libc::ETIMEDOUT);
+            let mut told = std::mem::MaybeUninit::uninit();
+            while dmb_wait_open(ends[0], 0) != 0 {
+                assert_eq!(dmb_wait(ends[1], 0, told.as_mut_ptr()), 0);
+            }
+            let (put, get) = (
+                |key: &Key, to| dmb_put(ends[0], here, 1, len - 1, key, to),
+                |key: &Key| dmb_get(ends[0], here, len, len, key, 0),
+            );
+            assert_eq!(ended(ends, put(&key, 1)), 0);
+            assert_eq!(ended(ends, put(&key, 2)), bulk::Status::Range.code());
+            assert_eq!(ended(ends, get(&key)), 0);
+            // What is given back is not written any more, key or not.
+            dmb_memory_close(remote);
+            assert_eq!(ended(ends, put(&key, 1)), bulk::Status::Memory.code());
+            for end in ends {
+                dmb_endpoint_free(end);
+            }
+            dmb_memory_free(here);
+            dmb_memory_free(remote);
+            dmb_registry_free(registry);
+        }
+        assert_eq!(there[0], 0);
+        assert!(there[1..] == bytes[1..len]);
+        assert!(there == bytes[len..]);
+    }
+
     /// As arrays of C are that have nothing in them.
     #[test]
     fn an_array_of_nothing_may_be_null() {
@@ -551,7 +765,7 @@ mod tests {
             let made = dmb_endpoint_new(fd, null(), 0, registry, null(), out);
             assert_eq!(made, -libc::EINVAL);
             let mut landing = null_mut();
-            let made = dmb_landing_new(-1, 1, null(), 0, &raw mut landing);
+            let made = dmb_landing_new(-1, 1, null(), 0, 1, &raw mut landing);
             assert_eq!(made, -libc::EBADF);
             dmb_registry_free(registry);
         }

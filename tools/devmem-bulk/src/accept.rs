@@ -252,7 +252,7 @@ fn is_full(err: &io::Error) -> bool {
 }
 
 /// A connection, if there is one now.
-fn accept_one(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
+pub(crate) fn accept_one(listener: &TcpListener) -> io::Result<Option<(TcpStream, SocketAddr)>> {
     loop {
         match listener.accept() {
             Ok(accepted) => return Ok(Some(accepted)),

@@ -51,14 +51,19 @@ pub fn over(
     options: Options,
     timeout: Duration,
 ) -> io::Result<Endpoint> {
-    let count = u16::try_from(lanes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut preamble = MAGIC.to_vec();
-    preamble.extend(count.to_le_bytes());
-    for lane in &lanes {
-        preamble.extend(lane.local_addr()?.port().to_le_bytes());
-    }
-    (&control).write_all(&preamble)?;
+    (&control).write_all(&preamble(&lanes)?)?;
     let mut endpoint = Endpoint::new(control, lanes, options)?;
     endpoint.wait_open(timeout)?;
     Ok(endpoint)
+}
+
+/// What the control connection of these lanes begins with.
+pub(crate) fn preamble(lanes: &[TcpStream]) -> io::Result<Vec<u8>> {
+    let count = u16::try_from(lanes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let mut preamble = MAGIC.to_vec();
+    preamble.extend(count.to_le_bytes());
+    for lane in lanes {
+        preamble.extend(lane.local_addr()?.port().to_le_bytes());
+    }
+    Ok(preamble)
 }

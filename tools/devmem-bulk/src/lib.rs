@@ -94,6 +94,7 @@
 mod accept;
 pub mod connect;
 pub mod endpoint;
+pub mod group;
 pub mod in_place;
 pub mod memory;
 pub mod place;
@@ -104,6 +105,7 @@ mod stash;
 pub use accept::Acceptor;
 pub use endpoint::Endpoint;
 pub use endpoint::Options;
+pub use group::Group;
 pub use in_place::InPlace;
 pub use memory::Landing;
 pub use memory::Lane;

@@ -2,18 +2,19 @@
 
 //! Memory: what is transferred, and what it lands in.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
 
 use devmem::BindTx;
 use devmem::Binding;
 use devmem::DmaBuf;
+use devmem::HostMemory;
 use devmem::Region;
 use devmem::TxBinding;
 use devmem::dmabuf::CpuWrite;
@@ -28,14 +29,36 @@ pub enum Lane {
     Copied,
 }
 
-/// A dma-buf that puts and gets are about, at either end.
+/// What puts and gets are about, at either end: a dma-buf, or ordinary memory.
 pub struct Memory {
-    map: Mapping,
-    /// All of it, for the CPU to write.
-    region: Mutex<Region>,
-    tx: Option<TxBinding>,
+    bytes: Bytes,
     size: u64,
-    readings: AtomicUsize,
+    readings: Mutex<Readings>,
+}
+
+enum Bytes {
+    DmaBuf {
+        map: Mapping,
+        /// All of it, for the CPU to write.
+        region: Mutex<Region>,
+        tx: Option<TxBinding>,
+    },
+    Host(HostMemory),
+}
+
+/// A memory that the CPU may write.
+pub(crate) enum Writing<'m> {
+    DmaBuf(CpuWrite<'m>),
+    Host(&'m HostMemory),
+}
+
+impl Writing<'_> {
+    pub(crate) fn copy_in(&mut self, offset: u64, from: &[u8]) -> io::Result<()> {
+        match self {
+            Self::DmaBuf(cpu) => cpu.copy_in(offset, from),
+            Self::Host(host) => host.copy_in(offset, from),
+        }
+    }
 }
 
 impl fmt::Debug for Memory {
@@ -80,13 +103,34 @@ impl Memory {
     ///
     /// Those of [`new`](Self::new).
     pub fn with(dmabuf: &DmaBuf, tx: Option<TxBinding>) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
+        let bytes = Bytes::DmaBuf {
             map: dmabuf.map()?,
             region: Mutex::new(dmabuf.region()?),
             tx,
-            size: dmabuf.size() as u64,
-            readings: AtomicUsize::new(0),
-        }))
+        };
+        Ok(Self::of(bytes, dmabuf.size()))
+    }
+
+    /// Ordinary memory, from and to which the CPU copies.
+    pub fn host(memory: HostMemory) -> Arc<Self> {
+        let size = memory.len();
+        Self::of(Bytes::Host(memory), size)
+    }
+
+    fn of(bytes: Bytes, size: usize) -> Arc<Self> {
+        Arc::new(Self {
+            bytes,
+            size: size as u64,
+            readings: Mutex::new(Readings::new()),
+        })
+    }
+
+    /// Gives ordinary memory back: none of it is accessed any more once this has returned. A connection by which it
+    /// was still to be sent fails. A dma-buf stays as it is.
+    pub fn close(&self) {
+        if let Bytes::Host(memory) = &self.bytes {
+            memory.close();
+        }
     }
 
     /// Its size in bytes.
@@ -96,7 +140,7 @@ impl Memory {
 
     /// How its bytes leave this machine.
     pub fn lane(&self) -> Lane {
-        match self.tx {
+        match self.tx() {
             Some(_) => Lane::Nic,
             None => Lane::Copied,
         }
@@ -111,23 +155,46 @@ impl Memory {
     /// [waited](crate::Endpoint::wait) for, and of all when they are dropped: but for what a peer's kernel does not
     /// acknowledge within 5 s of that, which is lost, so that this says yes for ever.
     pub fn is_being_read(&self) -> bool {
-        self.readings.load(Ordering::SeqCst) > 0
+        let mut readings = self.readings();
+        let now = readings.mark();
+        readings.were_before(now)
+    }
+
+    /// Tells those who read it by now from those who come later: [`is_read_since`](Self::is_read_since) does then.
+    pub fn mark(&self) -> Mark {
+        Mark(self.readings().mark())
+    }
+
+    /// Whether bytes are still on their way that were at a [mark](Self::mark), as
+    /// [`is_being_read`](Self::is_being_read) tells of any. Others may use other parts of it all the time.
+    pub fn is_read_since(&self, mark: Mark) -> bool {
+        self.readings().were_before(mark.0)
+    }
+
+    fn readings(&self) -> MutexGuard<'_, Readings> {
+        // Nothing there is left half done.
+        self.readings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Copies the bytes at `offset` into `to`.
     ///
     /// # Errors
     ///
-    /// Those of [`Mapping::begin_read`] and [`copy_out`](devmem::dmabuf::CpuRead::copy_out).
+    /// Those of [`Mapping::begin_read`] and [`copy_out`](devmem::dmabuf::CpuRead::copy_out), or of
+    /// [`HostMemory::copy_out`].
     pub fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
-        self.map.begin_read()?.copy_out(offset, to)
+        match &self.bytes {
+            Bytes::DmaBuf { map, .. } => map.begin_read()?.copy_out(offset, to),
+            Bytes::Host(host) => host.copy_out(offset, to),
+        }
     }
 
     /// Copies `from` to `offset`.
     ///
     /// # Errors
     ///
-    /// Those of [`Region::begin_write`] and [`copy_in`](devmem::dmabuf::CpuWrite::copy_in).
+    /// Those of [`Region::begin_write`] and [`copy_in`](devmem::dmabuf::CpuWrite::copy_in), or of
+    /// [`HostMemory::copy_in`].
     pub fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
         self.write_by(|cpu| cpu.copy_in(offset, from))
     }
@@ -135,38 +202,84 @@ impl Memory {
     /// Has several parts written, and tells the exporter once.
     pub(crate) fn write_by(
         &self,
-        write: impl FnOnce(&mut CpuWrite<'_>) -> io::Result<()>,
+        write: impl FnOnce(&mut Writing<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
-        // Nothing here leaves things half done but the bytes themselves.
-        let mut region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
-        write(&mut region.begin_write()?)
+        match &self.bytes {
+            Bytes::DmaBuf { region, .. } => {
+                // Nothing here leaves things half done but the bytes themselves.
+                let mut region = region.lock().unwrap_or_else(PoisonError::into_inner);
+                write(&mut Writing::DmaBuf(region.begin_write()?))
+            }
+            Bytes::Host(host) => write(&mut Writing::Host(host)),
+        }
     }
 
     pub(crate) fn tx(&self) -> Option<&TxBinding> {
-        self.tx.as_ref()
+        match &self.bytes {
+            Bytes::DmaBuf { tx, .. } => tx.as_ref(),
+            Bytes::Host(_) => None,
+        }
+    }
+}
+
+/// A moment, to a memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark(u64);
+
+/// Who reads a memory.
+#[derive(Debug)]
+struct Readings {
+    /// The marks that nobody asks for any more.
+    over: u64,
+    /// What those have who have begun to read before the next mark, and between each two: the last one is of those who
+    /// begin now.
+    between: VecDeque<Arc<()>>,
+}
+
+impl Readings {
+    fn new() -> Self {
+        Self {
+            over: 0,
+            between: [Arc::new(())].into(),
+        }
+    }
+
+    fn begin(&self) -> Option<Arc<()>> {
+        self.between.back().cloned()
+    }
+
+    fn mark(&mut self) -> u64 {
+        self.between.push_back(Arc::new(()));
+        self.tidy();
+        self.over + self.between.len() as u64 - 1
+    }
+
+    /// Whether somebody still reads who had begun before that mark.
+    fn were_before(&mut self, mark: u64) -> bool {
+        self.tidy();
+        self.over < mark
+    }
+
+    /// Nobody comes to a time that is over.
+    fn tidy(&mut self) {
+        while self.between.len() > 1 && self.between.front().map(Arc::strong_count) == Some(1) {
+            self.between.pop_front();
+            self.over += 1;
+        }
     }
 }
 
 /// A memory of which bytes are on their way to a peer.
-#[derive(Debug)]
-pub(crate) struct Reading(Arc<Memory>);
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    memory: Arc<Memory>,
+    _begun: Option<Arc<()>>,
+}
 
 impl Reading {
     pub(crate) fn new(memory: Arc<Memory>) -> Self {
-        memory.readings.fetch_add(1, Ordering::SeqCst);
-        Self(memory)
-    }
-}
-
-impl Clone for Reading {
-    fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.0))
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.0.readings.fetch_sub(1, Ordering::SeqCst);
+        let _begun = memory.readings().begin();
+        Self { memory, _begun }
     }
 }
 
@@ -174,7 +287,7 @@ impl Deref for Reading {
     type Target = Memory;
 
     fn deref(&self) -> &Memory {
-        &self.0
+        &self.memory
     }
 }
 
@@ -258,5 +371,33 @@ impl Landing {
 
     pub(crate) fn map(&self) -> &Mapping {
         &self.map
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those who come later do not keep who waits for the others.
+    #[test]
+    fn those_who_read_at_a_mark_are_told_from_others() {
+        let memory = Memory::host(HostMemory::owned(vec![0; 8].into()));
+        assert!(!memory.is_being_read());
+        let first = Reading::new(Arc::clone(&memory));
+        let before = memory.mark();
+        let second = Reading::new(Arc::clone(&memory));
+        let both = memory.mark();
+        let third = Reading::new(Arc::clone(&memory));
+        let again = first.clone();
+        drop(first);
+        assert!(memory.is_read_since(before));
+        drop(again);
+        assert!(!memory.is_read_since(before));
+        assert!(memory.is_read_since(both));
+        drop(second);
+        assert!(!memory.is_read_since(both));
+        assert!(memory.is_being_read());
+        drop(third);
+        assert!(!memory.is_being_read());
     }
 }

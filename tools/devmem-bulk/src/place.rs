@@ -10,11 +10,11 @@ use std::sync::mpsc;
 
 use devmem::Token;
 use devmem::dmabuf::CpuRead;
-use devmem::dmabuf::CpuWrite;
 use log::warn;
 
 use crate::memory::Landing;
 use crate::memory::Memory;
+use crate::memory::Writing;
 
 /// Bytes in host memory that are one piece.
 const MOST: usize = 64 << 10;
@@ -194,7 +194,7 @@ impl HostCopy {
         cpu: &CpuRead<'_>,
         from: u64,
         len: u64,
-        to: &mut CpuWrite<'_>,
+        to: &mut Writing<'_>,
         offset: u64,
     ) -> io::Result<()> {
         let mut at = 0;

@@ -20,7 +20,7 @@ use devmem::rcvbuf::Shut;
 
 use crate::protocol::wire::MAX_LANES;
 
-/// How many there may be.
+/// How many there may be, if nothing else is said.
 const MOST: usize = 4 * MAX_LANES as usize;
 
 #[derive(Debug)]
@@ -32,15 +32,32 @@ struct Waiting {
 }
 
 /// Those.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Stash {
     /// The oldest first.
     waiting: VecDeque<Waiting>,
     /// Whose control connection there is.
     served: Option<IpAddr>,
+    /// How many there may be.
+    most: usize,
+}
+
+impl Default for Stash {
+    fn default() -> Self {
+        Self::of(MOST)
+    }
 }
 
 impl Stash {
+    /// With room for so many.
+    pub(crate) fn of(most: usize) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            served: None,
+            most,
+        }
+    }
+
     /// The end that is served is at this address: its lanes are not among those of which there are too many.
     pub(crate) fn serve(&mut self, address: Option<IpAddr>) {
         self.served = address.map(|ip| ip.to_canonical());
@@ -61,7 +78,7 @@ impl Stash {
             socket,
             since: Instant::now(),
         });
-        if self.waiting.len() > MOST {
+        if self.waiting.len() > self.most {
             self.close_one();
         }
         Ok(())
@@ -70,15 +87,11 @@ impl Stash {
     /// Closes the oldest one of the network that has the most of them, if there is one. Others cannot bring that about for
     /// the end that is served.
     pub(crate) fn close_one(&mut self) -> bool {
-        let others = |waiting: &&Waiting| Some(waiting.from.ip().to_canonical()) != self.served;
-        let mut counts = BTreeMap::<Ipv6Addr, usize>::new();
-        for waiting in self.waiting.iter().filter(others) {
-            *counts.entry(network(waiting.from.ip())).or_default() += 1;
-        }
-        let most = counts.values().max();
-        let at = self.waiting.iter().position(|waiting| {
-            others(&waiting) && counts.get(&network(waiting.from.ip())) == most
-        });
+        let all = self.waiting.iter().map(|waiting| waiting.from.ip());
+        let others = all
+            .enumerate()
+            .filter(|(_, ip)| Some(ip.to_canonical()) != self.served);
+        let at = first_of_most(others);
         // All of them may be of that end.
         self.waiting.remove(at.unwrap_or(0)).is_some()
     }
@@ -86,6 +99,22 @@ impl Stash {
     /// Closes all.
     pub(crate) fn clear(&mut self) {
         self.waiting.clear();
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether one that comes from there is here.
+    pub(crate) fn has(&self, from: SocketAddr) -> bool {
+        self.waiting.iter().any(|other| same(other.from, from))
     }
 
     /// The one that comes from there, if it is here.
@@ -101,15 +130,34 @@ impl Stash {
     /// Closes those that have been here for that long, and those by which something has come. Tells when the next one will
     /// have been.
     pub(crate) fn close_after(&mut self, age: Duration) -> Option<Instant> {
-        self.waiting
-            .retain(|waiting| waiting.since.elapsed() < age && is_silent(&waiting.socket));
+        self.close_after_unless(age, |_| false);
         self.waiting.front()?.since.checked_add(age)
+    }
+
+    /// The same, but those stay, however long they have been here, that come from an address of which that is so.
+    pub(crate) fn close_after_unless(&mut self, age: Duration, stays: impl Fn(IpAddr) -> bool) {
+        self.waiting.retain(|waiting| {
+            let has_time = waiting.since.elapsed() < age || stays(waiting.from.ip());
+            has_time && is_silent(&waiting.socket)
+        });
     }
 }
 
 /// Whether these are the same end of a connection, apart from scopes. One of IPv4 is another one to a socket of IPv6.
 fn same(a: SocketAddr, b: SocketAddr) -> bool {
     a.ip().to_canonical() == b.ip().to_canonical() && a.port() == b.port()
+}
+
+/// The first one of the network that has the most of these.
+pub(crate) fn first_of_most<T>(all: impl Iterator<Item = (T, IpAddr)> + Clone) -> Option<T> {
+    let mut counts = BTreeMap::<Ipv6Addr, usize>::new();
+    for (_, ip) in all.clone() {
+        *counts.entry(network(ip)).or_default() += 1;
+    }
+    let most = counts.values().max();
+    let mut all = all;
+    let found = all.find(|(_, ip)| counts.get(&network(*ip)) == most);
+    found.map(|(what, _)| what)
 }
 
 /// The network of an address, of whose addresses whoever has one may have all: of IPv6 the upper half.

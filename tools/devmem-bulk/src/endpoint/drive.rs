@@ -42,7 +42,7 @@ impl Endpoint {
             if let Err(err) = result {
                 // A socket says how its peer went, or what was wrong with the memory here.
                 match is_gone(&err) {
-                    true => self.machine.gone(),
+                    true => self.machine.hung_up(),
                     false => self.machine.fail(),
                 }
                 self.trouble.get_or_insert(err);
@@ -110,7 +110,7 @@ impl Endpoint {
                 return Ok(());
             };
             if received.is_eof() {
-                self.machine.gone();
+                self.machine.hung_up();
                 return Ok(());
             }
             for piece in received {
@@ -155,7 +155,7 @@ impl Endpoint {
             }
             self.release(lane);
             if self.lanes[at].closed && !self.machine.has_said_bye() {
-                self.machine.gone();
+                self.machine.hung_up();
             }
         }
         Ok(())

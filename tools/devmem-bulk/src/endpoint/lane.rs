@@ -172,12 +172,17 @@ impl Wire {
             self.rest = None;
             // If both are done the peer has all of it.
             if end != End::Orderly {
-                if let Err(err) = self.tx.abort() {
-                    debug!("a lane cannot be aborted: {err}");
-                }
+                self.abort();
             }
         }
         self.take_back();
+    }
+
+    /// Has nothing more be sent, nor read of memory.
+    pub(super) fn abort(&mut self) {
+        if let Err(err) = self.tx.abort() {
+            debug!("a lane cannot be aborted: {err}");
+        }
     }
 
     /// What was sent comes back, from a connection that is over.

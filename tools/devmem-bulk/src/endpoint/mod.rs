@@ -5,11 +5,14 @@
 mod drive;
 mod lane;
 mod options;
+mod poll;
 mod socket;
 #[cfg(test)]
 mod tests;
 
 pub use options::Options;
+pub(crate) use socket::SILENCE;
+pub(crate) use socket::hear_of_death;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,7 +31,6 @@ use devmem::uring::Writer;
 use log::warn;
 
 use self::lane::Wire;
-use self::socket::hear_of_death;
 use crate::memory::Landing;
 use crate::memory::Memory;
 use crate::place::HostCopy;
@@ -56,8 +58,8 @@ const HANDED_OUT: Duration = Duration::from_millis(5);
 /// One end of a connection.
 ///
 /// It does nothing by itself: whoever has it [waits](Self::wait) for events, or [serves](Self::serve) the peer, in a
-/// thread of its own say, so that whoever has the memory may sleep. Who does neither for 30 s while the peer has sent more
-/// than the sockets take loses the connection: for the peer's kernel this end is gone.
+/// thread of its own say, so that whoever has the memory may sleep. Who does neither for as long as [`Options::stall`] of
+/// the peer, while that has sent more than the sockets take, loses the connection.
 ///
 /// In the steady state, `io_uring_enter()` is its only system call; that the CPU reads or writes a dma-buf takes an
 /// `ioctl(DMA_BUF_IOCTL_SYNC)`, for which io_uring has no request.
@@ -124,8 +126,9 @@ impl Endpoint {
         }
         let ring = Ring::new(ENTRIES)?;
         control.set_nodelay(true)?;
-        for socket in std::iter::once(&control).chain(&lanes) {
-            hear_of_death(socket)?;
+        hear_of_death(&control, Some(SILENCE))?;
+        for lane in &lanes {
+            hear_of_death(lane, options.stall)?;
         }
         let control = Arc::new(control);
         let lanes = lanes

@@ -3,7 +3,9 @@
 //! What an endpoint is made of.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::socket::SILENCE;
 use crate::memory::Landing;
 use crate::protocol::Limits;
 use crate::protocol::machine::LEAST;
@@ -24,6 +26,10 @@ pub struct Options {
     pub registry: Registry,
     /// Where payload lands, if it lands in device memory.
     pub landing: Option<Arc<Landing>>,
+    /// How long the peer may take nothing of what has come for it by a lane: then it is gone. 30 s if nothing else is said.
+    /// `None` has it take as long as it likes, for as long as its kernel answers by the control connection: for peers that
+    /// may be computing meanwhile.
+    pub stall: Option<Duration>,
 }
 
 impl Options {
@@ -35,6 +41,7 @@ impl Options {
             window: None,
             registry,
             landing: None,
+            stall: Some(SILENCE),
         }
     }
 

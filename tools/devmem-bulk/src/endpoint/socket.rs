@@ -10,14 +10,17 @@ use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
 /// After that long without an answer of its kernel a peer is gone.
-pub(super) const SILENCE: Duration = Duration::from_secs(30);
+pub(crate) const SILENCE: Duration = Duration::from_secs(30);
 /// After so many seconds without a word its kernel is asked.
 const PROBE: u32 = 5;
 
-/// Has a socket tell that its peer is gone, if that does not say so.
-pub(super) fn hear_of_death(socket: &TcpStream) -> io::Result<()> {
-    let silence = u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX);
-    setsockopt(socket, sockopt::TcpUserTimeout, &silence)?;
+/// Has a socket tell that its peer is gone, if that does not say so: also one that takes nothing of what has come for it
+/// for so long.
+pub(crate) fn hear_of_death(socket: &TcpStream, stall: Option<Duration>) -> io::Result<()> {
+    if let Some(stall) = stall {
+        let stall = u32::try_from(stall.as_millis()).unwrap_or(u32::MAX);
+        setsockopt(socket, sockopt::TcpUserTimeout, &stall)?;
+    }
     // Who waits for the peer sends nothing that would be acknowledged, but for this.
     setsockopt(socket, sockopt::KeepAlive, &true)?;
     setsockopt(socket, sockopt::TcpKeepIdle, &PROBE)?;

@@ -10,12 +10,11 @@ use std::net::TcpListener;
 use std::sync::mpsc;
 use std::thread;
 
+use devmem::HostMemory;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt;
 
-use super::socket::SILENCE;
-use super::socket::hear_of_death;
 use crate::protocol::Fault;
 use crate::protocol::Limits;
 use crate::protocol::machine::LEAST;
@@ -107,7 +106,7 @@ fn lanes_share_a_window() {
 #[test]
 fn silence_is_noticed_soon() {
     let (socket, _there) = connection();
-    hear_of_death(&socket).unwrap();
+    hear_of_death(&socket, Some(SILENCE)).unwrap();
     let idle = getsockopt(&socket, sockopt::TcpKeepIdle).unwrap();
     let interval = getsockopt(&socket, sockopt::TcpKeepInterval).unwrap();
     let most = getsockopt(&socket, sockopt::TcpUserTimeout).unwrap();
@@ -246,6 +245,58 @@ fn a_farewell_keeps_nobody_busy() {
     drop(there);
     assert_eq!(endpoint.wait(Some(LONG)).unwrap(), None);
     assert!(endpoint.hung_up);
+}
+
+/// Also if this end had no time to say the same.
+#[test]
+fn who_has_said_bye_may_hang_up() {
+    for says in [true, false] {
+        let Some((mut endpoint, mut there, lane)) = open() else {
+            return;
+        };
+        let mut bye = Vec::new();
+        Frame::Bye.encode(&mut bye);
+        if says {
+            there.write_all(&bye).unwrap();
+        }
+        drop((there, lane));
+        // Until it hears of both at once.
+        thread::sleep(Duration::from_millis(50));
+        while endpoint.end().is_none() {
+            endpoint.wait(Some(LONG)).unwrap();
+        }
+        let expected = if says { End::Orderly } else { End::Gone };
+        assert_eq!(endpoint.end(), Some(expected));
+    }
+}
+
+/// A program may be computing, for longer than it may be gone.
+#[test]
+fn a_lane_may_be_full_for_as_long_as_is_said() {
+    let second = Duration::from_secs(1);
+    for stall in [Some(second), None] {
+        let ((control, mut there), (lane, _lane_there)) = (connection(), connection());
+        let mut options = Options::new(Registry::new().unwrap());
+        options.stall = stall;
+        let Some(mut endpoint) = or_skip(Endpoint::new(control, vec![lane], options)) else {
+            return;
+        };
+        let limits = Limits {
+            lanes: 1,
+            ..Limits::default()
+        };
+        let mut said = Machine::new(limits).output().to_vec();
+        let (lane, limit) = (0, 16 << 20);
+        Frame::Credit { lane, limit }.encode(&mut said);
+        there.write_all(&said).unwrap();
+        endpoint.wait_open(LONG).unwrap();
+        let memory = Memory::host(HostMemory::owned(vec![0; 16 << 20].into()));
+        endpoint.put(&memory, 0, limit, Key([0; 16]), 0).unwrap();
+        // The kernel looks at it now and then only.
+        while endpoint.wait(Some(6 * second)).unwrap().is_some() {}
+        let end = stall.map(|_| End::Gone);
+        assert_eq!(endpoint.end(), end, "{stall:?}");
+    }
 }
 
 /// Whatever was said last.

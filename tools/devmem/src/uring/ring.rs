@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -234,13 +236,14 @@ impl Ring {
     /// Those of `io_uring_enter()`, and [`TimedOut`](io::ErrorKind::TimedOut).
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<()> {
         let mut shared = self.lock();
-        shared.collect();
-        let some = !shared.own.is_empty()
-            || shared
-                .members
-                .values()
-                .any(|member| !member.completed.is_empty());
+        let some = shared.has_completions();
         shared.enter(usize::from(!some), timeout.filter(|_| !some))
+    }
+
+    /// Whether there are completions that nobody has taken. By [its descriptor](Self::as_raw_fd) it can be polled for
+    /// those that were not seen here: taking one sees all.
+    pub fn has_completions(&self) -> bool {
+        self.lock().has_completions()
     }
 
     /// Calls `with` with what registers files, buffers and such things with the ring. It must not use the ring in other
@@ -281,6 +284,13 @@ impl Ring {
 impl AsRawFd for Ring {
     fn as_raw_fd(&self) -> RawFd {
         self.lock().uring.as_raw_fd()
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: It is open for as long as there is a ring.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
     }
 }
 
@@ -342,6 +352,16 @@ impl Shared {
                 _ => Err(err),
             },
         }
+    }
+
+    /// Whether there are completions that nobody has taken.
+    fn has_completions(&mut self) -> bool {
+        self.collect();
+        !self.own.is_empty()
+            || self
+                .members
+                .values()
+                .any(|member| !member.completed.is_empty())
     }
 
     /// Gives completions to whom they are for.

@@ -181,6 +181,15 @@ impl Machine {
         self.finish(End::Gone);
     }
 
+    /// The peer has closed a socket. That is what it does once it has said that it is done, if nothing is left to be done
+    /// for this end.
+    pub fn hung_up(&mut self) {
+        match self.heard_bye && self.own.is_empty() {
+            true => self.finish(End::Orderly),
+            false => self.gone(),
+        }
+    }
+
     /// This end cannot go on.
     pub fn fail(&mut self) {
         self.finish(End::Local);
@@ -194,6 +203,11 @@ impl Machine {
     /// So many bytes of [`output`](Self::output) were sent.
     pub fn said(&mut self, bytes: usize) {
         self.output.drain(..bytes.min(self.output.len()));
+    }
+
+    /// Whether there are events that were not told.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// The next event.

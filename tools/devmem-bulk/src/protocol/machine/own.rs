@@ -112,6 +112,12 @@ impl Machine {
         Ok(id)
     }
 
+    /// Whether one more request may be made, as many as are under way.
+    pub fn has_room(&self) -> bool {
+        let most = self.peer_takes.unwrap_or(0).min(self.limits.requests);
+        u32::try_from(self.own.len()).is_ok_and(|now| now < most)
+    }
+
     fn request(&mut self, offset: u64, len: u64, own: Own) -> Result<u64, Refused> {
         if let Some(end) = self.over {
             return Err(Refused::Over(end));
@@ -122,8 +128,7 @@ impl Machine {
         if len == 0 || offset.checked_add(len).is_none() {
             return Err(Refused::Length);
         }
-        let most = self.peer_takes.unwrap_or(0).min(self.limits.requests);
-        if u32::try_from(self.own.len()).is_ok_and(|now| now >= most) {
+        if !self.has_room() {
             return Err(Refused::Busy);
         }
         let id = self.next_id;
