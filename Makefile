@@ -6,6 +6,7 @@ KDIR ?=
 MO ?=
 KSRC ?=
 FILE ?=
+NIC ?=
 TESTS ?=
 GUEST ?= fast
 DURATION ?= 600
@@ -19,7 +20,7 @@ WITH ?=
 DESTDIR ?=
 PREFIX ?= /usr/local
 export DESTDIR PREFIX
-export KDIR MO KSRC FILE TESTS GUEST DURATION SEED MODE SERIES ROUNDS FROM SET WITH
+export KDIR MO KSRC FILE NIC TESTS GUEST DURATION SEED MODE SERIES ROUNDS FROM SET WITH
 
 PHONY := all
 all: ## build the module, against the cached guest kernel or KDIR=<built kernel tree>
@@ -29,7 +30,7 @@ endif
 	@scripts/module modules
 
 PHONY += demo
-demo: ## build everything, boot the guest, or KDIR's kernel, and receive a file (FILE=) into a dma-buf
+demo: ## build everything, boot the guest, or KDIR's kernel, and receive a file (FILE=) into a dma-buf (NIC=igb: on PCI, into a device's memory)
 	@scripts/demo
 
 PHONY += test

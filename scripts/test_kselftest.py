@@ -320,7 +320,18 @@ class Hardware(unittest.TestCase):
         text = (ROOT / "Documentation/testing.rst").read_text()
         table = text.partition("\nProgram            On a NIC")[2].partition("\nall others")[0]
         rows = re.findall(r"^``(\w+)`` ", table, flags=re.M)
-        self.assertEqual(rows, sorted({name.partition("/")[0] for name, *_ in self.LINES}))
+        self.assertEqual(rows, self.programs())
+
+    def test_the_other_table_has_the_others(self):
+        text = (ROOT / "Documentation/testing.rst").read_text()
+        table = text.partition("\nProgram             Why not\n")[2].partition("\n\n")[0]
+        rows = re.findall(r"^``(\w+)`` ", table, flags=re.M)
+        there = choose.binaries(SELFTESTS / "kselftest")
+        self.assertEqual(rows, sorted(there.keys() - {*self.programs()}))
+
+    @classmethod
+    def programs(cls):
+        return sorted({name.partition("/")[0] for name, *_ in cls.LINES})
 
 
 class Needs(unittest.TestCase):

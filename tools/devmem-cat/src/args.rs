@@ -132,6 +132,12 @@ pub struct ReceiveArgs {
     /// Write nothing: leave it in the dma-buf
     #[arg(long)]
     pub discard: bool,
+    /// Leave all of it in the dma-buf, and write to this file where it is: the offset and the length of each piece, a line each
+    ///
+    /// It is for who sees that memory from elsewhere. No buffer is used twice, so the dma-buf has to have room for all. It
+    /// fails if bytes come in host memory. There is nothing in the file before all has come.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "discard", "connections", "keep_open", "share"])]
+    pub pieces: Option<PathBuf>,
     /// Fail unless so many bytes come, by each connection
     #[arg(long, value_name = "BYTES")]
     pub size: Option<u64>,
@@ -333,16 +339,22 @@ impl ReceiveArgs {
     pub fn is_several(&self) -> bool {
         self.keep_open || self.common.connections > 1
     }
+
+    fn writes_to_stdout(&self) -> bool {
+        self.output.is_none() && !self.discard && self.pieces.is_none()
+    }
 }
 
 impl Command {
     /// Refuses what does not go together.
     pub fn check(&self) -> Result<(), &'static str> {
         match self {
-            Self::Receive(args) if args.output.is_none() && !args.discard => {
+            Self::Receive(args) if args.writes_to_stdout() => {
                 match (args.is_several(), args.common.json) {
                     (true, _) => Err("several connections want --output or --discard"),
-                    (_, true) => Err("--json is for standard output: with --output or --discard"),
+                    (_, true) => {
+                        Err("--json is for standard output: with --output, --discard or --pieces")
+                    }
                     _ => Ok(()),
                 }
             }
@@ -413,6 +425,11 @@ mod tests {
             (RECEIVE, " --json", false),
             (RECEIVE, " --json --discard", true),
             (RECEIVE, " --json -o file", true),
+            (RECEIVE, " --json --pieces file", true),
+            (RECEIVE, " --pieces file -o file", false),
+            (RECEIVE, " --pieces file --discard", false),
+            (RECEIVE, " --pieces file -n 2", false),
+            (RECEIVE, " --pieces file -k", false),
             (RECEIVE, " -n 2", false),
             (RECEIVE, " -n 2 -o file", true),
             (RECEIVE, " -k", false),

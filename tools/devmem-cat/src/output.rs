@@ -36,6 +36,14 @@ pub enum Output {
     Stdout(io::Stdout),
     /// To a file.
     File(Replaced),
+    /// Nowhere, but where it is goes to a file.
+    Pieces(Pieces),
+}
+
+/// Where in the dma-buf what was received is.
+pub struct Pieces {
+    file: Replaced,
+    lines: String,
 }
 
 /// A file whose content is replaced once there is something to put there.
@@ -49,6 +57,55 @@ pub struct Replaced {
 impl Output {
     /// Opens a file. There is an empty one from now on if there was none; if nothing comes it goes again.
     pub fn file(path: &Path) -> io::Result<Self> {
+        Replaced::open(path).map(Self::File)
+    }
+
+    /// The same, of a file that tells where what was received is.
+    pub fn pieces(path: &Path) -> io::Result<Self> {
+        let file = Replaced::open(path)?;
+        let lines = String::new();
+        Ok(Self::Pieces(Pieces { file, lines }))
+    }
+
+    /// Whether the bytes are wanted at all.
+    pub fn wants_data(&self) -> bool {
+        matches!(self, Self::Stdout(_) | Self::File(_))
+    }
+
+    /// Whether they are to stay where they are.
+    pub fn keeps(&self) -> bool {
+        matches!(self, Self::Pieces(_))
+    }
+
+    /// Puts the next bytes of the stream there.
+    pub fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Discard | Self::Pieces(_) => Ok(()),
+            Self::Stdout(stdout) => stdout.write_all(bytes),
+            Self::File(replaced) => replaced.put(bytes),
+        }
+    }
+
+    /// The next bytes of the stream are there in the dma-buf.
+    pub fn found(&mut self, offset: u64, len: u32) {
+        if let Self::Pieces(pieces) = self {
+            pieces.lines.push_str(&format!("{offset} {len}\n"));
+        }
+    }
+
+    /// All was put there, even if that is nothing.
+    pub fn finish(&mut self) -> io::Result<()> {
+        match self {
+            Self::Discard => Ok(()),
+            Self::Stdout(stdout) => stdout.flush(),
+            Self::File(replaced) => replaced.begin(),
+            Self::Pieces(Pieces { file, lines }) => file.put(lines.as_bytes()),
+        }
+    }
+}
+
+impl Replaced {
+    fn open(path: &Path) -> io::Result<Self> {
         let mut options = File::options();
         options.write(true);
         let file = match options.clone().create_new(true).open(path) {
@@ -63,41 +120,18 @@ impl Output {
             }
             Err(err) => return Err(err),
         };
-        Ok(Self::File(Replaced {
+        Ok(Self {
             file,
             path: path.to_owned(),
             begun: false,
-        }))
+        })
     }
 
-    /// Whether the bytes are wanted at all.
-    pub fn wants_data(&self) -> bool {
-        !matches!(self, Self::Discard)
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.begin()?;
+        self.file.write_all(bytes)
     }
 
-    /// Puts the next bytes of the stream there.
-    pub fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Discard => Ok(()),
-            Self::Stdout(stdout) => stdout.write_all(bytes),
-            Self::File(replaced) => {
-                replaced.begin()?;
-                replaced.file.write_all(bytes)
-            }
-        }
-    }
-
-    /// All was put there, even if that is nothing.
-    pub fn finish(&mut self) -> io::Result<()> {
-        match self {
-            Self::Discard => Ok(()),
-            Self::Stdout(stdout) => stdout.flush(),
-            Self::File(replaced) => replaced.begin(),
-        }
-    }
-}
-
-impl Replaced {
     fn begin(&mut self) -> io::Result<()> {
         if self.begun {
             return Ok(());
@@ -189,6 +223,27 @@ mod tests {
         // A transfer of nothing is one, too.
         Output::file(&path).unwrap().finish().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"");
+    }
+
+    #[test]
+    fn where_it_is_is_told_at_the_end() {
+        let folder = Folder::new("pieces");
+        let path = folder.path("file");
+        fs::write(&path, "what was there, and is longer").unwrap();
+        let tells = |ends: bool| {
+            let mut output = Output::pieces(&path).unwrap();
+            assert!(output.keeps() && !output.wants_data());
+            output.found(8192, 4096);
+            output.put(b"something").unwrap();
+            output.found(0, 100);
+            if ends {
+                output.finish().unwrap();
+            }
+            drop(output);
+            fs::read_to_string(&path).unwrap()
+        };
+        assert_eq!(tells(false), "what was there, and is longer");
+        assert_eq!(tells(true), "8192 4096\n0 100\n");
     }
 
     #[test]

@@ -113,6 +113,9 @@ fn bind(args: &ReceiveArgs) -> Fallible<Bound<'_>> {
 
 /// Where a connection is written to; they are numbered if there are several.
 fn open(args: &ReceiveArgs, number: Option<u32>) -> Fallible<Output> {
+    if let Some(path) = &args.pieces {
+        return Output::pieces(path).map_err(context(path.display().to_string()));
+    }
     Ok(match (&args.output, args.discard) {
         (_, true) => Output::Discard,
         (Some(path), _) => {
@@ -274,11 +277,17 @@ impl Tally<'_> {
             args, mapping, id, ..
         } = self.bound;
         let mut gathered = Vec::new();
+        // Of what stays where it is.
+        let mut held = Vec::new();
         loop {
             let received = rx.recv().map_err(|err| self.cut(&err))?;
             if received.is_eof() {
                 // A signal ends the connection, too, and that is not all there was to come.
-                return Ok(check_interrupted()?);
+                check_interrupted()?;
+                for token in held {
+                    batch.push(token)?;
+                }
+                return Ok(batch.flush()?);
             }
             self.stats.count(received.total() as u64);
             if args.size.is_some_and(|size| self.stats.bytes() > size) {
@@ -309,10 +318,19 @@ impl Tally<'_> {
                             cpu.copy_out(frag.offset, &mut gathered)?;
                             self.put(&gathered)?;
                         }
-                        batch.push(frag.token)?;
+                        match self.output.keeps() {
+                            true => held.push(frag.token),
+                            false => batch.push(frag.token)?,
+                        }
+                        self.output.found(frag.offset, frag.size);
                     }
                     Piece::Linear(bytes) | Piece::Plain(bytes) => {
                         self.copied += bytes.len() as u64;
+                        if self.output.keeps() {
+                            return Err(
+                                "bytes came in host memory, which --pieces cannot tell of".into()
+                            );
+                        }
                         self.put(bytes)?;
                     }
                 }

@@ -799,6 +799,73 @@ fn several_connections() -> Outcome {
     assert_nothing_left(&pair)
 }
 
+/// What is left in the memory has a place of its own, to the last byte; or nothing is told of it.
+fn what_stays_in_the_memory() -> Outcome {
+    const PORT: u16 = 5371;
+    /// More than is left for it to move on to, if buffers were used again.
+    const LEN: usize = 3 << 20;
+    let pair = pair()?;
+    let (from, file) = (TempFile::new("from"), TempFile::new("pieces"));
+    fs::write(&from.0, vec![7; LEN])?;
+    let receive = |options: &str| {
+        let file = file.option();
+        let options = format!("-l 192.0.2.1:{PORT} -q 1 --pieces {file} {options}");
+        let mut rx = Cat::start(&pair.rx, "receive", &options)?;
+        rx.says("listening on");
+        Ok::<_, io::Error>(rx)
+    };
+    let send = || Cat::sender(&pair, PORT, &format!("-f {}", from.option()));
+    for backend in ["blocking", "uring", "uring-multishot"] {
+        let mut rx = receive(&format!("-m 4 -s --json -b {backend}"))?;
+        send()?.ends_with(Some(0))?;
+        rx.ends_with(Some(0))?;
+        let told = rx.written()?;
+        assert!(told.contains("\"host_bytes\":0"), "{told}");
+        let mut pieces = pieces_in(&fs::read_to_string(&file.0)?);
+        pieces.sort_unstable();
+        let mut free = 0;
+        for &(offset, len) in &pieces {
+            assert!(len > 0 && offset >= free, "{len} at {offset}: {pieces:?}");
+            free = offset + len;
+        }
+        assert!(free <= 4 << 20, "{pieces:?}");
+        let sum: usize = pieces.iter().map(|(_, len)| len).sum();
+        assert_eq!(sum, LEN, "{pieces:?}");
+        assert_nothing_left(&pair)?;
+    }
+
+    fs::write(&file.0, "what was there")?;
+    // Another queue's: it comes in host memory.
+    let mut rx = receive("-m 4")?;
+    let mut tx = send()?;
+    rx.ends_with(Some(1))?;
+    assert!(rx.has_said("host memory"), "{:?}", rx.said);
+    tx.ends_with(Some(1))?;
+    assert_eq!(fs::read_to_string(&file.0)?, "what was there");
+    assert_nothing_left(&pair)?;
+
+    if provider::bindings()?.is_some() {
+        let mut rx = receive("-s -m 1")?;
+        let _tx = send()?;
+        rx.says("all of the memory is in use");
+        rx.signal(Signal::SIGINT)?;
+        rx.ends_with(INTERRUPTED)?;
+        assert_eq!(fs::read_to_string(&file.0)?, "what was there");
+    }
+    assert_nothing_left(&pair)
+}
+
+/// Offsets and lengths, a line each.
+fn pieces_in(text: &str) -> Vec<(usize, usize)> {
+    let piece = |line: &str| {
+        let (offset, len) = line.split_once(' ')?;
+        Some((offset.parse().ok()?, len.parse().ok()?))
+    };
+    text.lines()
+        .map(|line| piece(line).unwrap_or_else(|| panic!("{line:?} is no piece")))
+        .collect()
+}
+
 /// An ordinary program, and how far it is although nothing moves.
 fn progress_of_what_stands_still() -> Outcome {
     let pair = pair()?;
@@ -962,6 +1029,7 @@ fn main() -> ExitCode {
         a_flow_on_another_queue,
         memory_that_is_too_small_for_its_queues,
         several_connections,
+        what_stays_in_the_memory,
         progress_of_what_stands_still,
         status_tells_who_holds_memory,
         what_is_refused,

@@ -4,6 +4,7 @@
 //! that nobody touches it any more when the device wants it back.
 
 mod passes;
+mod shown;
 mod taken;
 
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         passes::from_device_to_pages,
         passes::beside_pages,
         passes::bound_many_times,
+        shown::by_the_demo,
         passes::for_the_host,
         taken::not_answering,
         taken::received_until_disabled,
