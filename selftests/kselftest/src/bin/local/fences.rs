@@ -2,14 +2,17 @@
 
 //! Readers that wait for a copy, while the sender's devices, and others who read, do what they like.
 
+use std::io::Read;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use devmem_testlib::Outcome;
 use devmem_testlib::fixture::Sending;
+use devmem_testlib::odd::OddDmaBuf;
 use devmem_testlib::pair::Connection;
 use devmem_testlib::pair::Joint;
 use devmem_testlib::probe::Call;
@@ -21,6 +24,7 @@ use devmem_testlib::sockopt;
 use devmem_testlib::traffic;
 use devmem_testlib::tx::Completions;
 use devmem_testlib::tx::extent;
+use devmem_testlib::wait;
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
 use nix::sys::socket::recv;
@@ -42,6 +46,23 @@ fn now() -> Call {
     Call::ordinary(ALL).flags(libc::MSG_DONTWAIT)
 }
 
+/// A device has something to do with the memory again and again, until the kernel lets the CPU wait for it: a few times
+/// nobody sleeps for that.
+fn has_the_cpu_wait(memory: &OddDmaBuf) -> Outcome {
+    const TIMES: u32 = 32;
+    for _ in 0..TIMES {
+        memory.go_on()?;
+        let start = Instant::now();
+        while start.elapsed() < wait::patience(SHORT) {
+            if memory.state()?.cpu_accesses == 1 {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+    panic!("the CPU does not wait for the memory");
+}
+
 /// When a copy was to be made, a device has something to do with the memory again. That keeps nothing from the sender of
 /// what nobody wants copied any more, and none of the reader's memory, as what is its own. Who wants a copy after that
 /// gets one.
@@ -53,10 +74,7 @@ pub fn another_fence() -> Outcome {
         let unseen = unseen()?;
         let mut probe = probe(&bench, &unseen);
         probe.call(&now()).assert_fails(Errno::EAGAIN as i32);
-        memory.go_on()?;
-        soon("the CPU to wait for the memory", || {
-            Ok(memory.state()?.cpu_accesses == 1)
-        });
+        has_the_cpu_wait(&memory)?;
         let mut completions = Completions::default();
         nothing_completes(&bench.connection.tx, &mut completions)?;
 
@@ -161,4 +179,31 @@ pub fn taken_by_another() -> Outcome {
         assert_eq!(memory.state()?.cpu_mapped, 0);
     }
     Ok(())
+}
+
+/// Who has shut down his own end does not wait for a copy any more, and is told. What has come by then can be read once it
+/// is there.
+pub fn shut_down_by_the_reader() -> Outcome {
+    let (bench, memory) = sending(Joint::Lo, &shape().with_fence())?;
+    let rx = &bench.connection.rx;
+    bench.sends(&bench.call(&[extent(0, 5000)]));
+    wait_received(rx, 5000);
+    thread::scope(|scope| -> Outcome {
+        let reader = scope.spawn(|| (&mut &*rx).read(&mut [0; 10]));
+        thread::sleep(SHORT);
+        assert!(!reader.is_finished());
+        rx.shutdown(Shutdown::Read)?;
+        soon("the reader to be told", || Ok(reader.is_finished()));
+        assert_eq!(reader.join().expect("a thread that reads")?, 0);
+        Ok(())
+    })?;
+    let told = sockopt::poll_for(rx, libc::POLLIN | libc::POLLRDHUP, SHORT)?;
+    assert_eq!(told, libc::POLLIN | libc::POLLRDHUP);
+
+    memory.signal()?;
+    soon("the copy", || {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        Ok(recv(rx.as_raw_fd(), &mut [0; 10], flags)? == 10)
+    });
+    Ok(reads(rx, 0, 5000)?)
 }

@@ -195,6 +195,7 @@ fn main() -> ExitCode {
         fences::another_fence,
         fences::only_the_end,
         fences::taken_by_another,
+        fences::shut_down_by_the_reader,
         passed::shared_with_another_process,
         passed::a_channel,
         passed::a_channel_in_any_memory,
