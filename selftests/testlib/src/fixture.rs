@@ -305,4 +305,12 @@ impl Sending {
         assert!(!completions.copied, "the kernel copied device memory");
         Ok(())
     }
+
+    /// The same if memory of the host was sent by zero-copy, too, which is copied where it arrives on this machine.
+    pub fn completes_with_host_memory(&self) -> Outcome {
+        let mut completions = self.completions.borrow_mut();
+        completions.wait(&self.connection.tx, self.calls.get())?;
+        completions.copied = false;
+        Ok(())
+    }
 }

@@ -666,6 +666,7 @@ fn mixed_with_ordinary_data() -> Outcome {
         }
     }
     bench.expect(&expected)?;
+    bench.completes_with_host_memory()?;
     goes_on(bench)
 }
 
