@@ -82,9 +82,6 @@ struct uct_devmem_ep {
 	int is_first;
 };
 
-/* devmem_md.c: tells whom it concerns that memory is not sent from any more. */
-unsigned int uct_devmem_invalidated(struct uct_devmem_md *md);
-
 /* devmem_ep.c: an event of the group, and a fence. */
 void uct_devmem_ep_event(const struct dmb_group_event *event);
 ucs_status_t uct_devmem_ep_fence(uct_ep_h tl_ep, unsigned int flags);

@@ -207,8 +207,7 @@ static unsigned int uct_devmem_iface_progress(uct_iface_h tl_iface)
 		uct_devmem_ep_event(&event);
 		count++;
 	}
-	count += uct_devmem_dispatch(iface);
-	return count + uct_devmem_invalidated(uct_devmem_md_of(iface));
+	return count + uct_devmem_dispatch(iface);
 }
 
 /*
