@@ -99,6 +99,13 @@ no_device()
 		grep -q 'no device can send from device memory (none is up)' "$said"
 }
 
+# As in many containers: then UCX is not to have it, also if the CPU may copy.
+no_io_uring()
+{
+	UCX_DEVMEM_COPY=y ucx "${server[@]}" no_io_uring ucx_info -d 2>&1 | tee "$said" | grep -A9 'devmem$'
+	grep -q 'devmem: no io_uring here: Operation not permitted' "$said" && ! grep -q 'Transport: devmem' "$said"
+}
+
 put_bw() { perf put_bw 1048576 -D zcopy; }
 put_lat() { perf put_lat 4096 -D zcopy; }
 put_lat_short() { perf put_lat 8 -D short; }
@@ -246,7 +253,7 @@ data_that_lands()
 }
 
 tests=(
-	info no_device put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
+	info no_device no_io_uring put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
 	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous serialized_threads threads_at_once
 	data data_in_ordinary_memory data_by_four_lanes
 	flush_of_what_waits flush_by_four_lanes flush_before_there_is_a_connection

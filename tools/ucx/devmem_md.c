@@ -48,6 +48,12 @@ static unsigned int uct_devmem_devices(uct_md_resource_desc_t *devices,
 	size_t len;
 	int ret;
 
+	/* Else UCP would take the transport, and no connection of it could be made. */
+	ret = dmb_can_connect();
+	if (ret) {
+		ucs_warn("devmem: no io_uring here: %s", strerror(-ret));
+		return 0;
+	}
 	all = if_nameindex();
 	if (!all)
 		return 0;

@@ -582,6 +582,12 @@ int32_t dmb_part_recall(const struct dmb_pool *pool,
 			struct dmb_part *part);
 
 /*
+ * Whether ends of connections can be made here: 0; or why not: -EPERM or -ENOSYS
+ * where io_uring is not allowed.
+ */
+int32_t dmb_can_connect(void);
+
+/*
  * Whether a device can send from device memory, by its number: 0; or why not:
  * -ENOENT if there is no udmabuf, -EOPNOTSUPP if the device cannot.
  */

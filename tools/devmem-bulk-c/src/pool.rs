@@ -21,6 +21,7 @@ use devmem::BindRx;
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::HostMemory;
+use devmem::uring::Ring;
 use devmem_bulk as bulk;
 use devmem_bulk::Rights;
 
@@ -333,6 +334,20 @@ pub unsafe extern "C" fn dmb_part_recall(pool: *const Pool, part: *mut Part) -> 
     match part.recall(PATIENCE) {
         true => 0,
         false => -libc::ETIMEDOUT,
+    }
+}
+
+/// Whether ends of connections can be made here: 0; or why not: -EPERM or -ENOSYS
+/// where io_uring is not allowed.
+///
+/// # Safety
+///
+/// None is needed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmb_can_connect() -> i32 {
+    match Ring::new(1) {
+        Ok(_) => 0,
+        Err(err) => errno(&err),
     }
 }
 
