@@ -99,6 +99,13 @@ no_device()
 		grep -q 'no device can send from device memory (none is up)' "$said"
 }
 
+# As in many containers: then UCX is not to have it, also if the CPU may copy.
+no_io_uring()
+{
+	UCX_DEVMEM_COPY=y ucx "${server[@]}" no_io_uring ucx_info -d 2>&1 | tee "$said" | grep -A9 'devmem$'
+	grep -q 'devmem: no io_uring here: Operation not permitted' "$said" && ! grep -q 'Transport: devmem' "$said"
+}
+
 put_bw() { perf put_bw 1048576 -D zcopy; }
 put_lat() { perf put_lat 4096 -D zcopy; }
 put_lat_short() { perf put_lat 8 -D short; }
@@ -195,6 +202,26 @@ mpi()
 		[ "$(grep -c 'all is as it was sent' "$said")" = "$1" ] && grep -q "tag(tcp/$device devmem/$device)" "$said"
 }
 
+# order TEST...: what flushes and fences say, of two workers of one process. Its device does not send to itself, so
+# that the CPU copies.
+order()
+{
+	local test
+
+	for test in "$@"; do
+		UCX_ALLOC_PRIO=mmap UCX_LOG_LEVEL=info ucx "${client[@]}" ucx_order "$test" 2>&1 | tee "$said" &&
+			grep -q "rma(devmem/" "$said" || return
+	done
+}
+
+flush_of_what_waits() { order flush worker_flush flush_when_told; }
+flush_by_four_lanes() { UCX_DEVMEM_LANES=4 order flush worker_flush; }
+flush_before_there_is_a_connection() { order early_flush early_worker_flush; }
+fence_of_what_waits() { order fence early_fence; }
+fence_by_four_lanes() { UCX_DEVMEM_LANES=4 order fence early_fence; }
+# Memory that is free is not what it was.
+endpoint_closed_while_another_is_told() { MALLOC_PERTURB_=165 order close_next; }
+
 mpi_of_two() { mpi 2; }
 mpi_of_four() { mpi 4; }
 
@@ -226,9 +253,12 @@ data_that_lands()
 }
 
 tests=(
-	info no_device put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
+	info no_device no_io_uring put_bw put_lat put_lat_short put_bw_bcopy get get_bcopy
 	ucp_put_bw ucp_put_lat ucp_get tag_bw tag_lat stream_bw rendezvous serialized_threads threads_at_once
-	data data_in_ordinary_memory data_by_four_lanes endpoints_that_come_and_go killed_peer
+	data data_in_ordinary_memory data_by_four_lanes
+	flush_of_what_waits flush_by_four_lanes flush_before_there_is_a_connection
+	fence_of_what_waits fence_by_four_lanes endpoint_closed_while_another_is_told
+	endpoints_that_come_and_go killed_peer
 	flush_of_an_endpoint_closed_by_force busy_ends lane_named_twice memory_of_too_many
 	program_that_loads_ucx_later another_version
 	killed_peer_of_uct loaded_by_the_program mpi_of_two mpi_of_four

@@ -62,6 +62,9 @@ struct uct_devmem_iface {
 	/* Tells UCX's asynchronous context that somebody connects. */
 	int knock_fd;
 	ucs_list_link_t eps;
+	/* Whose pending requests are made now, and who comes then: either may be destroyed. */
+	struct uct_devmem_ep *current;
+	ucs_list_link_t *next;
 	/* What is put by a copy is packed here. */
 	char packed[UCT_DEVMEM_COPIED];
 };
@@ -73,17 +76,35 @@ struct uct_devmem_ep {
 	uint64_t end;
 	/* What whoever makes a request is told, once it is not UCS_OK. */
 	ucs_status_t status;
+	/* What waits for room, with marks of flushes and fences between. */
 	ucs_queue_head_t pending;
+	/* Whether the first of those is being made, and may go before the others. */
+	int is_first;
 };
 
-/* devmem_md.c: tells whom it concerns that memory is not sent from any more. */
-unsigned int uct_devmem_invalidated(struct uct_devmem_md *md);
-
-/* devmem_ep.c: an event of the group, what waits for room, and a fence. */
+/* devmem_ep.c: an event of the group, and a fence. */
 void uct_devmem_ep_event(const struct dmb_group_event *event);
-unsigned int uct_devmem_ep_dispatch(struct uct_devmem_ep *ep);
 ucs_status_t uct_devmem_ep_fence(uct_ep_h tl_ep, unsigned int flags);
+/* Whether a request could be made, or would fail for good. */
+int uct_devmem_ep_can(struct uct_devmem_ep *ep);
 /* Those functions of the interface that are of endpoints. */
 extern const uct_iface_ops_t uct_devmem_ep_ops;
+
+/* devmem_pending.c: whether a request is to be made now, or those come first that wait. */
+int uct_devmem_ep_is_next(struct uct_devmem_ep *ep);
+/* A flush, or a fence, of what waits, too. */
+ucs_status_t uct_devmem_pending_flush(struct uct_devmem_ep *ep,
+				      uct_completion_t *comp);
+ucs_status_t uct_devmem_pending_fence(struct uct_devmem_ep *ep);
+/* Ends the flushes among it. */
+void uct_devmem_pending_cancel(struct uct_devmem_ep *ep, ucs_status_t status);
+/* Makes what waits, of all endpoints. */
+unsigned int uct_devmem_dispatch(struct uct_devmem_iface *iface);
+/* An endpoint goes, maybe while that is being done. */
+void uct_devmem_pending_gone(struct uct_devmem_ep *ep);
+ucs_status_t uct_devmem_ep_pending_add(uct_ep_h tl_ep, uct_pending_req_t *req,
+				       unsigned int flags);
+void uct_devmem_ep_pending_purge(uct_ep_h tl_ep,
+				 uct_pending_purge_callback_t cb, void *arg);
 
 #endif

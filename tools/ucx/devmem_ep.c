@@ -108,8 +108,7 @@ void uct_devmem_ep_event(const struct dmb_group_event *event)
 	}
 }
 
-/* Whether a request could be made, or would fail for good. */
-static int uct_devmem_ep_can(struct uct_devmem_ep *ep)
+int uct_devmem_ep_can(struct uct_devmem_ep *ep)
 {
 	return ep->status != UCS_OK ||
 	       dmb_group_has_room(uct_devmem_iface_of(ep)->group, ep->end);
@@ -157,6 +156,8 @@ static ucs_status_t uct_devmem_zcopy(uct_ep_h tl_ep, int is_put,
 		return UCS_ERR_UNSUPPORTED;
 	if (ep->status != UCS_OK)
 		return ep->status;
+	if (!uct_devmem_ep_is_next(ep))
+		return UCS_ERR_NO_RESOURCE;
 	here = (uintptr_t)iov->buffer;
 	if (is_put)
 		ret = dmb_group_put(group, ep->end, iov->memh, here, iov->length,
@@ -206,7 +207,7 @@ static ssize_t uct_devmem_ep_put_bcopy(uct_ep_h tl_ep, uct_pack_callback_t pack,
 	if (ep->status != UCS_OK)
 		return ep->status;
 	/* To pack is to have sent: so that has to be possible. */
-	if (!uct_devmem_ep_can(ep))
+	if (!uct_devmem_ep_is_next(ep) || !uct_devmem_ep_can(ep))
 		return UCS_ERR_NO_RESOURCE;
 	return uct_devmem_put(ep, packed, pack(packed, arg), address, rkey);
 }
@@ -221,6 +222,8 @@ static ucs_status_t uct_devmem_ep_put_short(uct_ep_h tl_ep, const void *buffer,
 	UCT_CHECK_LENGTH(length, 0, UCT_DEVMEM_COPIED, "put_short");
 	if (ep->status != UCS_OK)
 		return ep->status;
+	if (!uct_devmem_ep_is_next(ep))
+		return UCS_ERR_NO_RESOURCE;
 	ret = uct_devmem_put(ep, buffer, length, address, rkey);
 	return ret < 0 ? ret : UCS_OK;
 }
@@ -241,6 +244,8 @@ static ucs_status_t uct_devmem_ep_get_bcopy(uct_ep_h tl_ep,
 		return UCS_OK;
 	if (ep->status != UCS_OK)
 		return ep->status;
+	if (!uct_devmem_ep_is_next(ep))
+		return UCS_ERR_NO_RESOURCE;
 	get = ucs_malloc(sizeof(*get), "devmem_get");
 	if (!get)
 		return UCS_ERR_NO_MEMORY;
@@ -268,6 +273,7 @@ static void uct_devmem_ep_cancel(struct uct_devmem_ep *ep)
 			status = UCS_ERR_CANCELED;
 		uct_devmem_done(&event, status);
 	}
+	uct_devmem_pending_cancel(ep, UCS_ERR_CANCELED);
 }
 
 static ucs_status_t uct_devmem_ep_flush(uct_ep_h tl_ep, unsigned int flags,
@@ -281,17 +287,13 @@ static ucs_status_t uct_devmem_ep_flush(uct_ep_h tl_ep, unsigned int flags,
 	}
 	if (ep->status != UCS_OK)
 		return ep->status;
-	return dmb_group_flush(uct_devmem_iface_of(ep)->group, ep->end, comp) ?
-	       UCS_INPROGRESS : UCS_OK;
+	return uct_devmem_pending_flush(ep, comp);
 }
 
 /* What comes is not to overtake what came: it waits until that is in place. */
 ucs_status_t uct_devmem_ep_fence(uct_ep_h tl_ep, unsigned int flags)
 {
-	struct uct_devmem_ep *ep = uct_devmem_ep(tl_ep);
-
-	dmb_group_fence(uct_devmem_iface_of(ep)->group, ep->end);
-	return UCS_OK;
+	return uct_devmem_pending_fence(uct_devmem_ep(tl_ep));
 }
 
 /* The sockets ask whether the peer is there. */
@@ -300,39 +302,6 @@ static ucs_status_t uct_devmem_ep_check(uct_ep_h tl_ep, unsigned int flags,
 {
 	UCT_EP_KEEPALIVE_CHECK_PARAM(flags, comp);
 	return uct_devmem_ep(tl_ep)->status;
-}
-
-static ucs_status_t uct_devmem_ep_pending_add(uct_ep_h tl_ep,
-					      uct_pending_req_t *req,
-					      unsigned int flags)
-{
-	struct uct_devmem_ep *ep = uct_devmem_ep(tl_ep);
-
-	if (uct_devmem_ep_can(ep))
-		return UCS_ERR_BUSY;
-	uct_pending_req_queue_push(&ep->pending, req);
-	return UCS_OK;
-}
-
-/* Makes requests that had to wait. */
-unsigned int uct_devmem_ep_dispatch(struct uct_devmem_ep *ep)
-{
-	uct_pending_req_priv_queue_t *priv;
-	unsigned int count = 0;
-
-	uct_pending_queue_dispatch(priv, &ep->pending,
-				   uct_devmem_ep_can(ep) && ++count);
-	return count;
-}
-
-static void uct_devmem_ep_pending_purge(uct_ep_h tl_ep,
-					uct_pending_purge_callback_t cb,
-					void *arg)
-{
-	struct uct_devmem_ep *ep = uct_devmem_ep(tl_ep);
-	uct_pending_req_priv_queue_t *priv;
-
-	uct_pending_queue_purge(priv, &ep->pending, 1, cb, arg);
 }
 
 /* It is connected later on: until then there is no room for requests. */
@@ -386,6 +355,7 @@ static void uct_devmem_ep_destroy(uct_ep_h tl_ep)
 
 	uct_devmem_ep_cancel(ep);
 	uct_devmem_ep_pending_purge(tl_ep, ucs_empty_function_do_assert_void, NULL);
+	uct_devmem_pending_gone(ep);
 	ucs_list_del(&ep->list);
 	UCS_CLASS_CLEANUP(uct_base_ep_t, &ep->super);
 	ucs_free(ep);

@@ -201,16 +201,13 @@ static unsigned int uct_devmem_iface_progress(uct_iface_h tl_iface)
 {
 	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
 	struct dmb_group_event event;
-	struct uct_devmem_ep *ep, *next;
 	unsigned int count = 0;
 
 	while (count < MOST_EVENTS && dmb_group_wait(iface->group, 0, &event) > 0) {
 		uct_devmem_ep_event(&event);
 		count++;
 	}
-	ucs_list_for_each_safe(ep, next, &iface->eps, list)
-		count += uct_devmem_ep_dispatch(ep);
-	return count + uct_devmem_invalidated(uct_devmem_md_of(iface));
+	return count + uct_devmem_dispatch(iface);
 }
 
 /*
@@ -255,19 +252,28 @@ static ucs_status_t uct_devmem_iface_flush(uct_iface_h tl_iface,
 					   unsigned int flags,
 					   uct_completion_t *comp)
 {
+	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
+	struct uct_devmem_ep *ep;
+
 	if (comp)
 		return UCS_ERR_UNSUPPORTED;
-	return dmb_group_has_requests(uct_devmem_iface(tl_iface)->group) ?
-	       UCS_INPROGRESS : UCS_OK;
+	ucs_list_for_each(ep, &iface->eps, list)
+		if (!ucs_queue_is_empty(&ep->pending))
+			return UCS_INPROGRESS;
+	return dmb_group_has_requests(iface->group) ? UCS_INPROGRESS : UCS_OK;
 }
 
 static ucs_status_t uct_devmem_iface_fence(uct_iface_h tl_iface,
 					   unsigned int flags)
 {
 	struct uct_devmem_ep *ep;
+	ucs_status_t status;
 
-	ucs_list_for_each(ep, &uct_devmem_iface(tl_iface)->eps, list)
-		uct_devmem_ep_fence(&ep->super.super, flags);
+	ucs_list_for_each(ep, &uct_devmem_iface(tl_iface)->eps, list) {
+		status = uct_devmem_ep_fence(&ep->super.super, flags);
+		if (status != UCS_OK)
+			return status;
+	}
 	return UCS_OK;
 }
 
@@ -280,8 +286,14 @@ static ucs_status_t uct_devmem_event_fd_get(uct_iface_h tl_iface, int *fd_p)
 static ucs_status_t uct_devmem_event_arm(uct_iface_h tl_iface,
 					 unsigned int events)
 {
-	return dmb_group_is_busy(uct_devmem_iface(tl_iface)->group) ?
-	       UCS_ERR_BUSY : UCS_OK;
+	struct uct_devmem_iface *iface = uct_devmem_iface(tl_iface);
+	struct uct_devmem_ep *ep;
+
+	/* Nothing more may happen that would have these made. */
+	ucs_list_for_each(ep, &iface->eps, list)
+		if (!ucs_queue_is_empty(&ep->pending) && uct_devmem_ep_can(ep))
+			return UCS_ERR_BUSY;
+	return dmb_group_is_busy(iface->group) ? UCS_ERR_BUSY : UCS_OK;
 }
 
 static ucs_status_t uct_devmem_find_address(struct uct_devmem_iface *iface)

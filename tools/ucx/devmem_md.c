@@ -48,6 +48,12 @@ static unsigned int uct_devmem_devices(uct_md_resource_desc_t *devices,
 	size_t len;
 	int ret;
 
+	/* Else UCP would take the transport, and no connection of it could be made. */
+	ret = dmb_can_connect();
+	if (ret) {
+		ucs_warn("devmem: no io_uring here: %s", strerror(-ret));
+		return 0;
+	}
 	all = if_nameindex();
 	if (!all)
 		return 0;
@@ -113,18 +119,6 @@ static struct uct_devmem_md *uct_devmem_md(uct_md_h tl_md)
 	return ucs_derived_of(tl_md, struct uct_devmem_md);
 }
 
-unsigned int uct_devmem_invalidated(struct uct_devmem_md *md)
-{
-	uct_completion_t *comp;
-	unsigned int count = 0;
-
-	while ((comp = dmb_pool_left(md->pool))) {
-		uct_invoke_completion(comp, UCS_OK);
-		count++;
-	}
-	return count;
-}
-
 static ucs_status_t uct_devmem_md_query(uct_md_h tl_md, uct_md_attr_t *attr)
 {
 	attr->cap.flags = UCT_MD_FLAG_REG | UCT_MD_FLAG_ALLOC |
@@ -176,23 +170,29 @@ static ucs_status_t uct_devmem_mem_reg(uct_md_h tl_md, void *address,
 
 static ucs_status_t uct_devmem_mem_free(uct_md_h tl_md, uct_mem_h memh)
 {
-	dmb_part_free(uct_devmem_md(tl_md)->pool, memh, NULL);
+	dmb_part_free(uct_devmem_md(tl_md)->pool, memh);
 	return UCS_OK;
 }
 
 static ucs_status_t
 uct_devmem_mem_dereg(uct_md_h tl_md, const uct_md_mem_dereg_params_t *params)
 {
-	uct_completion_t *comp = NULL;
+	struct dmb_pool *pool = uct_devmem_md(tl_md)->pool;
+	int ret;
 
 	UCT_MD_MEM_DEREG_CHECK_PARAMS(params, 1);
 
-	/* Interfaces tell, when nothing of it is being sent any more. */
-	if (UCT_MD_MEM_DEREG_FIELD_VALUE(params, flags, FIELD_FLAGS, 0) &
-	    UCT_MD_MEM_DEREG_FLAG_INVALIDATE)
-		comp = params->comp;
-	dmb_part_free(uct_devmem_md(tl_md)->pool, params->memh, comp);
-	uct_devmem_invalidated(uct_devmem_md(tl_md));
+	if (!(UCT_MD_MEM_DEREG_FIELD_VALUE(params, flags, FIELD_FLAGS, 0) &
+	      UCT_MD_MEM_DEREG_FLAG_INVALIDATE)) {
+		dmb_part_free(pool, params->memh);
+		return UCS_OK;
+	}
+	/* Whoever waits for that may be gone later, and counts without a lock. */
+	ret = dmb_part_recall(pool, params->memh);
+	if (ret)
+		ucs_warn("devmem: memory that is invalidated may still be sent: %s",
+			 strerror(-ret));
+	uct_invoke_completion(params->comp, UCS_OK);
 	return UCS_OK;
 }
 
@@ -216,8 +216,6 @@ uct_devmem_mkey_pack(uct_md_h tl_md, uct_mem_h memh,
 
 static void uct_devmem_md_close(uct_md_h tl_md)
 {
-	/* Nobody sends any more. */
-	uct_devmem_invalidated(uct_devmem_md(tl_md));
 	dmb_pool_free(uct_devmem_md(tl_md)->pool);
 	ucs_free(uct_devmem_md(tl_md));
 }

@@ -566,19 +566,26 @@ int32_t dmb_part_key(const struct dmb_pool *pool,
 
 /*
  * Takes the key of a part back, and lets go of it: nothing is written there by
- * peers any more once this returns. What is allocated goes with its last part. If
- * there is a cookie dmb_pool_left() gives it when nothing is being sent any more of
- * what was of that memory until now.
+ * peers any more once this returns. What is allocated goes with its last part. What
+ * peers were told is coming may still be sent.
  */
 void dmb_part_free(const struct dmb_pool *pool,
-		   struct dmb_part *part,
-		   void *cookie);
+		   struct dmb_part *part);
 
 /*
- * The cookie of a part that was let go of, and of which nothing is being sent any
- * more; NULL if there is none by now.
+ * Lets go of a part as dmb_part_free() does, and has nothing of it be sent any more:
+ * peers that get some of it, and have not got all, are reset. Waits for the device
+ * to be done with it: -ETIMEDOUT if that takes more than 5 s. No put of this end may
+ * be about it.
  */
-void *dmb_pool_left(const struct dmb_pool *pool);
+int32_t dmb_part_recall(const struct dmb_pool *pool,
+			struct dmb_part *part);
+
+/*
+ * Whether ends of connections can be made here: 0; or why not: -EPERM or -ENOSYS
+ * where io_uring is not allowed.
+ */
+int32_t dmb_can_connect(void);
 
 /*
  * Whether a device can send from device memory, by its number: 0; or why not:

@@ -73,7 +73,7 @@ fn allocated_memory_goes_with_its_last_part() {
         let mut part = null_mut();
         let at = address.add(100).cast();
         assert_eq!(dmb_pool_part(pool, at, 8092, &raw mut part), 0);
-        dmb_part_free(pool, whole, null_mut());
+        dmb_part_free(pool, whole);
         assert_eq!(address.add(8191).read(), 7);
         let (first, start) = key(pool, part);
         assert_eq!(start, at as u64);
@@ -81,8 +81,8 @@ fn allocated_memory_goes_with_its_last_part() {
         // What is not all in there is none of it.
         let mut over = null_mut();
         assert_eq!(dmb_pool_part(pool, at, 8093, &raw mut over), 0);
-        dmb_part_free(pool, over, null_mut());
-        dmb_part_free(pool, part, null_mut());
+        dmb_part_free(pool, over);
+        dmb_part_free(pool, part);
         assert!(!mapped().iter().any(|(_, other)| other == file));
         assert_eq!(
             dmb_pool_part(pool, null_mut(), 1, &raw mut part),
@@ -92,20 +92,24 @@ fn allocated_memory_goes_with_its_last_part() {
     }
 }
 
+/// A part that nobody gets is let go of at once, with its key, and others are not.
 #[test]
-fn whoever_waits_for_memory_is_told_once() {
+fn a_part_that_is_recalled_is_gone() {
     let pool = pool();
-    // SAFETY: As above; cookies are not looked into.
+    // SAFETY: As above.
     unsafe {
-        assert!(dmb_pool_left(pool).is_null());
-        let (part, _, _) = allocated(pool, 1);
-        let (other, _, _) = allocated(pool, 1);
-        dmb_part_free(pool, other, null_mut());
-        assert!(dmb_pool_left(pool).is_null());
-        let cookie = std::ptr::without_provenance_mut::<c_void>(8);
-        dmb_part_free(pool, part, cookie);
-        assert_eq!(dmb_pool_left(pool), cookie);
-        assert!(dmb_pool_left(pool).is_null());
+        let (whole, address, len) = allocated(pool, 5000);
+        let mut part = null_mut();
+        let at = address.add(100).cast();
+        assert_eq!(dmb_pool_part(pool, at, 10, &raw mut part), 0);
+        let (first, _) = key(pool, part);
+        let (other, _) = key(pool, whole);
+        assert_eq!(dmb_part_recall(pool, part), 0);
+        let registry = &(*pool).registry;
+        assert!(!registry.revoke(devmem_bulk::Key(first.bytes)));
+        address.add(len - 1).write(7);
+        assert_eq!(dmb_part_recall(pool, whole), 0);
+        assert!(!registry.revoke(devmem_bulk::Key(other.bytes)));
         dmb_pool_free(pool);
     }
 }
@@ -227,7 +231,7 @@ fn requests_are_known_by_their_cookies() {
         assert!(told.reason > crate::DMB_OVER);
         let mut told = MaybeUninit::uninit();
         assert_eq!(dmb_group_cancel(here, end, told.as_mut_ptr()), 0);
-        dmb_part_free(pool, part, null_mut());
+        dmb_part_free(pool, part);
         dmb_group_free(here, 1000);
 
         // Where nobody listens any more.

@@ -2,7 +2,6 @@
 
 //! Memory of programs that do not know dma-bufs: allocated here, or theirs.
 
-use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::fs;
 use std::io;
@@ -16,14 +15,15 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::Weak;
+use std::time::Duration;
 
 use devmem::BindRx;
 use devmem::BindTx;
 use devmem::DmaBuf;
 use devmem::HostMemory;
+use devmem::uring::Ring;
 use devmem_bulk as bulk;
 use devmem_bulk::Rights;
-use devmem_bulk::memory::Mark;
 
 use crate::Key;
 use crate::Landing;
@@ -32,13 +32,14 @@ use crate::errno;
 use crate::give;
 use crate::take_back;
 
+/// How long a device may take to be done with what is not to be sent any more.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Memory for transfers by a device, and the keys to it.
 pub struct Pool {
     pub(crate) registry: bulk::Registry,
     ifindex: u32,
     allocated: Mutex<Vec<Weak<Region>>>,
-    /// What is to be told once nothing is being sent any more of what was of a memory then.
-    leaving: Mutex<VecDeque<(Arc<bulk::Memory>, Mark, Cookie)>>,
 }
 
 /// A part of what was allocated, or of ordinary memory.
@@ -58,16 +59,22 @@ pub(crate) struct Region {
     is_allocated: bool,
 }
 
-/// A pointer of the program's, which is not looked into.
-struct Cookie(*mut c_void);
-
-// SAFETY: Nothing is done with it here.
-unsafe impl Send for Cookie {}
-
 impl Part {
     /// Where bytes at an address are in the memory; an offset that is outside of it if the address is.
     pub(crate) fn offset(&self, address: u64) -> u64 {
         address.wrapping_sub(self.region.address as u64)
+    }
+
+    fn revoke(&self, pool: &Pool) {
+        if let Some(key) = lock(&self.key).take() {
+            pool.registry.revoke(key);
+        }
+    }
+
+    /// Others may send other parts of the same memory all the time.
+    fn recall(&self, patience: Duration) -> bool {
+        let offset = self.offset(self.address as u64);
+        self.region.memory.recall(offset, self.len, patience)
     }
 }
 
@@ -165,7 +172,6 @@ pub unsafe extern "C" fn dmb_pool_new(ifindex: u32, out: *mut *mut Pool) -> i32 
         registry,
         ifindex,
         allocated: Mutex::default(),
-        leaving: Mutex::default(),
     });
     // SAFETY: As the caller guarantees.
     unsafe { give(made, out) }
@@ -298,46 +304,50 @@ pub unsafe extern "C" fn dmb_part_key(
 }
 
 /// Takes the key of a part back, and lets go of it: nothing is written there by
-/// peers any more once this returns. What is allocated goes with its last part. If
-/// there is a cookie dmb_pool_left() gives it when nothing is being sent any more of
-/// what was of that memory until now.
+/// peers any more once this returns. What is allocated goes with its last part. What
+/// peers were told is coming may still be sent.
 ///
 /// # Safety
 ///
 /// See the head of the header.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dmb_part_free(pool: *const Pool, part: *mut Part, cookie: *mut c_void) {
+pub unsafe extern "C" fn dmb_part_free(pool: *const Pool, part: *mut Part) {
     // SAFETY: As the caller guarantees.
-    let pool = unsafe { &*pool };
+    let (pool, part) = unsafe { (&*pool, Box::from_raw(part)) };
+    part.revoke(pool);
+}
+
+/// Lets go of a part as dmb_part_free() does, and has nothing of it be sent any more:
+/// peers that get some of it, and have not got all, are reset. Waits for the device
+/// to be done with it: -ETIMEDOUT if that takes more than 5 s. No put of this end may
+/// be about it.
+///
+/// # Safety
+///
+/// See the head of the header.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dmb_part_recall(pool: *const Pool, part: *mut Part) -> i32 {
     // SAFETY: As the caller guarantees.
-    let part = unsafe { Box::from_raw(part) };
-    if let Some(key) = lock(&part.key).take() {
-        pool.registry.revoke(key);
-    }
-    if !cookie.is_null() {
-        let memory = Arc::clone(&part.region.memory);
-        // Other parts of it may be sent all the time.
-        let mark = memory.mark();
-        lock(&pool.leaving).push_back((memory, mark, Cookie(cookie)));
+    let (pool, part) = unsafe { (&*pool, Box::from_raw(part)) };
+    // Nobody begins to read it from here on.
+    part.revoke(pool);
+    match part.recall(PATIENCE) {
+        true => 0,
+        false => -libc::ETIMEDOUT,
     }
 }
 
-/// The cookie of a part that was let go of, and of which nothing is being sent any
-/// more; NULL if there is none by now.
+/// Whether ends of connections can be made here: 0; or why not: -EPERM or -ENOSYS
+/// where io_uring is not allowed.
 ///
 /// # Safety
 ///
-/// See the head of the header.
+/// None is needed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn dmb_pool_left(pool: *const Pool) -> *mut c_void {
-    // SAFETY: As the caller guarantees.
-    let mut leaving = lock(unsafe { &(*pool).leaving });
-    let at = leaving
-        .iter()
-        .position(|(memory, mark, _)| !memory.is_read_since(*mark));
-    match at.and_then(|at| leaving.remove(at)) {
-        Some((_, _, cookie)) => cookie.0,
-        None => null_mut(),
+pub unsafe extern "C" fn dmb_can_connect() -> i32 {
+    match Ring::new(1) {
+        Ok(_) => 0,
+        Err(err) => errno(&err),
     }
 }
 

@@ -2,14 +2,19 @@
 
 //! Memory: what is transferred, and what it lands in.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::net::TcpStream;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::Weak;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use devmem::BindTx;
 use devmem::Binding;
@@ -19,6 +24,11 @@ use devmem::Region;
 use devmem::TxBinding;
 use devmem::dmabuf::CpuWrite;
 use devmem::dmabuf::Mapping;
+use devmem::tcp;
+use log::warn;
+
+/// How often to look whether a device is done.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// How bytes of a memory leave this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +131,7 @@ impl Memory {
         Arc::new(Self {
             bytes,
             size: size as u64,
-            readings: Mutex::new(Readings::new()),
+            readings: Mutex::default(),
         })
     }
 
@@ -155,20 +165,25 @@ impl Memory {
     /// [waited](crate::Endpoint::wait) for, and of all when they are dropped: but for what a peer's kernel does not
     /// acknowledge within 5 s of that, which is lost, so that this says yes for ever.
     pub fn is_being_read(&self) -> bool {
-        let mut readings = self.readings();
-        let now = readings.mark();
-        readings.were_before(now)
+        !self.readings().by.is_empty()
     }
 
-    /// Tells those who read it by now from those who come later: [`is_read_since`](Self::is_read_since) does then.
-    pub fn mark(&self) -> Mark {
-        Mark(self.readings().mark())
-    }
-
-    /// Whether bytes are still on their way that were at a [mark](Self::mark), as
-    /// [`is_being_read`](Self::is_being_read) tells of any. Others may use other parts of it all the time.
-    pub fn is_read_since(&self, mark: Mark) -> bool {
-        self.readings().were_before(mark.0)
+    /// Has these bytes be sent no more: who gets some of them, and has not got all, is reset. Returns when no device
+    /// reads them for a connection, but for those that say that they are done before they are. Says whether that is so
+    /// within `patience`: if not, connections could not be reset, or a device stands still.
+    ///
+    /// It may be called from any thread, and waits for none. To be used when the keys that name them were [taken
+    /// back](crate::Registry::revoke), and no put of this end is about them: else they may be sent again at once.
+    /// [`is_being_read`](Self::is_being_read) says no when the endpoints have looked, too.
+    pub fn recall(&self, offset: u64, len: u64, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let sockets = self.readings().of(offset, len);
+        for socket in &sockets {
+            if let Err(err) = tcp::abort(socket) {
+                warn!("a connection that reads memory cannot be reset: {err}");
+            }
+        }
+        are_done(&sockets, deadline)
     }
 
     fn readings(&self) -> MutexGuard<'_, Readings> {
@@ -222,64 +237,84 @@ impl Memory {
     }
 }
 
-/// A moment, to a memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Mark(u64);
+/// Waits until these have nothing to send any more.
+fn are_done(sockets: &[Arc<TcpStream>], deadline: Instant) -> bool {
+    let is_sending = |socket: &Arc<TcpStream>| tcp::unsent(socket).is_ok_and(|left| left > 0);
+    while sockets.iter().any(is_sending) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(MOMENT);
+    }
+    true
+}
 
 /// Who reads a memory.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Readings {
-    /// The marks that nobody asks for any more.
-    over: u64,
-    /// What those have who have begun to read before the next mark, and between each two: the last one is of those who
-    /// begin now.
-    between: VecDeque<Arc<()>>,
+    next: u64,
+    by: HashMap<u64, Reader>,
+}
+
+/// Which bytes of it somebody reads, and by which connection they go.
+#[derive(Debug)]
+struct Reader {
+    offset: u64,
+    len: u64,
+    socket: Weak<TcpStream>,
 }
 
 impl Readings {
-    fn new() -> Self {
-        Self {
-            over: 0,
-            between: [Arc::new(())].into(),
-        }
+    fn begin(&mut self, reader: Reader) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        self.by.insert(id, reader);
+        id
     }
 
-    fn begin(&self) -> Option<Arc<()>> {
-        self.between.back().cloned()
-    }
-
-    fn mark(&mut self) -> u64 {
-        self.between.push_back(Arc::new(()));
-        self.tidy();
-        self.over + self.between.len() as u64 - 1
-    }
-
-    /// Whether somebody still reads who had begun before that mark.
-    fn were_before(&mut self, mark: u64) -> bool {
-        self.tidy();
-        self.over < mark
-    }
-
-    /// Nobody comes to a time that is over.
-    fn tidy(&mut self) {
-        while self.between.len() > 1 && self.between.front().map(Arc::strong_count) == Some(1) {
-            self.between.pop_front();
-            self.over += 1;
-        }
+    /// The connections by which some of these bytes go.
+    fn of(&self, offset: u64, len: u64) -> Vec<Arc<TcpStream>> {
+        let end = offset.saturating_add(len);
+        let reads = |reader: &&Reader| {
+            let its_end = reader.offset.saturating_add(reader.len);
+            offset.max(reader.offset) < end.min(its_end)
+        };
+        let sockets = self.by.values().filter(reads);
+        let mut sockets: Vec<_> = sockets
+            .filter_map(|reader| reader.socket.upgrade())
+            .collect();
+        sockets.sort_by_key(Arc::as_ptr);
+        sockets.dedup_by_key(|socket| Arc::as_ptr(socket));
+        sockets
     }
 }
 
 /// A memory of which bytes are on their way to a peer.
 #[derive(Clone, Debug)]
-pub(crate) struct Reading {
+pub(crate) struct Reading(Arc<Begun>);
+
+#[derive(Debug)]
+struct Begun {
     memory: Arc<Memory>,
-    _begun: Option<Arc<()>>,
+    id: u64,
 }
 
 impl Reading {
-    pub(crate) fn new(memory: Arc<Memory>) -> Self {
-        let _begun = memory.readings().begin();
-        Self { memory, _begun }
+    /// These bytes are to go by a connection.
+    pub(crate) fn new(memory: Arc<Memory>, offset: u64, len: u64, by: &Arc<TcpStream>) -> Self {
+        let socket = Arc::downgrade(by);
+        let id = memory.readings().begin(Reader {
+            offset,
+            len,
+            socket,
+        });
+        Self(Arc::new(Begun { memory, id }))
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.memory.readings().by.remove(&self.id);
     }
 }
 
@@ -287,7 +322,7 @@ impl Deref for Reading {
     type Target = Memory;
 
     fn deref(&self) -> &Memory {
-        &self.memory
+        &self.0.memory
     }
 }
 
@@ -376,28 +411,60 @@ impl Landing {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::io::Write;
+    use std::net::Ipv4Addr;
+    use std::net::TcpListener;
+
     use super::*;
 
-    /// Those who come later do not keep who waits for the others.
+    /// A connection that has more to send than its peer takes.
+    fn full() -> (Arc<TcpStream>, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far, _) = listener.accept().unwrap();
+        near.set_nonblocking(true).unwrap();
+        while (&near).write(&[7; 1 << 16]).is_ok() {}
+        (Arc::new(near), far)
+    }
+
     #[test]
-    fn those_who_read_at_a_mark_are_told_from_others() {
+    fn who_reads_what_is_recalled_is_reset_and_others_go_on() {
+        const LONG: Duration = Duration::from_secs(60);
         let memory = Memory::host(HostMemory::owned(vec![0; 8].into()));
-        assert!(!memory.is_being_read());
-        let first = Reading::new(Arc::clone(&memory));
-        let before = memory.mark();
-        let second = Reading::new(Arc::clone(&memory));
-        let both = memory.mark();
-        let third = Reading::new(Arc::clone(&memory));
-        let again = first.clone();
-        drop(first);
-        assert!(memory.is_read_since(before));
-        drop(again);
-        assert!(!memory.is_read_since(before));
-        assert!(memory.is_read_since(both));
-        drop(second);
-        assert!(!memory.is_read_since(both));
+        let ((first, mut gets_first), (second, _far)) = (full(), full());
+        let of = |offset, len, by| Reading::new(Arc::clone(&memory), offset, len, by);
+        let (reads_first, reads_second) = (of(0, 4, &first), of(4, 4, &second));
+        let (again, closed) = (reads_first.clone(), of(0, 8, &full().0));
+        assert!(tcp::unsent(&first).unwrap() > 0);
+        // Nobody reads none.
+        assert!(memory.recall(2, 0, LONG) && memory.recall(8, 1, LONG));
+        assert!(first.peer_addr().is_ok());
+
+        assert!(memory.recall(3, 1, LONG));
+        assert_eq!(tcp::unsent(&first).unwrap(), 0);
+        assert!(first.peer_addr().is_err() && second.peer_addr().is_ok());
+        let mut got = Vec::new();
+        let err = gets_first.read_to_end(&mut got).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::ConnectionReset);
+
+        // Those who were reset do not know it yet.
+        drop((reads_first, closed));
         assert!(memory.is_being_read());
-        drop(third);
+        assert!(tcp::unsent(&second).unwrap() > 0);
+        drop((again, reads_second));
         assert!(!memory.is_being_read());
+    }
+
+    #[test]
+    fn what_cannot_be_recalled_is_told() {
+        let memory = Memory::host(HostMemory::owned(vec![0; 8].into()));
+        let (socket, _far) = full();
+        let reading = Reading::new(Arc::clone(&memory), 0, 8, &socket);
+        // Nothing was reset: it is the wait that is asked.
+        let sockets = memory.readings().of(0, 8);
+        assert!(!are_done(&sockets, Instant::now()));
+        drop(reading);
+        assert!(are_done(&memory.readings().of(0, 8), Instant::now()));
     }
 }

@@ -210,6 +210,32 @@ pub fn abort(socket: impl AsFd) -> io::Result<()> {
     }
 }
 
+/// How much the kernel has to send by a socket, in bytes of its own memory: what the peer has not acknowledged, and what a
+/// device has not said that it is done with. Of that the connection may know no more, as after [`abort`].
+///
+/// Some drivers, and queueing disciplines, say so before they are.
+///
+/// # Errors
+///
+/// Those of `getsockopt()`.
+pub fn unsent(socket: impl AsFd) -> io::Result<u64> {
+    // Up to `SK_MEMINFO_WMEM_QUEUED`, which is the connection's; devices have what is in `SK_MEMINFO_WMEM_ALLOC`.
+    let mut values = [0; 6 * 4];
+    option(
+        socket.as_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_MEMINFO,
+        &mut values,
+    )?;
+    let [wmem_alloc, wmem_queued] = [2, 5].map(|at: usize| {
+        let value = values.chunks_exact(4).nth(at).map(<[u8; 4]>::try_from);
+        u64::from(u32::from_ne_bytes(
+            value.and_then(Result::ok).unwrap_or_default(),
+        ))
+    });
+    Ok(wmem_alloc + wmem_queued)
+}
+
 /// Reads a socket option; returns how many bytes it has.
 pub(crate) fn option(
     fd: BorrowedFd<'_>,

@@ -248,9 +248,10 @@ impl Endpoint {
                     None => return Err(io::Error::other("a request that there is not")),
                 },
             };
-            let memory = Reading::new(memory);
-            drop(state);
             let lane = usize::from(segment.lane);
+            let len = u64::from(segment.len);
+            let memory = Reading::new(memory, offset, len, self.lanes[lane].socket());
+            drop(state);
             match self.lanes[lane].begin(memory, offset, &mut segment) {
                 Ok(Begun::Goes) => {
                     self.moved += u64::from(segment.len);

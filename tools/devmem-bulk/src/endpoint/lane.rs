@@ -33,6 +33,7 @@ const COPIED: usize = 256 << 10;
 
 /// A lane: its socket.
 pub(super) struct Wire {
+    socket: Arc<TcpStream>,
     /// Until the connection is over.
     rx: Option<Receiver<'static>>,
     copies: Option<Writer>,
@@ -95,7 +96,8 @@ impl Wire {
                 FRAGS,
             )?),
             copies: Some(Writer::on(ring, Arc::clone(&socket), COPIED)?),
-            tx: Sender::on(ring, socket)?,
+            tx: Sender::on(ring, Arc::clone(&socket))?,
+            socket,
             held: VecDeque::new(),
             released: Arc::default(),
             credited: 0,
@@ -105,6 +107,10 @@ impl Wire {
             closed: false,
             left: false,
         })
+    }
+
+    pub(super) fn socket(&self) -> &Arc<TcpStream> {
+        &self.socket
     }
 
     /// Tokens that are dropped do not go back one by one.

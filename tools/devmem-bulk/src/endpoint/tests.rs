@@ -102,6 +102,24 @@ fn lanes_share_a_window() {
     }
 }
 
+/// As it is when memory is recalled that goes by it, by whatever thread.
+#[test]
+fn a_lane_that_is_reset_here_ends_the_connection() {
+    let Some((mut endpoint, mut there, _lane_there)) = endpoint() else {
+        return;
+    };
+    let hello = Machine::new(Limits {
+        lanes: 1,
+        ..Limits::default()
+    });
+    there.write_all(hello.output()).unwrap();
+    endpoint.wait_open(LONG).unwrap();
+    devmem::tcp::abort(endpoint.lanes[0].socket()).unwrap();
+    let told = endpoint.wait(Some(LONG)).unwrap();
+    assert!(matches!(told, Some(Event::Over(End::Gone))), "{told:?}");
+    assert!(endpoint.lanes.is_empty());
+}
+
 /// Also if nothing is under way, so that there is nothing to be acknowledged.
 #[test]
 fn silence_is_noticed_soon() {

@@ -315,10 +315,6 @@ impl<T> Group<T> {
                 _ => self.look_at(id),
             }
         }
-        if self.server.as_ref().map(Server::left) == Some(Left::NoRoom) {
-            // There may be by now.
-            self.answer(SERVER, EpollFlags::empty());
-        }
         self.let_go();
         Ok(())
     }

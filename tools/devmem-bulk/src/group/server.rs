@@ -12,13 +12,17 @@ use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 use std::time::Instant;
 
+use log::warn;
 use nix::sys::epoll::Epoll;
 use nix::sys::epoll::EpollEvent;
 use nix::sys::epoll::EpollFlags;
+use nix::sys::resource::Resource;
+use nix::sys::resource::getrlimit;
 use nix::sys::socket::Backlog;
 use nix::sys::socket::MsgFlags;
 use nix::sys::socket::SockFlag;
@@ -30,6 +34,12 @@ use nix::sys::socket::recv;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::socket;
 use nix::sys::socket::sockopt;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::ClockId;
+use nix::sys::timerfd::Expiration;
+use nix::sys::timerfd::TimerFd;
+use nix::sys::timerfd::TimerFlags;
+use nix::sys::timerfd::TimerSetTimeFlags;
 
 use super::family;
 use crate::accept::accept_one;
@@ -40,13 +50,16 @@ use crate::protocol::wire::MAX_LANES;
 use crate::stash::Stash;
 use crate::stash::first_of_most;
 
-/// How long lanes may be here without any control connection from there; and, when there is no room for others, how long
-/// peers may be that do not go on.
+/// How long lanes may be here without any control connection from there.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often lanes are looked at.
 const OFTEN: Duration = Duration::from_secs(1);
 /// Peers that have not gone on, and lanes: when there are more one has to go.
 const MOST: usize = 4096;
+/// When it is tried again if there was no room.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Descriptors that the program keeps for other things.
+const SPARE: usize = 8;
 /// Connections that are taken before others have their turn.
 const TURN: usize = 64;
 /// What events of the listening sockets say, and from where on those of control connections do.
@@ -71,11 +84,14 @@ pub(super) struct Server {
     next: u64,
     /// How many of those there may be.
     most: usize,
-    /// How long they may be here when there is no room.
+    /// How many, with lanes, if others wait for descriptors.
+    share: usize,
     patience: Duration,
     stash: Stash,
     swept: Instant,
     left: Left,
+    /// Tells that it is to be tried again.
+    timer: TimerFd,
 }
 
 /// Those who have connected, and of whom the listening sockets do not tell again.
@@ -96,7 +112,6 @@ struct Caller {
     said: Vec<u8>,
     /// Where its lanes come from, once it has said that.
     ports: Option<Vec<u16>>,
-    since: Instant,
 }
 
 impl Server {
@@ -107,22 +122,29 @@ impl Server {
             true => Backlog::new(i32::from(MAX_LANES))?,
             false => Backlog::MAXCONN,
         };
+        let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
         let server = Self {
             control: listener(SocketAddr::new(at, 0), Backlog::MAXCONN)?,
             data: listener(SocketAddr::new(at, lane_port), lanes)?,
             callers: BTreeMap::new(),
             next: CALLER,
             most: MOST,
+            share: usize::try_from(limit / 2).unwrap_or(usize::MAX),
             patience: PATIENCE,
             stash: Stash::of(MOST),
             swept: Instant::now(),
             left: Left::Nobody,
+            timer: TimerFd::new(
+                ClockId::CLOCK_MONOTONIC,
+                TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK,
+            )?,
         };
         // Once for each that comes: those for whom there is no room would be news for ever.
         let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         for socket in [&server.control, &server.data] {
             epoll.add(socket, EpollEvent::new(flags, SERVER))?;
         }
+        epoll.add(&server.timer, EpollEvent::new(flags, SERVER))?;
         Ok(server)
     }
 
@@ -169,18 +191,51 @@ impl Server {
             return None;
         }
         *taken += 1;
-        match accept_one(listener(self)) {
+        match self
+            .has_descriptors(SPARE)
+            .and_then(|()| accept_one(listener(self)))
+        {
             Ok(taken) => taken,
             Err(_) => {
-                self.left = Left::NoRoom;
-                // For the next one.
-                let patience = self.patience;
-                self.callers
-                    .retain(|_, caller| caller.since.elapsed() < patience);
-                self.stash.close_after(patience);
+                self.no_room();
+                self.make_room();
                 None
             }
         }
+    }
+
+    /// Whether so many more can be had now.
+    fn has_descriptors(&self, count: usize) -> io::Result<()> {
+        let some = (0..count).map(|_| self.control.as_fd().try_clone_to_owned());
+        some.collect::<io::Result<Vec<_>>>().map(drop)
+    }
+
+    /// Those who are here, or come, wait.
+    fn no_room(&mut self) {
+        self.left = Left::NoRoom;
+        let again = Expiration::OneShot(TimeSpec::from_duration(AGAIN));
+        if let Err(err) = self.timer.set(again, TimerSetTimeFlags::empty()) {
+            warn!("those for whom there is no room wait for others: {err}");
+        }
+    }
+
+    /// Those who do not go on may be computing, so that they stay: but if they have more than their share of the
+    /// descriptors one of them goes.
+    fn make_room(&mut self) {
+        if self.callers.len() + self.stash.len() <= self.share {
+            return;
+        }
+        if self.stash.len() > self.callers.len() {
+            self.stash.close_one();
+            return;
+        }
+        self.close_one();
+    }
+
+    /// Closes the oldest one of the network that has the most callers.
+    fn close_one(&mut self) {
+        let all = self.callers.iter().map(|(&id, caller)| (id, caller.peer));
+        first_of_most(all).and_then(|id| self.callers.remove(&id));
     }
 
     /// Somebody has connected, and may have said by now what there is to say.
@@ -196,13 +251,11 @@ impl Server {
             peer,
             said: Vec::new(),
             ports: None,
-            since: Instant::now(),
         };
         self.callers.insert(id, caller);
         let made = self.heard(epoll, id, EpollFlags::empty());
         if self.callers.len() > self.most {
-            let all = self.callers.iter().map(|(&id, caller)| (id, caller.peer));
-            first_of_most(all).and_then(|id| self.callers.remove(&id));
+            self.close_one();
         }
         made
     }
@@ -226,11 +279,22 @@ impl Server {
         if !ports.iter().all(|port| self.stash.has(from(port))) {
             return None;
         }
-        let lanes = ports
-            .iter()
-            .filter_map(|port| self.stash.take(from(port)).transpose());
+        // For the ring, and two more of each socket: else the end could not be made, and its peer took that for the end.
+        if self.has_descriptors(3 * (1 + ports.len())).is_err() {
+            self.no_room();
+            return None;
+        }
+        let Caller {
+            socket,
+            peer,
+            ports,
+            ..
+        } = self.callers.remove(&id)?;
+        let lanes = ports.iter().flatten().filter_map(|&port| {
+            let from = SocketAddr::new(peer, port);
+            self.stash.take(from).transpose()
+        });
         let lanes = lanes.collect::<io::Result<_>>();
-        let socket = self.callers.remove(&id)?.socket;
         epoll.delete(&socket).ok()?;
         Some((socket, lanes.ok()?))
     }

@@ -4,7 +4,8 @@ use super::*;
 use std::io::Read;
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::os::fd::AsFd;
+
+use nix::sys::resource::setrlimit;
 
 use crate::group::Address;
 use crate::group::Group;
@@ -80,14 +81,7 @@ fn who_has_connected_and_does_not_go_on_keeps_nobody_busy() {
     // What they have said is no news a second time.
     assert!(group.wait(Some(Duration::ZERO)).unwrap().is_none());
     assert!(!group.is_busy());
-    let ready = nix::poll::poll(
-        &mut [nix::poll::PollFd::new(
-            group.as_fd(),
-            nix::poll::PollFlags::POLLIN,
-        )],
-        nix::poll::PollTimeout::ZERO,
-    );
-    assert_eq!(ready, Ok(0));
+    assert!(!polled_for(&group, Duration::ZERO));
     drop(silent);
     until_waiting(&mut group, (1, 1));
     drop(no_lane);
@@ -185,15 +179,87 @@ fn for_whom_there_is_no_room_waits() {
     let listener = std::mem::replace(&mut server.control, none.into());
     until_waiting(&mut group, (0, 1));
     assert!(group.wait(Some(SHORT)).unwrap().is_none());
-    // There is nothing to be done at once, but there will be.
+    // There is nothing to be done at once, but there will be, and whoever polls is told.
     assert!(!group.is_busy());
     assert!(group.is_serving());
+    group.server.as_mut().unwrap().control = listener;
+    assert!(polled_for(&group, LONG));
+    assert!(answer(caller, &mut group) > 0);
+}
+
+fn polled_for(group: &Group<u32>, timeout: Duration) -> bool {
     let mut polled = [nix::poll::PollFd::new(
         group.as_fd(),
         nix::poll::PollFlags::POLLIN,
     )];
-    let ready = nix::poll::poll(&mut polled, nix::poll::PollTimeout::ZERO);
-    assert_eq!(ready, Ok(0));
-    group.server.as_mut().unwrap().control = listener;
-    assert!(answer(caller, &mut group) > 0);
+    let timeout = nix::poll::PollTimeout::try_from(timeout).unwrap();
+    nix::poll::poll(&mut polled, timeout) == Ok(1)
+}
+
+/// Those who do not go on may do so for as long as they like, but not for all of the descriptors.
+#[test]
+fn if_there_is_no_room_those_go_who_have_more_than_their_share() {
+    let Some(mut group) = group() else {
+        return;
+    };
+    let to = group.address();
+    let connect = |_| TcpStream::connect((to.ip, to.control)).unwrap();
+    let mut callers: Vec<_> = (0..5).map(connect).collect();
+    until_waiting(&mut group, (5, 0));
+    let server = group.server.as_mut().unwrap();
+    server.patience = Duration::ZERO;
+    server.share = 3;
+    let none = socket(family(to.ip), SockType::Stream, SockFlag::empty(), None).unwrap();
+    server.control = none.into();
+    let _next = TcpStream::connect((to.ip, to.lanes)).unwrap();
+    until_waiting(&mut group, (2, 1));
+    assert_eq!(answer(callers.remove(0), &mut group), 0);
+    let start = Instant::now();
+    while start.elapsed() < 4 * AGAIN {
+        group.wait(Some(SHORT)).unwrap();
+    }
+    assert_eq!(waiting(&group).0, 2);
+}
+
+/// Also if it has been accepted, and there is no room for its end. The process that has few descriptors is one of its own.
+#[test]
+fn for_whose_end_there_is_no_room_waits() {
+    const HERE: &str = "group::server::tests::for_whose_end_there_is_no_room_waits";
+    const FEW: &str = "DEVMEM_FEW_DESCRIPTORS";
+    const MANY: usize = 8;
+    if std::env::var_os(FEW).is_none() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", HERE]).env(FEW, "1");
+        assert!(child.status().unwrap().success());
+        return;
+    }
+    let Some(mut group) = group() else {
+        return;
+    };
+    let to = group.address();
+    let connect = |port| TcpStream::connect((to.ip, port)).unwrap();
+    let lanes: Vec<_> = (0..MANY).map(|_| connect(to.lanes)).collect();
+    let mut callers: Vec<_> = (0..MANY).map(|_| connect(to.control)).collect();
+    until_waiting(&mut group, (MANY, MANY));
+    // For the ends of two of them, and a half.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let next = group.as_fd().try_clone_to_owned().unwrap().as_raw_fd();
+    let limit = |limit| setrlimit(Resource::RLIMIT_NOFILE, limit, most).unwrap();
+    limit(u64::try_from(next).unwrap() + 15);
+    for (caller, lane) in callers.iter_mut().zip(&lanes) {
+        let port = lane.local_addr().unwrap().port();
+        let said = [&MAGIC[..], &1_u16.to_le_bytes(), &port.to_le_bytes()].concat();
+        caller.write_all(&said).unwrap();
+    }
+    until_waiting(&mut group, (MANY - 2, MANY - 2));
+    assert!(!group.is_busy());
+    let start = Instant::now();
+    while start.elapsed() < 4 * AGAIN {
+        group.wait(Some(SHORT)).unwrap();
+    }
+    assert_eq!(waiting(&group), (MANY - 2, MANY - 2));
+    limit(most);
+    for caller in callers {
+        assert!(answer(caller, &mut group) > 0);
+    }
 }
